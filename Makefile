@@ -1,0 +1,48 @@
+# The same short commands by hand and in CI. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-fast lint types lock engine-args docs bench
+
+BIN := .venv/bin
+ENGINE := .venv-engine/bin/vllm
+export SERVEKIT_ENGINE ?= $(CURDIR)/$(ENGINE)
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install:  ## servekit into .venv, vLLM 0.20.2 for the CPU into .venv-engine
+	@scripts/install.sh base engine
+
+serve: install  ## serve the embedded demo checkpoint on the CPU (ARGS="--port 8001" and the like)
+	@exec $(BIN)/servekit serve --target cpu $(ARGS)
+
+test:  ## install what is needed, then all tests; the real engine included
+	@scripts/install.sh dev engine tools
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+test-fast:  ## only the tests that start no engine
+	@scripts/install.sh dev tools
+	$(BIN)/pytest -m "not engine" $(ARGS)
+
+lint:  ## ruff and the formatter
+	@scripts/install.sh dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:  ## mypy, strict
+	@scripts/install.sh dev
+	$(BIN)/mypy
+
+lock:  ## resolve requirements/*.in again
+	@scripts/lock.sh
+
+engine-args:  ## read the table of arguments from the installed engine
+	@scripts/install.sh base engine
+	.venv-engine/bin/python scripts/engine_args.py
+
+docs:  ## write docs/configuration.md from the code
+	@scripts/install.sh dev
+	$(BIN)/python scripts/configuration_page.py
+
+bench:  ## run the benchmarks that need no GPU
+	@scripts/install.sh dev engine
+	$(BIN)/python -m benchmarks

@@ -1,0 +1,94 @@
+"""`servekit check` of the shipped profile from cold, in three degrees of cold.
+
+`check` is the whole of it: profile, checkpoint (the demo one, already built), host and memory; `check --profile-only`
+the file alone. The degrees:
+
+warm files: a fresh process, everything it reads in the page cache. evicted files: before each run the kernel is
+asked to forget the pages of Python's, servekit's and the checkpoint's files (posix_fadvise(2), POSIX_FADV_DONTNEED),
+as after a boot; pages that other processes have mapped stay. no bytecode: as on the first run after an installation
+without compilation, since every module is compiled in memory and nothing is written.
+"""
+
+import os
+import statistics
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.endpoint import free_port
+from benchmarks.programs import ROOT, SERVEKIT, SPREAD_HEAD, Timed, clean_environment, spread, timed
+
+NAME = "cold"
+ROUNDS = 15
+LIMIT_S = 0.6
+DEGREES = ("warm files", "evicted files", "no bytecode")
+
+
+def run(rounds: int | None) -> dict[str, Any]:
+    """Return the wall and processor times in seconds for each command and degree of cold."""
+    runs: dict[str, dict[str, list[Timed]]] = {
+        command: {degree: [] for degree in DEGREES} for command in ("check", "check --profile-only")
+    }
+    with tempfile.TemporaryDirectory(prefix="servekit-bench-") as cache:
+        flags = ["--config", "vllm_config.yaml", "--target", "cpu", "--port", str(free_port()), "--cache-dir", cache]
+        for command in runs:
+            timed([str(SERVEKIT), *command.split(), *flags], clean_environment())
+        for _ in range(rounds or ROUNDS):
+            for command, degrees in runs.items():
+                for degree, done in degrees.items():
+                    if degree == "evicted files":
+                        evict(Path(cache))
+                    done.append(timed([str(SERVEKIT), *command.split(), *flags], _environment(degree)))
+                    assert not done[-1].code, done[-1].output
+    return {
+        "wall_s": {
+            command: {name: [each.wall_s for each in done] for name, done in degrees.items()}
+            for command, degrees in runs.items()
+        },
+        "cpu_s": {
+            command: {name: [each.cpu_s for each in done] for name, done in degrees.items()}
+            for command, degrees in runs.items()
+        },
+        "limit_s": LIMIT_S,
+    }
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Give the result as lines."""
+    rows = [f"{'':<38}{SPREAD_HEAD}   processor time (wanted: {result['limit_s']} s in all)"]
+    for command, degrees in result["wall_s"].items():
+        for name, times in degrees.items():
+            cpu_s = statistics.median(result["cpu_s"][command][name])
+            rows.append(f"{f'{command}, {name}':<38}{spread(times, 3)}   {cpu_s:.3f} s")
+    return rows
+
+
+def _environment(degree: str) -> dict[str, str]:
+    if degree != "no bytecode":
+        return clean_environment()
+    return clean_environment() | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": os.devnull}
+
+
+def evict(*others: Path) -> None:
+    """Ask the kernel to forget every file that Python and servekit could read, and those below `others`."""
+    os.sync()  # a page that was not written yet is not forgotten
+    for path in _files(others):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _files(others: Iterable[Path]) -> Iterator[Path]:
+    places = sysconfig.get_paths()
+    folders = {Path(places[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    yield Path(sys.executable).resolve()
+    yield SERVEKIT
+    for folder in {*folders, ROOT / "src", *others}:
+        for parent, _, names in os.walk(folder):
+            yield from (Path(parent, name) for name in names)

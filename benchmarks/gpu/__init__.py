@@ -1,0 +1,1 @@
+"""The proof on a GPU; README.md beside this says how to run it."""

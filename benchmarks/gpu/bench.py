@@ -1,0 +1,109 @@
+"""Loads for `vllm bench serve`, and the one long-lived process that runs them."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests of one kind: how many at once, how many in all, and their tokens."""
+
+    name: str
+    streams: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    images: int = 0
+
+    def arguments(self, url: str, tokenizer: Path, seed: int) -> list[str]:
+        """Return the arguments of `vllm bench serve`. The same seed gives the same prompts, another none of them."""
+        kind = "image" if self.images else "text"
+        words = {
+            "--base-url": url,
+            "--model": str(tokenizer),
+            "--served-model-name": "model",
+            "--max-concurrency": self.streams,
+            "--num-prompts": self.requests,
+            "--random-input-len": self.tokens_in,
+            "--random-output-len": self.tokens_out,
+            "--seed": seed,
+            "--temperature": 0,
+            "--ready-check-timeout-sec": 0,
+            "--backend": {"text": "openai", "image": "openai-chat"}[kind],
+            "--endpoint": {"text": "/v1/completions", "image": "/v1/chat/completions"}[kind],
+            "--dataset-name": {"text": "random", "image": "random-mm"}[kind],
+        }
+        if self.images:
+            words |= {
+                "--random-mm-base-items-per-request": self.images,
+                "--random-mm-num-mm-items-range-ratio": 0,
+                "--random-mm-limit-mm-per-prompt": json.dumps({"image": self.images, "video": 0}),
+                "--random-mm-bucket-config": "{(448, 448, 1): 1.0}",
+            }
+        flat = [str(part) for pair in words.items() for part in pair]
+        return [*flat, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
+
+
+SIDE_BY_SIDE = (
+    Load("text-1", 1, 16, 256, 64),
+    Load("text-32", 32, 96, 256, 96),
+    Load("text-256", 256, 512, 256, 64),
+    Load("text-512", 512, 1024, 256, 64),
+    Load("image-1", 1, 8, 64, 32, images=3),
+    Load("image-32", 32, 64, 64, 32, images=3),
+)
+WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-image", 4, 8, 64, 16, images=3))
+RATIO = Load("ratio", 512, 512, 600, 200)
+"""What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
+
+QUICK = (Load("text-1", 1, 2, 32, 8), Load("text-4", 4, 8, 32, 8), Load("image-1", 1, 2, 8, 4, images=3))
+QUICK_RATIO = Load("ratio", 4, 4, 64, 16)
+
+
+class Bench:
+    """The process that measures. It imports vLLM once, which is what `vllm bench serve` spends most of its time on."""
+
+    def __init__(self, python: str, log: Path) -> None:
+        environ = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        self._log = log.open("w")
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).parent / "load.py")],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+
+    def ready(self) -> None:
+        """Wait until it has imported vLLM."""
+        self._until("READY")
+
+    def run(self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str) -> dict[str, Any]:
+        """Measure one load; return its figures, or the `failure`."""
+        assert self._process.stdin is not None
+        order = {"arguments": load.arguments(url, tokenizer, seed), "key": key}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._until("RESULT "))
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _until(self, mark: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._log.write(line)
+            self._log.flush()
+            if line.startswith(mark):
+                return line.removeprefix(mark)
+        raise RuntimeError(f"the load generator ended with {self._process.wait()}; see {self._log.name}")

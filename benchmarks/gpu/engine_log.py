@@ -1,0 +1,58 @@
+"""The engine's own figures, from what vLLM 0.20.2 prints and exports."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.gpu.endpoint import Endpoint, Served, get
+
+_NUMBERS = {
+    "weights_gib": r"Model loading took ([\d.]+) GiB",
+    "loading_s": r"Model loading took [\d.]+ GiB(?: memory)? and ([\d.]+) seconds",
+    "available_kv_gib": r"Available KV cache memory: ([\d.]+) GiB",
+    "pool_tokens": r"GPU KV cache size: ([\d,]+) tokens",
+    "full_requests": r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x",
+    "compile_s": r"torch\.compile took ([\d.]+) s in total",
+    "engine_init_s": r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s",
+    "graphs_s": r"Graph capturing finished in ([\d.]+) secs",
+    "graphs_gib": r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB",
+}
+KEY_LINES = (
+    *("Model loading took", "Available KV cache", "GPU KV cache size", "Maximum concurrency", "torch.compile took"),
+    *("Graph capturing finished", "init engine (", "Directly load", "Dynamo bytecode", "Compiling a graph"),
+    *("Initial free memory", "Initializing a V1", "Starting to load", "starting:", "ready after", "memory plan"),
+    *("exit code", "profiling CUDA graph", "CUDA graph memory", "encoder cache", "WARNING servekit", "ERROR servekit"),
+)
+
+
+def figures(endpoint: Endpoint) -> dict[str, float]:
+    """Return what the engine has printed about its weights, its cache and its start."""
+    return read_figures([text for _, text in list(endpoint.lines)])
+
+
+def read_figures(lines: Iterable[str]) -> dict[str, float]:
+    """Return the figures in some lines; of each the first."""
+    found: dict[str, float] = {}
+    for line in lines:
+        for name, pattern in _NUMBERS.items():
+            if name not in found and (match := re.search(pattern, line)):
+                found[name] = float(match.group(1).replace(",", ""))
+    return found
+
+
+def cache_config(endpoint: Served) -> dict[str, str]:
+    """Return the labels of vllm:cache_config_info, read through servekit's metrics."""
+    text = get(f"{endpoint.observe_url}/metrics")[1]
+    line = next((line for line in text.splitlines() if line.startswith("vllm:cache_config_info{")), "")
+    return dict(re.findall(r'(\w+)="([^"]*)"', line))
+
+
+def compare(plan: dict[str, Any], engine: dict[str, float]) -> dict[str, float]:
+    """Return planned over real, minus one: weights, pool and requests of the full length."""
+    pairs = {
+        "weights": (plan.get("weights_bytes", 0) / (1 << 30), engine.get("weights_gib")),
+        "available": (plan.get("available_bytes", 0) / (1 << 30), engine.get("available_kv_gib")),
+        "pool_tokens": (plan.get("pool_tokens", 0), engine.get("pool_tokens")),
+        "full_requests": (plan.get("full_requests", 0), engine.get("full_requests")),
+    }
+    return {name: round(planned / real - 1, 4) for name, (planned, real) in pairs.items() if planned and real}

@@ -1,0 +1,83 @@
+"""What can go wrong, done on purpose: and how long the end takes, with which exit code, and what is left."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.endpoint import Endpoint, Served, get
+from benchmarks.gpu.engine_log import figures
+from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.streams import Streams
+
+PHASES = ("preflight", "imports", "engine", "weights", "compile", "warm-up", "verify")
+
+
+def drain(run: Setting, server: Served, *, streams: int, tokens: int) -> dict[str, Any]:
+    """SIGTERM while streams run: all of them must finish. What comes in the same moment may be refused or finish."""
+    clients = Streams(server.url, run.key(), count=streams, tokens=tokens)
+    clients.all_begun.wait(20)
+    late = Streams(server.url, run.key(), count=4 if run.quick else 8, tokens=16)
+    asked_s = server.signal(signal.SIGTERM)
+    time.sleep(0.5)
+    refused = get(f"{server.url}/health")[0]
+    ready = get(f"{server.observe_url}/readyz")[1].strip()
+    ended = server.ending(asked_s, 60)
+    ended |= {"streams": clients.wait(5), "streams_in_the_same_moment": late.wait(5)}
+    return ended | {"health_while_draining": refused, "readyz_while_draining": ready}
+
+
+def kill_core(run: Setting, server: Served, *, streams: int) -> dict[str, Any]:
+    """SIGKILL for EngineCore while streams run: servekit must say so and end."""
+    clients = Streams(server.url, run.key(), count=streams, tokens=2000)
+    clients.first_token.wait(15)
+    core = server.core()
+    killed_s = time.monotonic()
+    os.kill(core, signal.SIGKILL)
+    ended = server.ending(killed_s, 60)
+    return ended | {"streams": clients.wait(5)}
+
+
+def stop_core(run: Setting, server: Served, *, within_s: float) -> dict[str, Any]:
+    """SIGSTOP for EngineCore with a stream running: servekit must find it hung and end it."""
+    clients = Streams(server.url, run.key(), count=1, tokens=1500)
+    clients.first_token.wait(15)
+    core = server.core()
+    stopped_s = time.monotonic()
+    os.kill(core, signal.SIGSTOP)
+    health = get(f"{server.url}/health")[0]
+    ended = server.ending(stopped_s, within_s)
+    return ended | {"engine_health_when_stopped": health, "streams": clients.wait(5)}
+
+
+def refused_start(run: Setting, name: str, profile: Path, model: Path, *flags: str) -> dict[str, Any]:
+    """Start what cannot work: it must end by itself, with a reason, and leave nothing."""
+    server = run.serve(name, profile, model, *flags)
+    ended = server.ending(server.started_s, 120)
+    if ended["exit_code"] is None:
+        server.sweep()
+    return ended | {"told": told(server), "engine": figures(server)}
+
+
+def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path) -> dict[str, Any]:
+    """SIGTERM as soon as a phase of the start is seen."""
+    server = run.serve(f"sigterm-{phase}", profile, model)
+    wanted = PHASES.index(phase)
+    seen = ""
+    while server.process.poll() is None and server.age_s < 240:  # noqa: PLR2004 - longer than any warm start
+        now = server.phase()
+        seen = now if now in PHASES else seen
+        if (seen in PHASES and PHASES.index(seen) >= wanted) or server.ready():
+            break
+        time.sleep(0.03)
+    time.sleep(0.3)
+    at_s = server.age_s
+    ended = server.ending(server.signal(signal.SIGTERM), 60)
+    return {"phase": seen, "at_s": round(at_s, 2)} | ended
+
+
+def told(server: Endpoint) -> list[str]:
+    """Return servekit's own warnings and errors, without the engine's lines it repeats."""
+    lines = [text for _, text in server.lines if "servekit" in text and ("ERROR" in text or "WARNING" in text)]
+    return [line for line in lines if ":   " not in line][-8:]

@@ -1,0 +1,180 @@
+"""What every measurement of one run shares: where the engine, the checkpoints, the caches and the records are."""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.card import GIB, read_card
+from benchmarks.gpu.endpoint import Endpoint, Served, get
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("optimised", "baseline", "stops")
+BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
+_GUARDED = {"--middleware": 1, "--allowed-media-domains": 1}
+"""Arguments that only the guard needs, with the number of values each takes."""
+
+
+@dataclass
+class Setting:
+    """One run on one machine."""
+
+    options: argparse.Namespace
+    out: Path
+    record: dict[str, Any] = field(default_factory=dict)
+    began_s: float = field(default_factory=time.monotonic)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    _ports: Iterator[int] = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Give each stage ports of its own: two may run at once."""
+        self._ports = itertools.count(18000 + 1000 * STAGES.index(self.options.stage), 10)
+
+    @property
+    def gpu(self) -> bool:
+        """Whether this run is on a GPU."""
+        return bool(self.options.target == "cuda")
+
+    @property
+    def quick(self) -> bool:
+        """Whether this is a rehearsal: everything once, as short as can be."""
+        return bool(self.options.quick)
+
+    def left_s(self) -> float:
+        """Seconds until this stage should be over."""
+        return float(self.options.within_s) - (time.monotonic() - self.began_s)
+
+    def note(self, name: str, value: object) -> None:
+        """Add to the record and write it: a stage that is cut off has told what it knew."""
+        with self._lock:
+            self.record[name] = value
+            self.record["seconds"] = round(time.monotonic() - self.began_s, 1)
+            text = json.dumps(self.record, indent=1, default=str)
+            (self.out / f"{self.options.stage}.json").write_text(text + "\n")
+        print(f"[{self.record['seconds']:6.1f} s] {name}: {json.dumps(value, default=str)[:700]}", flush=True)
+
+    def step(self, name: str, measure: Callable[[], object]) -> None:
+        """Note what `measure` returns, or how it failed: one that fails does not take the others with it."""
+        try:
+            self.note(name, measure())
+        except Exception:  # noqa: BLE001 - whatever it is, the record tells it
+            self.note(name, {"failure": traceback.format_exc()[-1500:]})
+
+    def close(self) -> None:
+        """Leave no server of this run behind."""
+        for endpoint in self.endpoints:
+            if endpoint.process.poll() is None:
+                endpoint.processes()
+                endpoint.sweep()
+
+    def profile(self, source: str = "vllm_config.yaml", *, budget_gib: float | None = None) -> Path:
+        """Write the profile `source` with the share of this card that is `budget_gib`, and nothing else changed."""
+        text = (ROOT / source).read_text()
+        if self.gpu:
+            share = (budget_gib or self.options.budget_gib) * GIB / usable_bytes()
+            text, count = re.subn(r"(?m)^(gpu-memory-utilization:).*$", rf"\1 {share:.6f}", text)
+            assert count == 1, source
+        path = self.out / f"{Path(source).stem}-{budget_gib or self.options.budget_gib:g}.yaml"
+        path.write_text(text)
+        return path
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment of a servekit of this run."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+        return kept | {
+            "SERVEKIT_ENGINE": self.options.engine,
+            "SERVEKIT_CACHE_DIR": str(self.options.cache),
+            "SERVEKIT_STATE_DIR": str(self.options.state),
+            "SERVEKIT_DRAIN_S": "30",
+            "SERVEKIT_SERVED_NAME": "model",
+        }
+
+    def flags(self, profile: Path, model: Path, *more: str) -> list[str]:
+        """Return the flags of a servekit of this run."""
+        flags = ["--target", self.options.target, "--config", str(profile), "--model", str(model)]
+        return [*flags, *self.options.flag, *more]
+
+    def serve(self, name: str, profile: Path, model: Path, *more: str) -> Served:
+        """Start servekit."""
+        flags = self.flags(profile, model, *more)
+        server = Served(name, flags, self.environ(), self.out / f"{name}.log", next(self._ports))
+        self.endpoints.append(server)
+        return server
+
+    def serve_bare(self, name: str, profile: Path, model: Path) -> Endpoint:
+        """Start vLLM alone with servekit's arguments and environment, without the guard's."""
+        port = next(self._ports)
+        plan = self.ask("plan", *self.flags(profile, model), "--port", str(port))
+        own = {"PYTHONPATH", "VLLM_MEDIA_CONNECTOR", "SERVEKIT_GUARD_CONFIG"}
+        added = {each: value for each, value in plan["environment"].items() if each not in own}
+        environ = {each: value for each, value in self.environ().items() if not each.startswith("SERVEKIT_")} | added
+        argv = without_guard(plan["argv"])
+        self.note("bare_argv", argv)
+        bare = Endpoint(name, argv, environ, self.out / f"{name}.log", f"http://127.0.0.1:{port}")
+        self.endpoints.append(bare)
+        return bare
+
+    def ask(self, *words: str) -> dict[str, Any]:
+        """Return what a command of servekit answers as JSON, whatever its exit code; `failure` where it is none."""
+        command = [sys.executable, "-m", "servekit.cli", *words, "--format", "json"]
+        answer = subprocess.run(command, env=self.environ(), capture_output=True, check=False, text=True)
+        try:
+            return dict(json.loads(answer.stdout))
+        except ValueError:
+            return {"failure": answer.stderr[-800:], "exit_code": answer.returncode}
+
+    def key(self) -> str:
+        """Return the clients' key, empty where none is asked for."""
+        path = Path(self.options.state) / "api_keys"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
+
+
+def without_guard(argv: list[str]) -> list[str]:
+    """Return the arguments without those of the guard."""
+    kept, skip = [], 0
+    for word in argv:
+        if word in _GUARDED:
+            skip = _GUARDED[word]
+        elif skip:
+            skip -= 1
+        else:
+            kept.append(word)
+    return kept
+
+
+def usable_bytes() -> int:
+    """Bytes of GPU memory that CUDA shows a program."""
+    from servekit.preflight.gpus import survey_gpus  # noqa: PLC0415 - a run on the CPU has no use for it
+
+    survey = survey_gpus()
+    assert survey, "no GPU"
+    return survey.gpus[0].card.usable_bytes
+
+
+def machine() -> dict[str, object]:
+    """Describe the machine."""
+    reading = read_card()
+    return {
+        "cpus": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "gpu": reading.name if reading else None,
+        "gpu_total_bytes": reading.total_bytes if reading else None,
+        "gpu_used_before_bytes": reading.used_bytes if reading else None,
+    }
+
+
+def healthy(endpoint: Endpoint) -> bool:
+    """Whether the engine's own health route answers."""
+    return get(f"{endpoint.url}/health")[0] == 200  # noqa: PLR2004

@@ -1,0 +1,117 @@
+"""How long preflight takes: the demo checkpoint, and one of gemma-4-E4B's size whose shards are sparse files.
+
+Usage: python benchmarks/preflight.py [--rounds 5] [--json]
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from servekit.checkpoint.config import (
+    CHAT_TEMPLATE,
+    generation_config,
+    model_config,
+    processor_config,
+    tokenizer_config,
+)
+from servekit.checkpoint.demo import build_demo_model
+from servekit.checkpoint.gemma4 import SIZES
+from servekit.checkpoint.safetensors import Shard, index, shards
+from servekit.checkpoint.tensors import tensors
+from servekit.checkpoint.vocabulary import tokenizer, vocabulary
+from servekit.preflight.capacity import plan_capacity
+from servekit.preflight.cards import GIB, parse_card
+from servekit.preflight.checkpoint import CheckpointFacts, inspect_checkpoint
+from servekit.preflight.findings import Finding
+
+ARGUMENTS: dict[str, Any] = {
+    "gpu-memory-utilization": 0.9,
+    "max-model-len": 20_000,
+    "max-num-seqs": 1024,
+    "max-num-batched-tokens": 4096,
+    "quantization": "compressed-tensors",
+    "kv-cache-dtype": "fp8_e4m3",
+    "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+}
+SHARD_BYTES = 4_000_000_000
+
+
+def write_sparse_checkpoint(folder: Path) -> None:
+    """Write a W4A16 checkpoint of E4B's shapes: every header and companion file is real, the weights are holes."""
+    model = SIZES["e4b"]
+    words = vocabulary(model.text.vocabulary)
+    files = shards(tensors(model, quantized=True), limit_bytes=SHARD_BYTES)
+    for shard in files:
+        _write_sparse(folder / shard.filename, shard)
+    for name, content in {
+        "model.safetensors.index.json": index(files),
+        "config.json": model_config(model, words.special, quantized=True),
+        "generation_config.json": generation_config(words.special),
+        "processor_config.json": processor_config(model.vision),
+        "tokenizer.json": tokenizer(words),
+        "tokenizer_config.json": tokenizer_config(model.text),
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def _write_sparse(path: Path, shard: Shard) -> None:
+    entries, end = {}, 0
+    for tensor in shard.tensors:
+        begin, end = end, end + tensor.nbytes
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """Preflight the checkpoint `rounds` times; times in seconds, sizes in bytes."""
+    times = [_preflight(folder)[0] for _ in range(rounds)]
+    _, facts, findings, weights_bytes, pool_tokens = _preflight(folder)
+    return {
+        "median_s": round(statistics.median(times), 4),
+        "worst_s": round(max(times), 4),
+        "stored_bytes": facts.stored_bytes,
+        "tensors": len(facts.tensors),
+        "weights_gib": round(weights_bytes / GIB, 3),
+        "pool_tokens_l4": pool_tokens,
+        "findings": [str(finding) for finding in findings],
+    }
+
+
+def _preflight(folder: Path) -> tuple[float, CheckpointFacts, tuple[Finding, ...], int, int]:
+    begin = time.perf_counter()
+    facts, findings = inspect_checkpoint(str(folder), arguments=ARGUMENTS, hub_cache=folder / "no-cache", offline=True)
+    assert facts is not None
+    plan, _ = plan_capacity(facts, ARGUMENTS, parse_card("l4"))
+    assert plan is not None
+    return time.perf_counter() - begin, facts, findings, plan.weights_bytes, plan.pool_tokens
+
+
+def main() -> None:
+    """Build both checkpoints in a temporary folder, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        demo, sparse = Path(folder) / "demo", Path(folder) / "e4b"
+        build_demo_model(demo)
+        sparse.mkdir()
+        write_sparse_checkpoint(sparse)
+        results = {"demo": measure(demo, options.rounds), "e4b (sparse)": measure(sparse, options.rounds)}
+    if options.json:
+        print(json.dumps(results))
+        return
+    for name, result in results.items():
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

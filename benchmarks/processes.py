@@ -1,0 +1,71 @@
+"""What processes cost, as /proc tells it: memory in bytes, processor time in seconds."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory: `rss_bytes` counts pages shared with other processes in full, `pss_bytes` a part of them."""
+
+    rss_bytes: int
+    pss_bytes: int
+
+
+def memory_of(pid: int) -> Memory:
+    """Return the resident memory of one process (proc_pid_smaps(5), smaps_rollup)."""
+    fields = {}
+    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = value
+    rss, pss = (int(fields[name].split()[0]) * 1024 for name in ("Rss", "Pss"))
+    return Memory(rss, pss)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the processor time these processes have used so far, threads included; the dead count nothing."""
+    ticks = 0
+    for pid in pids:
+        fields = _stat(pid)
+        ticks += int(fields[11]) + int(fields[12]) if fields else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def busy_seconds() -> float:
+    """Return the processor time all programs of this machine have used so far (proc_stat(5): user, nice, system)."""
+    user, nice, system = (PROC / "stat").read_text().splitlines()[0].split()[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below `pid`, parents before children."""
+    children: dict[int, list[int]] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: list[int] = []
+    pending = list(children.get(pid, []))
+    while pending:
+        found.append(pending.pop(0))
+        pending += children.get(found[-1], [])
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Return the words a process was started with or has named itself; empty for one that has ended."""
+    try:
+        return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of proc_pid_stat(5) after the program's name, from the state on; none for the dead."""
+    try:
+        return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

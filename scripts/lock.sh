@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Resolve requirements/*.in into locks with hashes and without index addresses.
+# The engine's lock is resolved as of May 2026: later releases of transformers no longer load Gemma 4 with vLLM 0.20.2.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/install.sh base
+compile=(.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate
+  --custom-compile-command "make lock" --upgrade)
+for name in uv build base dev; do
+  "${compile[@]}" "requirements/$name.in" -o "requirements/$name.txt"
+done
+"${compile[@]}" requirements/engine-cpu.in --override requirements/engine-cpu.override.txt --exclude-newer 2026-05-12 \
+  -o requirements/engine-cpu.txt

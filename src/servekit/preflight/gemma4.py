@@ -1,0 +1,145 @@
+"""The text configuration of a Gemma 4 and what follows from it: which layer has which heads and owns a cache.
+
+Names and defaults are those of `text_config` in a checkpoint's config.json (transformers 5.8, Gemma4TextConfig).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+SLIDING: Final = "sliding_attention"
+FULL: Final = "full_attention"
+ARCHITECTURES: Final = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
+
+_FULL_EVERY: Final = 6
+MAX_LAYERS: Final = 1000
+"""More are a damaged configuration: every layer is looked at."""
+_REQUIRED: Final = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
+_DEFAULTS: Final[Mapping[str, int]] = {
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "sliding_window": 512,
+    "max_position_embeddings": 131_072,
+}
+_MAY_BE_ZERO: Final[Mapping[str, int]] = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 256}
+
+
+class TextConfigError(ValueError):
+    """The text configuration cannot be used; `problems` holds every reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shapes of a Gemma 4 language model; sizes in elements, `sliding_window` and positions in tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_global_key_value_heads: int
+    head_dim: int
+    global_head_dim: int
+    sliding_window: int
+    max_position_embeddings: int
+    vocab_size: int
+    vocab_size_per_layer_input: int
+    hidden_size_per_layer_input: int
+    num_kv_shared_layers: int
+    layer_types: tuple[str, ...]
+    attention_k_eq_v: bool
+    use_double_wide_mlp: bool
+    enable_moe_block: bool
+    tie_word_embeddings: bool
+
+    @property
+    def first_shared_layer(self) -> int:
+        """Index of the first layer that reads an earlier layer's KV cache; the number of layers that own one."""
+        return self.num_hidden_layers - self.num_kv_shared_layers
+
+    def is_full(self, layer: int) -> bool:
+        """Whether the layer attends to the whole context."""
+        return self.layer_types[layer] == FULL
+
+    def head_size(self, layer: int) -> int:
+        """Elements of one head in this layer."""
+        return self.global_head_dim if self.is_full(layer) else self.head_dim
+
+    def kv_heads(self, layer: int) -> int:
+        """Key (and value) heads of this layer."""
+        if self.is_full(layer) and self.attention_k_eq_v:
+            return self.num_global_key_value_heads
+        return self.num_key_value_heads
+
+    def mlp_size(self, layer: int) -> int:
+        """Width of the layer's MLP: doubled in KV-shared layers where the model says so."""
+        shared = 0 < self.first_shared_layer <= layer
+        return self.intermediate_size * (2 if self.use_double_wide_mlp and shared else 1)
+
+
+def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
+    """Read `text_config`; raises TextConfigError with every problem."""
+    problems: list[str] = []
+    sizes = {key: _size(raw, key, None, problems) for key in _REQUIRED}
+    sizes |= {key: _size(raw, key, default, problems) for key, default in _DEFAULTS.items()}
+    sizes |= {key: _size(raw, key, default, problems, minimum=0) for key, default in _MAY_BE_ZERO.items()}
+    sizes["num_global_key_value_heads"] = _size(
+        raw, "num_global_key_value_heads", sizes["num_key_value_heads"], problems
+    )
+    sizes["vocab_size_per_layer_input"] = _size(raw, "vocab_size_per_layer_input", sizes["vocab_size"], problems)
+    if sizes["num_hidden_layers"] > MAX_LAYERS:
+        raise TextConfigError([*problems, f"num_hidden_layers {sizes['num_hidden_layers']} is more than {MAX_LAYERS}"])
+    layer_types = _layer_types(raw, sizes["num_hidden_layers"], sizes["num_kv_shared_layers"], problems)
+    if problems:
+        raise TextConfigError(problems)
+    return TextConfig(
+        **sizes,
+        layer_types=layer_types,
+        attention_k_eq_v=bool(raw.get("attention_k_eq_v", False)),
+        use_double_wide_mlp=bool(raw.get("use_double_wide_mlp", False)),
+        enable_moe_block=bool(raw.get("enable_moe_block", False)),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", True)),
+    )
+
+
+def _size(raw: Mapping[str, Any], key: str, default: int | None, problems: list[str], *, minimum: int = 1) -> int:
+    value = raw.get(key)
+    if value is None and minimum == 0 and key in raw:
+        return 0  # vLLM 0.20.2 reads a null width of the per-layer embeddings as "none" (models/gemma4.py)
+    if value is None:
+        value = default
+    if value is None:
+        problems.append(f"{key} is missing")
+        return 1
+    if type(value) is not int or value < minimum:
+        problems.append(f"{key} must be a whole number of at least {minimum}, not {value!r}")
+        return 1
+    return value
+
+
+def _layer_types(raw: Mapping[str, Any], layers: int, shared: int, problems: list[str]) -> tuple[str, ...]:
+    types = raw.get("layer_types")
+    if types is None:
+        types = [FULL if (index + 1) % _FULL_EVERY == 0 else SLIDING for index in range(layers)]
+        types[-1] = FULL  # transformers 5.8 forces the last layer
+    if not isinstance(types, list) or not all(kind in (SLIDING, FULL) for kind in types):
+        problems.append(f"layer_types may hold {SLIDING!r} and {FULL!r} only")
+        return ()
+    if len(types) != layers:
+        problems.append(f"layer_types names {len(types)} layers, num_hidden_layers says {layers}")
+        return ()
+    if shared >= layers:
+        problems.append(f"num_kv_shared_layers {shared} leaves none of {layers} layers to own a KV cache")
+        return ()
+    orphans = sorted(set(types[layers - shared :]) - set(types[: layers - shared]))
+    problems.extend(
+        f"KV-shared layers of type {kind!r} have no earlier layer of that type to share with" for kind in orphans
+    )
+    return tuple(types)

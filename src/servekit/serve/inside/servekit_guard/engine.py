@@ -1,0 +1,37 @@
+"""The entry point for `vllm serve --middleware servekit_guard.engine.Guard`: import it in vLLM's process only.
+
+vLLM imports it while it builds its application, before the server starts to listen. Whatever goes wrong here
+ends the start, so there is no engine without its guard.
+"""
+
+import logging
+import os
+
+from . import heads, media, mistakes
+from .gate import Gate
+from .refusals import App, Receive, Scope, Send
+from .rules import CONFIG_VARIABLE, Rules
+
+logger = logging.getLogger("vllm.servekit_guard")
+
+RULES = Rules.read(os.environ[CONFIG_VARIABLE])
+
+media.register(RULES.max_image_pixels, RULES.media_domains)
+heads.limit(RULES.max_head_bytes, RULES.max_head_s)
+if RULES.api_keys_file is None:
+    logger.warning("The guard asks for no key: everybody who reaches this port may use the model")
+
+
+class Guard(Gate):
+    """The gate with this process's rules, in the form vLLM wants its middleware."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app, RULES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do as the gate does; vLLM's handlers exist when the server begins its life."""
+        if scope["type"] == "lifespan":
+            app, kinds = scope["app"], mistakes.client_mistakes()
+            mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
+            mistakes.answer_messages(app.state, kinds)
+        await super().__call__(scope, receive, send)

@@ -1,0 +1,196 @@
+"""The ASGI class: which request may pass to vLLM, and what the others are answered."""
+
+import hashlib
+import hmac
+import ipaddress
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from .effective import describe, vocabulary_size
+from .intake import ClientGoneError, Intake, replay
+from .keyring import Keyring
+from .payload import objection
+from .refusals import (
+    NOT_FOUND,
+    UNAUTHORIZED,
+    App,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    answer,
+    refuse,
+    refuse_and_linger,
+    refuse_websocket,
+)
+from .rules import Rules
+
+TOKEN_HEADER = b"x-servekit-token"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route that exists: everything else does not."""
+
+    path: str
+    method: str
+    public: bool = False
+    """Answered without a key."""
+    generates: bool = False
+    """Makes the engine work: counts as in flight, and its body is limited and looked at."""
+
+
+CLIENT_ROUTES = (
+    Route("/health", "GET", public=True),
+    Route("/v1/models", "GET"),
+    Route("/v1/chat/completions", "POST", generates=True),
+    Route("/v1/completions", "POST", generates=True),
+    Route("/v1/responses", "POST", generates=True),
+    Route("/v1/messages", "POST", generates=True),
+)
+"""What a client may reach."""
+
+EFFECTIVE = Route("/_servekit/effective", "GET")
+COUNTERS = Route("/_servekit/counters", "GET")
+OWN_ROUTES = (*CLIENT_ROUTES, Route("/metrics", "GET"), EFFECTIVE, COUNTERS)
+"""What servekit may reach with its private token."""
+
+_CLIENT_TABLE = {(route.path, route.method): route for route in CLIENT_ROUTES}
+_OWN_TABLE = {(route.path, route.method): route for route in OWN_ROUTES}
+
+
+class Gate:
+    """Deny by default. One object per server process; it lives on the event loop and needs no lock."""
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        """Read the keys; raises keyring.KeyFileError when there is no usable one."""
+        self._app = app
+        self._rules = rules
+        self._keys = Keyring(rules.api_keys_file) if rules.api_keys_file is not None else None
+        self._token_hash = bytes.fromhex(rules.token_sha256)
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._intake = Intake(rules)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on one connection's request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            self._counts["other", NOT_FOUND.outcome] += 1
+            if scope["type"] == "websocket":
+                await refuse_websocket(scope, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        own = self._is_own(scope)
+        route = find_route(scope, _OWN_TABLE if own else _CLIENT_TABLE)
+        label = route.path if route else "other"
+        try:
+            if own and route is not None:
+                self._counts[label, "own"] += 1
+                await self._serve_own(route, scope, receive, send)
+            else:
+                await self._serve_client(self._admitted(route, scope), scope, receive, send)
+        except RefusedError as error:
+            self._counts[label, error.refusal.outcome] += 1
+            if error.unread:
+                await refuse_and_linger(receive, send, error.refusal)
+            else:
+                await refuse(scope, send, error.refusal)
+        except ClientGoneError:
+            self._counts[label, "client_gone"] += 1
+
+    def _admitted(self, route: Route | None, scope: Scope) -> Route:
+        """Return the route when there is one and the request may use it; raises RefusedError (401, 404)."""
+        if route is None:
+            raise RefusedError(NOT_FOUND)
+        if not route.public and self._keys is not None and not _has_key(scope, self._keys):
+            raise RefusedError(UNAUTHORIZED)
+        return route
+
+    def _is_own(self, scope: Scope) -> bool:
+        """Tell whether servekit itself asks: its token, from this host."""
+        tokens = [value for name, value in scope["headers"] if name == TOKEN_HEADER]
+        if len(tokens) != 1:
+            return False
+        same = hmac.compare_digest(hashlib.sha256(tokens[0]).digest(), self._token_hash)
+        return same and _comes_from_this_host(scope)
+
+    async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve servekit: no limit applies, or a full server would look like a dead one."""
+        if route is EFFECTIVE:
+            await answer(scope, send, 200, json.dumps(describe(scope["app"])).encode(), [])
+        elif route is COUNTERS:
+            await answer(scope, send, 200, json.dumps(self.counters()).encode(), [])
+        else:
+            await self._app(scope, receive, send)
+
+    async def _serve_client(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an admitted request on to vLLM, whose answer is not touched."""
+        if not route.generates:
+            self._counts[route.path, "allowed"] += 1
+            await self._app(scope, receive, send)
+            return
+        with self._intake.enter() as slot:
+            body = await self._intake.read(slot, scope, receive)
+            refusal = objection(body, vocabulary_size(scope), self._rules.max_sequences)
+            if refusal is not None:
+                raise RefusedError(refusal)
+            self._counts[route.path, "allowed"] += 1
+            await self._app(scope, replay(body, receive), send)
+
+    def counters(self) -> dict[str, Any]:
+        """Return what servekit exports on its own metrics page."""
+        keys = self._keys
+        return {
+            "requests": [
+                {"route": route, "outcome": outcome, "count": count}
+                for (route, outcome), count in sorted(self._counts.items())
+            ],
+            "in_flight": self._intake.in_flight,
+            "max_in_flight": self._rules.max_in_flight,
+            "buffered_bytes": self._intake.buffered_bytes,
+            "max_buffered_bytes": self._rules.max_buffered_bytes,
+            "authentication": keys is not None,
+            "keys": len(keys) if keys is not None else 0,
+            "key_reloads": keys.reloads if keys is not None else 0,
+            "refused_key_reloads": keys.refused_reloads if keys is not None else 0,
+            "key_file_problem": keys.problem if keys is not None else None,
+        }
+
+
+def find_route(scope: Scope, table: dict[tuple[str, str], Route]) -> Route | None:
+    """Return the route that this path and method, letter by letter as they were sent, name.
+
+    `path` has its percent escapes resolved, `raw_path` has not: only a path that reads the same in both is
+    what it seems. A root path would make Starlette cut the path before it looks it up, so there is none.
+    """
+    route = table.get((scope["path"], scope["method"]))
+    if route is None or scope.get("root_path"):
+        return None
+    raw_path = scope.get("raw_path")
+    return route if raw_path is None or raw_path == route.path.encode() else None
+
+
+def _has_key(scope: Scope, keys: Keyring) -> bool:
+    credentials = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(credentials) != 1:  # two would be a quarrel between proxies about who this is
+        return False
+    scheme, _, key = credentials[0].partition(b" ")
+    return keys.admits(key.strip(b" ")) and scheme.lower() == b"bearer"
+
+
+def _comes_from_this_host(scope: Scope) -> bool:
+    """Tell whether the peer is this host: a loopback address, or the address it connected to."""
+    client, server = scope.get("client"), scope.get("server")
+    if not client:
+        return False
+    if server and client[0] == server[0]:
+        return True
+    try:
+        return ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,109 @@
+"""What is in flight: slots for requests, and the bytes of their bodies, counted while they arrive."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from .refusals import Message, Receive, RefusedError, Scope, too_busy, too_large, too_slow
+from .rules import Rules
+
+MAX_LENGTH_DIGITS = 18
+"""What fits 64 bits; HTTP parsers refuse more."""
+
+
+class ClientGoneError(Exception):
+    """The client hung up before its request was complete; nobody is left to answer."""
+
+
+class Intake:
+    """How much is in flight now, and the limits of it."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.in_flight = 0
+        self.buffered_bytes = 0
+        self._rules = rules
+        self._too_large = too_large(rules.max_body_bytes)
+        self._too_slow = too_slow(rules.max_body_s)
+        self._too_busy = too_busy(rules.retry_after_s)
+
+    def enter(self) -> "Slot":
+        """Return a slot to be used in a `with`; raises RefusedError (429) when none is free."""
+        if self.in_flight >= self._rules.max_in_flight:
+            raise RefusedError(self._too_busy)
+        return Slot(self)
+
+    async def read(self, slot: "Slot", scope: Scope, receive: Receive) -> bytes:
+        """Return the request's whole body. Raises RefusedError (408, 413, 429) or ClientGoneError."""
+        self._reserve(slot, _declared_bytes(scope), unread=True)
+        try:
+            async with asyncio.timeout(self._rules.max_body_s):
+                return await self._collect(slot, receive)
+        except TimeoutError:
+            raise RefusedError(self._too_slow) from None
+
+    async def _collect(self, slot: "Slot", receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        received_bytes = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunk = message.get("body", b"")
+            received_bytes += len(chunk)
+            more = message.get("more_body", False)
+            self._reserve(slot, received_bytes, unread=more)
+            chunks.append(chunk)
+            if not more:
+                return b"".join(chunks)
+
+    def _reserve(self, slot: "Slot", body_bytes: int, *, unread: bool) -> None:
+        """Let the slot hold this many bytes at least; `unread`: more of the body may follow."""
+        if body_bytes > self._rules.max_body_bytes:
+            raise RefusedError(self._too_large, unread=unread)
+        growth_bytes = body_bytes - slot.reserved_bytes
+        if growth_bytes <= 0:
+            return
+        if self.buffered_bytes + growth_bytes > self._rules.max_buffered_bytes:
+            raise RefusedError(self._too_busy, unread=unread)
+        self.buffered_bytes += growth_bytes
+        slot.reserved_bytes = body_bytes
+
+
+class Slot:
+    """One request's place; leaving the `with` gives it and its bytes back, however the request ended."""
+
+    __slots__ = ("_intake", "reserved_bytes")
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self.reserved_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._intake.in_flight += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._intake.in_flight -= 1
+        self._intake.buffered_bytes -= self.reserved_bytes
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that hands out the body that was taken in, then what comes from the server."""
+    waiting = [body]
+
+    async def receive_again() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+def _declared_bytes(scope: Scope) -> int:
+    """Return the body's length as its header tells it; 0 for a chunked body, which is counted as it comes."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() and len(value) <= MAX_LENGTH_DIGITS else 0
+    return 0

@@ -1,0 +1,104 @@
+"""Images: where they may come from and how large they may be, at vLLM's own extension point for media.
+
+vLLM 0.20.2 (`multimodal/media/connector.py`) fetches `http:` URLs from every host, answers 500 to `file:`
+ones, and leaves the size to Pillow, which refuses from 179 million pixels on: one PNG of 22 kB just
+below that took the server 1.7 GiB and 6 s, three of them 4 GiB.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+CONNECTOR = "servekit"
+"""The name for vLLM's `VLLM_MEDIA_CONNECTOR`."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""What OpenAI takes. Pillow knows forty more, and one of them starts Ghostscript."""
+MAX_ASPECT_RATIO = 20.0
+"""Long side to short side: beyond it an image has more soft tokens than the engine planned for."""
+
+
+def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
+    """Register the connector with vLLM; only in vLLM's process."""
+    media = importlib.import_module("vllm.multimodal.media")
+    open_image = importlib.import_module("PIL.Image").open
+    base: Any = media.MediaConnector
+
+    def checked(media_io: Any) -> Any:
+        if isinstance(media_io, media.ImageMediaIO):
+            return _CheckedImages(media_io, open_image, max_image_pixels)
+        return media_io
+
+    class Connector(base):  # type: ignore[misc] # vLLM is not installed where this is checked
+        """vLLM's connector behind a check of the URL and of every image's header."""
+
+        def load_from_url(self, url: str, media_io: Any, **options: Any) -> Any:
+            check_url(url, media_domains)
+            with _blaming_the_request():
+                return super().load_from_url(url, checked(media_io), **options)
+
+        async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
+            check_url(url, media_domains)
+            with _blaming_the_request():
+                return await super().load_from_url_async(url, checked(media_io), **options)
+
+    media.MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(Connector)
+
+
+@contextmanager
+def _blaming_the_request() -> Iterator[None]:
+    """Turn whatever goes wrong with an image into a ValueError: vLLM answers 400 to that, and 500 to the rest."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"An image could not be loaded: {error}") from error
+
+
+def check_url(url: str, media_domains: tuple[str, ...]) -> None:
+    """Raise ValueError unless this is a base64 `data:` URL, or a web URL where web URLs are allowed.
+
+    Which hosts those may name is left to vLLM's own check of `--allowed-media-domains`.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme == "data" or (media_domains and scheme in {"http", "https"}):
+        return
+    raise ValueError("An image must be sent in the request, as 'data:image/...;base64,...'.")
+
+
+def check_size(width: int, height: int, max_image_pixels: int) -> None:
+    """Raise ValueError when an image of this size would cost too much once decoded."""
+    if width * height > max_image_pixels:
+        message = f"An image has {width} x {height} pixels, more than the limit of {max_image_pixels}."
+        raise ValueError(message)
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"An image is {width} x {height}: its sides differ more than {MAX_ASPECT_RATIO:g} times.")
+
+
+class _CheckedImages:
+    """Stands before one of vLLM's loaders and reads the image's header before its pixels are decoded."""
+
+    def __init__(self, media_io: Any, open_image: Any, max_image_pixels: int) -> None:
+        self._media_io = media_io
+        self._open_image = open_image
+        self._max_image_pixels = max_image_pixels
+
+    def load_bytes(self, data: bytes) -> Any:
+        """Decode an image whose header is acceptable."""
+        try:
+            with self._open_image(BytesIO(data), formats=IMAGE_FORMATS) as image:
+                width, height = image.size
+        except ValueError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly everything on a broken header
+            raise ValueError(f"An image is not a readable {', '.join(IMAGE_FORMATS)} file.") from error
+        check_size(width, height, self._max_image_pixels)
+        return self._media_io.load_bytes(data)
+
+    def load_base64(self, media_type: str, data: str) -> Any:
+        """Decode an image from a `data:` URL; only what vLLM itself takes as base64."""
+        del media_type
+        decode = importlib.import_module("pybase64").b64decode
+        return self.load_bytes(decode(data, validate=True))

@@ -1,0 +1,132 @@
+"""Keep the engine from outliving servekit: the one process between the two.
+
+Run as a program: `python -I keeper.py LIFELINE -- COMMAND...`, where LIFELINE is an inherited socket whose other end
+only servekit holds. It starts COMMAND (the leader), adopts every orphan the leader leaves (prctl(2),
+PR_SET_CHILD_SUBREAPER), passes the first SIGTERM or SIGINT on to the leader alone, and kills whatever is left
+
+- as soon as the leader has ended: a vLLM 0.20.2 server killed by SIGKILL leaves its EngineCore and worker running;
+- as soon as the lifeline ends, which the kernel sees to however servekit dies.
+
+It ends as the leader ended: with its exit code, or by the same signal. Standard library only, a few MiB of memory.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+
+_PR_SET_CHILD_SUBREAPER = 36
+_CANNOT_EXECUTE = 127
+
+
+def main(arguments: list[str]) -> int:
+    """Keep one command until it has ended; return its exit code or end by its signal."""
+    lifeline = socket.socket(fileno=int(arguments[0]))
+    command = arguments[arguments.index("--") + 1 :]
+    os.set_inheritable(lifeline.fileno(), False)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    wakeup = _wake_on(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    try:
+        leader = os.posix_spawnp(command[0], command, os.environ)
+    except OSError as error:
+        print(f"cannot start {command[0]}: {error.strerror}", flush=True)  # noqa: T201 - stdout is the engine's log
+        return _CANNOT_EXECUTE
+    lifeline.sendall(f"{leader}\n".encode())
+    return _end_like(_keep(leader, lifeline, wakeup))
+
+
+def _wake_on(*signals: signal.Signals) -> socket.socket:
+    """Return a socket that receives the number of each of `signals` as one byte."""
+    receiver, sender = socket.socketpair()
+    receiver.setblocking(False)
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach())
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+    return receiver
+
+
+def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
+    """Wait for the end of the leader or of the lifeline, then kill the rest; return the leader's wait status."""
+    asked = False
+    while True:
+        readable, _, _ = select.select([lifeline, wakeup], [], [])
+        if lifeline in readable and not lifeline.recv(64):
+            return _kill_descendants(leader)
+        if wakeup in readable:
+            stops = {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(4096))
+            status = _reap(leader)
+            if status is not None:
+                _kill_descendants(leader)
+                return status
+            # Only once: a second SIGTERM during EngineCore's own clean-up ends it half way.
+            if stops and not asked:
+                asked = True
+                os.kill(leader, signal.SIGTERM)
+
+
+def _reap(leader: int) -> int | None:
+    """Collect every child that has ended; return the leader's wait status if it is one of them."""
+    ended = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        if pid == leader:
+            ended = status
+
+
+def _kill_descendants(leader: int) -> int:
+    """Kill all descendants until none is left; return the leader's wait status, SIGKILL if it was gone before."""
+    ended = int(signal.SIGKILL)
+    while True:
+        for pid in _descendants():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return ended
+        if pid == leader:
+            ended = status
+
+
+def _descendants() -> list[int]:
+    """Return the children of this process, their children, and so on, as /proc shows them now."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                    parent = int(file.read().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    pending = children.get(os.getpid(), [])
+    while pending:
+        pid = pending.pop()
+        found.append(pid)
+        pending.extend(children.get(pid, []))
+    return found
+
+
+def _end_like(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        signal.set_wakeup_fd(-1)
+        if -code not in {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

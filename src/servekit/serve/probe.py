@@ -1,0 +1,116 @@
+"""Ask the engine, over loopback, whether it does its work; ask servekit's own server whether it is ready."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import urllib3
+
+from servekit.serve.guard import COUNTERS_PATH
+
+_TIMEOUT_S = 5.0
+_IN_FLIGHT_TIMEOUT_S = 2.0
+"""Asked just before the engine is told to stop, which must not wait for it."""
+_TOKEN_TIMEOUT_S = 120.0
+"""The first token of a start may wait for kernels that are compiled on first use."""
+
+
+class ProbeError(Exception):
+    """A probe got no answer, or not the one of a working server; the text says which."""
+
+
+class EngineClient:
+    """The few calls servekit makes to the engine, without retries or proxies: the caller knows what a failure means."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, fingerprint: str | None = None) -> None:
+        """Speak to `url`; over HTTPS only to a server with the certificate of this SHA-256 `fingerprint`."""
+        self.url = url
+        # The certificate names the public host, not loopback, so it is known by its fingerprint and not by its name.
+        pinned: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": fingerprint} if fingerprint else {}
+        self._pool = urllib3.PoolManager(headers=dict(headers or {}), retries=False, maxsize=4, **pinned)
+
+    def health(self) -> bool:
+        """Whether `/health` answers 200. False says little: the port is closed while the engine loads."""
+        try:
+            return self._pool.request("GET", f"{self.url}/health", timeout=_TIMEOUT_S).status == HTTPStatus.OK
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    def refuses_health(self) -> bool:
+        """Whether `/health` answers, and with something else than 200, or the port is closed.
+
+        A time-out is no refusal: a server that is busy to the brim may take long to answer.
+        """
+        try:
+            return self._pool.request("GET", f"{self.url}/health", timeout=_TIMEOUT_S).status != HTTPStatus.OK
+        except urllib3.exceptions.NewConnectionError:
+            return True
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    def served_models(self) -> list[str]:
+        """Return the names in `/v1/models`."""
+        body = self._json("GET", "/v1/models")
+        try:
+            return [str(model["id"]) for model in body["data"]]
+        except (KeyError, TypeError) as error:
+            raise ProbeError(f"/v1/models: unexpected answer {str(body)[:200]}") from error
+
+    def generate_token(self, model: str) -> int:
+        """Generate one token and return how many the engine says it made."""
+        # temperature 0 and a single token: the least work that goes through scheduler, model and sampler.
+        request = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0, "ignore_eos": True}
+        body = self._json("POST", "/v1/completions", request, timeout_s=_TOKEN_TIMEOUT_S)
+        try:
+            return int(body["usage"]["completion_tokens"])
+        except (KeyError, TypeError) as error:
+            raise ProbeError(f"/v1/completions: unexpected answer {str(body)[:200]}") from error
+
+    def metrics(self) -> str:
+        """Return the engine's own metrics in the Prometheus text format."""
+        return self._request("GET", "/metrics").decode()
+
+    def in_flight(self) -> int | None:
+        """Return how many requests for text the guard has let in and are not finished; None where it does not tell."""
+        try:
+            counters = self._json("GET", COUNTERS_PATH, timeout_s=_IN_FLIGHT_TIMEOUT_S)
+            return int(counters["in_flight"])
+        except (ProbeError, KeyError, TypeError, ValueError):
+            return None
+
+    def close(self) -> None:
+        """Close the connections that are kept open between calls; a later call opens a new one."""
+        self._pool.clear()
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return the JSON object at `path`."""
+        body = self._json("GET", path)
+        if not isinstance(body, dict):
+            raise ProbeError(f"{path}: not a JSON object")
+        return body
+
+    def _json(self, method: str, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S) -> Any:
+        try:
+            return json.loads(self._request(method, path, body, timeout_s=timeout_s))
+        except ValueError as error:
+            raise ProbeError(f"{path}: not JSON") from error
+
+    def _request(self, method: str, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S) -> bytes:
+        try:
+            answer = self._pool.request(method, f"{self.url}{path}", json=body, timeout=timeout_s)
+        except urllib3.exceptions.HTTPError as error:
+            raise ProbeError(f"{path}: {error}") from error
+        if answer.status != HTTPStatus.OK:
+            raise ProbeError(f"{path}: HTTP {answer.status}: {answer.data[:300].decode(errors='replace')}")
+        return answer.data
+
+
+def ask_server(url: str, question: str, *, timeout_s: float = 3.0) -> tuple[bool, str]:
+    """Ask a running servekit `live` or `ready`; return the answer and its reason."""
+    pool = urllib3.PoolManager(retries=False)
+    try:
+        answer = pool.request("GET", f"{url}/{question}z", timeout=timeout_s)
+    except urllib3.exceptions.HTTPError as error:
+        return False, f"no servekit answers on {url}: {error}"
+    return answer.status == HTTPStatus.OK, answer.data.decode(errors="replace").strip()

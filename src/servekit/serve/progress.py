@@ -1,0 +1,48 @@
+"""Whether the engine gets on with its work, judged by counters that only a working engine moves."""
+
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_MARKS = frozenset({"vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count"})
+"""Counters of vLLM 0.20.2 (v1/metrics/loggers.py) that every step of the scheduler with work in it moves."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was seen of the engine at one moment."""
+
+    pending: bool
+    """Whether it has work: requests in flight, or a canary that is not answered yet."""
+    marks: tuple[float, ...] | None
+    """Its progress counters; None where it did not answer."""
+
+
+class Progress:
+    """Counts the seconds during which the engine had work, or gave no answer, and nothing moved."""
+
+    def __init__(self, now_s: float) -> None:
+        self._moved_s = now_s
+        self._marks: tuple[float, ...] | None = None
+
+    def observe(self, now_s: float, reading: Reading) -> float:
+        """Take one reading at the monotonic second `now_s`; return the seconds without progress so far."""
+        moved = reading.marks is not None and reading.marks != self._marks
+        idle = reading.marks is not None and not reading.pending
+        if moved or idle:
+            self._moved_s = now_s
+        if reading.marks is not None:
+            self._marks = reading.marks
+        return now_s - self._moved_s
+
+
+def progress_marks(metrics: str) -> tuple[float, ...]:
+    """Return the values of the progress counters in vLLM's metrics page, in a fixed order."""
+    lines = [line for line in metrics.splitlines() if line.startswith(("vllm:prompt", "vllm:gener", "vllm:iter"))]
+    samples = [
+        (sample.name, tuple(sorted(sample.labels.items())), sample.value)
+        for family in text_string_to_metric_families("\n".join(lines) + "\n")
+        for sample in family.samples
+        if sample.name in _MARKS
+    ]
+    return tuple(value for _, _, value in sorted(samples))

@@ -1,0 +1,315 @@
+"""Start the engine, watch it, stop it, and say how it ended. One loop decides; threads and signals only post events."""
+
+import collections
+import logging
+import math
+import queue
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from servekit.errors import ExitCode, StartError
+from servekit.logs import ENGINE_LOGGER
+from servekit.serve.cause import describe_exit, find_cause
+from servekit.serve.deadlines import deadline_of
+from servekit.serve.drain import Remaining
+from servekit.serve.engine import Engine
+from servekit.serve.events import Entered, Event, Exited, StopAsked
+from servekit.serve.oom import KernelWord
+from servekit.serve.phases import phase_of
+from servekit.serve.plan import Plan
+from servekit.serve.probe import EngineClient
+from servekit.serve.status import Board, Phase, State
+from servekit.serve.watch import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
+
+_PROGRESS_S = 5.0
+"""A line this often while the engine loads or drains."""
+_TICK_S = 0.25
+"""The longest wait for an event. A signal that arrives just before the wait begins does not interrupt it, and Python
+runs its handler only afterwards: a stop would be heard that much later."""
+_DYING_S = 15.0
+"""After `/health` has turned 503, vLLM 0.20.2 ends within 3 to 4 s; longer than this it is killed."""
+_KILL_S = 10.0
+"""How long the keeper may take to kill everything before the process group is killed from here."""
+_REPEATED_LINES = 20
+_KEPT_LINES = 400
+_RECENT_S = 30.0
+"""An exception the engine survived for longer than this is not what it died of."""
+
+logger = logging.getLogger(__name__)
+engine_log = logging.getLogger(ENGINE_LOGGER)
+
+
+class StartEngine(Protocol):
+    """How an engine is made: `Engine` itself, or a stand-in of a test."""
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        on_line: Callable[[str], None],
+        on_exit: Callable[[int], None],
+    ) -> Engine: ...
+
+
+class Supervisor:
+    """One endpoint from its start to its end. `run` returns the exit code; `ask_to_stop` may come from anywhere."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        board: Board,
+        client: EngineClient,
+        environment: Mapping[str, str],
+        *,
+        make_engine: StartEngine = Engine,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan = plan
+        self._board = board
+        self._client = client
+        self._clock = clock
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._lines: collections.deque[tuple[float, str]] = collections.deque(maxlen=_KEPT_LINES)
+        self._engine = make_engine(
+            plan.argv, environment, on_line=self._hear, on_exit=lambda code: self._events.put(Exited(code))
+        )
+        self._kernel = KernelWord()
+        self._watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
+
+    def ask_to_stop(self, by: str) -> None:
+        """Ask for a drain; asked again, it ends at once. Safe in a signal handler: it only enqueues."""
+        self._events.put(StopAsked(by))
+
+    @property
+    def canary_tokens(self) -> int:
+        """Tokens made for servekit's own canaries so far."""
+        return self._watch.canary_tokens
+
+    def run(self) -> ExitCode:
+        """Serve until asked to stop or until the engine fails; return why it ended."""
+        if not self._events.empty():  # asked to stop before there was anything to stop
+            return self._end(ExitCode.STOPPED, "asked to stop before the engine was started")
+        self._board.enter(State.STARTING, "the engine is loading")
+        self._see_phase(Phase.IMPORTS)
+        started_s = self._clock()
+        try:
+            self._board.note(engine_pid=self._engine.start())
+        except StartError as error:
+            return self._end(ExitCode.START_FAILED, str(error))
+        self._watch.start()
+        try:
+            ended = self._await_ready(started_s)
+            return ended if ended is not None else self._serve()
+        finally:
+            self._watch.stop()
+            self._kernel.close()
+
+    def _await_ready(self, started_s: float) -> ExitCode | None:
+        """Wait until the engine is ready; return the exit code if it never became so."""
+        while True:
+            deadline_s, limit = deadline_of(self._board.read(), started_s, self._plan.start_s)
+            match self._next(deadline_s, self._tell_start):
+                case Answered():
+                    self._board.enter(State.READY, "the engine answers")
+                    self._tell_ready()
+                    return None
+                case StopAsked(by):
+                    # vLLM 0.20.2 loses a SIGTERM while it initialises, and nothing is running yet.
+                    self._board.enter(State.DRAINING, f"{by} during the start")
+                    self._kill()
+                    return self._end(ExitCode.STOPPED, f"{by} during the start: the engine was ended")
+                case Unfit(reason, exit_code):
+                    self._kill()
+                    return self._end(exit_code, reason)
+                case Exited(code):
+                    self._repeat_lines()
+                    cause = find_cause(self._heard_since(-math.inf)) or "no reason found in its output"
+                    return self._end(
+                        ExitCode.START_FAILED,
+                        f"the engine ended before it was ready, {self._how(code)}: {cause}",
+                    )
+                case None:
+                    self._kill()
+                    self._repeat_lines()
+                    remedy = "give it longer with SERVEKIT_START_S, or look at the engine's last lines"
+                    return self._end(ExitCode.START_FAILED, f"{limit}; {remedy}")
+                case news:
+                    self._note(news)
+
+    def _note(self, news: Event) -> None:
+        """Write down what was learnt of a start that goes on."""
+        match news:
+            case Entered(phase):
+                self._see_phase(phase)
+            case HealthSeen():
+                self._see_phase(Phase.VERIFY)
+            case ContractSeen(items):
+                self._board.note(contract=items)
+            case _:
+                pass  # the rest belongs to a later state
+
+    def _serve(self) -> ExitCode:
+        """Serve until something happens; return the exit code."""
+        while True:
+            match self._next(None, lambda: None):
+                case StopAsked(by):
+                    return self._drain(by)
+                case Exited(code):
+                    return self._died(code)
+                case Unhealthy():
+                    self._board.enter(State.FAILED, "the engine says it is dead (/health)")
+                    logger.error("the engine says on /health that it is dead; waiting for its end")
+                    return self._await_death(self._clock() + _DYING_S)
+                case Hung(seconds):
+                    reason = f"the engine hangs: it has work and made no progress for {seconds:.0f} s"
+                    self._board.enter(State.FAILED, reason)
+                    self._kill()
+                    self._repeat_lines()
+                    return self._end(ExitCode.ENGINE_HUNG, reason)
+                case _:
+                    pass
+
+    def _await_death(self, deadline_s: float) -> ExitCode:
+        while True:
+            match self._next(deadline_s, lambda: None):
+                case Exited(code):
+                    return self._died(code)
+                case StopAsked() | None:
+                    return self._died(self._kill())
+                case _:
+                    pass
+
+    def _died(self, code: int) -> ExitCode:
+        self._repeat_lines()
+        how = self._how(code)
+        if code == 0:
+            how += ", which vLLM gives also when its EngineCore has died"
+        cause = find_cause(self._heard_since(self._clock() - _RECENT_S))
+        return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
+
+    def _how(self, code: int) -> str:
+        """Say how the engine ended, with what the kernel says about memory where it says something."""
+        said = self._kernel.read()
+        return f"{describe_exit(code)}; the kernel says: {said}" if said else describe_exit(code)
+
+    def _drain(self, by: str) -> ExitCode:
+        """Let running requests finish; kill what is left when the time is over or somebody asks again."""
+        self._board.enter(State.DRAINING, by)
+        began_s = self._clock()
+        self._watch.stop()
+        remaining = Remaining(self._client.in_flight(), self._plan.port)
+        logger.info("%s: draining, %s, at most %d s to finish", by, remaining, self._plan.drain_s)
+        self._client.close()  # an idle connection of servekit's own would look like a request
+        self._engine.terminate()
+
+        def progress() -> None:
+            spent_s = self._clock() - began_s
+            logger.info("draining for %.0f s of at most %d s, %s left", spent_s, self._plan.drain_s, remaining)
+
+        def look() -> None:
+            if self._clock() - began_s < max(self._plan.drain_s, 1):  # later, vLLM has begun to cut
+                remaining.look()
+
+        while True:
+            match self._next(began_s + self._plan.stop_s, progress, look):
+                case Exited(code):
+                    # vLLM kills its EngineCore when its own timeout runs out, and then ends with 0 all the same.
+                    in_time = self._clock() - began_s < max(self._plan.drain_s, 1)
+                    if code == 0 and (in_time or remaining.count == 0):
+                        return self._end(ExitCode.STOPPED, f"{by}: drained")
+                    why = describe_exit(code) if code else f"{remaining} cut after {self._plan.drain_s} s"
+                    return self._end(ExitCode.DRAIN_RAN_OUT, f"{by}: the drain did not finish: {why}")
+                case StopAsked(again):
+                    remaining.look()
+                    self._kill()
+                    return self._end(ExitCode.DRAIN_RAN_OUT, f"{again} while draining: {remaining} cut")
+                case None:
+                    self._kill()
+                    reason = f"{by}: killed, not drained after {self._plan.stop_s} s: {remaining} cut"
+                    return self._end(ExitCode.DRAIN_RAN_OUT, reason)
+                case _:
+                    pass
+
+    def _kill(self) -> int:
+        """Kill every process of the engine and wait for the news; return its exit code."""
+        self._watch.stop()
+        self._engine.kill()
+        deadline_s = self._clock() + _KILL_S
+        while True:
+            match self._next(deadline_s, lambda: None):
+                case Exited(code):
+                    return code
+                case None:
+                    self._engine.sweep()
+                    return -signal.SIGKILL
+                case _:
+                    pass
+
+    def _next(
+        self, deadline_s: float | None, progress: Callable[[], None], look: Callable[[], None] | None = None
+    ) -> Event | None:
+        """Return the next event, or None at the deadline.
+
+        Meanwhile call `progress`, which tells the user, every few seconds, and `look`, which only counts, more often.
+        """
+        told_s = self._clock()
+        while True:
+            now_s = self._clock()
+            left_s = math.inf if deadline_s is None else deadline_s - now_s
+            if left_s <= 0:
+                return None
+            try:
+                return self._events.get(timeout=min(_TICK_S, left_s))
+            except queue.Empty:
+                if look is not None:
+                    look()
+                if self._clock() - told_s >= _PROGRESS_S:
+                    told_s = self._clock()
+                    progress()
+
+    def _hear(self, line: str) -> None:
+        engine_log.info("%s", line)
+        self._lines.append((self._clock(), line))
+        phase = phase_of(line)
+        if phase is not None:
+            self._events.put(Entered(phase))
+
+    def _see_phase(self, phase: Phase) -> None:
+        if self._board.see_phase(phase):
+            logger.info("starting: %s (%.0f s in all)", phase, self._board.read().start_seconds(self._clock()))
+
+    def _tell_start(self) -> None:
+        now = self._clock()
+        status = self._board.read()
+        span = status.timeline(now)[-1]
+        logger.info("starting: %s for %.0f s (%.0f s in all)", span.phase, span.seconds, status.start_seconds(now))
+
+    def _tell_ready(self) -> None:
+        now = self._clock()
+        status = self._board.read()
+        parts = ", ".join(f"{span.phase} {span.seconds:.1f} s" for span in status.timeline(now))
+        logger.info("ready after %.1f s: %s", status.start_seconds(now), parts)
+        logger.info("model %s on %s/v1", self._plan.served_name, self._plan.url)
+
+    def _heard_since(self, since_s: float) -> list[str]:
+        return [line for heard_s, line in list(self._lines) if heard_s >= since_s]
+
+    def _repeat_lines(self) -> None:
+        last = self._heard_since(-math.inf)[-_REPEATED_LINES:]
+        logger.error("the engine's last %d lines:", len(last))
+        for line in last:
+            logger.error("  %s", line)
+
+    def _end(self, exit_code: ExitCode, reason: str) -> ExitCode:
+        well = exit_code in {ExitCode.STOPPED, ExitCode.DRAIN_RAN_OUT}
+        self._board.enter(State.STOPPED if well else State.FAILED, reason, exit_code=exit_code)
+        logger.log(
+            logging.INFO if exit_code is ExitCode.STOPPED else logging.ERROR,
+            "%s (exit code %d)",
+            reason,
+            exit_code,
+        )
+        return exit_code

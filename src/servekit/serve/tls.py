@@ -1,0 +1,56 @@
+"""TLS of the endpoint itself: vLLM's own, with the operator's certificate."""
+
+import hashlib
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from servekit.errors import ConfigurationError, Mistake
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate chain and its private key, as two PEM files that fit each other."""
+
+    chain: Path
+    key: Path
+    fingerprint: str
+    """SHA-256 of the first certificate, in hexadecimal: what servekit expects on its own connections."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What makes vLLM use it."""
+        return ("--ssl-certfile", str(self.chain), "--ssl-keyfile", str(self.key))
+
+
+def load_certificate(chain: Path | None, key: Path | None) -> Certificate | None:
+    """Return the certificate of these files, or None where neither is given.
+
+    Raises ConfigurationError where one is missing, cannot be read, or does not fit the other.
+    """
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        missing, given = ("--tls-cert", "--tls-key") if chain is None else ("--tls-key", "--tls-cert")
+        raise ConfigurationError([Mistake(missing, "is missing", remedy=f"{given} is given: both or neither")])
+    mistakes = []
+    for flag, path in (("--tls-cert", chain), ("--tls-key", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            mistakes.append(Mistake(flag, f"cannot be read: {error.strerror}", got=str(path), remedy="name a PEM file"))
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password="")
+        der = ssl.PEM_cert_to_DER_cert(_first_certificate(chain.read_text(encoding="ascii", errors="replace")))
+    except (ssl.SSLError, ValueError) as error:
+        remedy = "PEM files: the chain with the server's certificate first, and its key without a passphrase"
+        message = f"no certificate and key that fit each other: {error}"
+        raise ConfigurationError([Mistake("--tls-cert, --tls-key", message, remedy=remedy)]) from error
+    return Certificate(chain.absolute(), key.absolute(), hashlib.sha256(der).hexdigest())
+
+
+def _first_certificate(pem: str) -> str:
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    return begin + pem.partition(begin)[2].partition(end)[0] + end

@@ -1,0 +1,152 @@
+"""The settings that are not vLLM's: one model, filled from environment variables and flags (flags win)."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from servekit.errors import ConfigurationError, Mistake
+from servekit.logs import LogFormat
+
+PREFIX = "SERVEKIT_"
+
+# Kubernetes tells every container about every service: a service named `servekit` gives SERVEKIT_PORT=tcp://...
+_SERVICE_LINK = re.compile(r"SERVEKIT_(SERVICE_.*|PORT_\d+_.*)$")
+
+
+class Target(StrEnum):
+    """What the engine runs on."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _user_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+def _xdg(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or f"~/{default}").expanduser() / "servekit"
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+UserPath = Annotated[Path, BeforeValidator(_user_path)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseModel):
+    """Every setting of servekit; a field `port` is the variable SERVEKIT_PORT and the flag --port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    config: UserPath = Field(Path("vllm_config.yaml"), description="The profile.")
+    model: str = Field(
+        "",
+        description="Checkpoint folder or hub id. Default: the card's salve-mundii/gemma4-E4B-opt; with target cpu the "
+        "embedded demo checkpoint, built on first use.",
+    )
+    served_name: str = Field(
+        "", description="Model name that clients ask for. Default: the last part of the model's name."
+    )
+    target: Target = Field(
+        Target.AUTO, description="What the engine runs on; auto: cuda where an NVIDIA driver is loaded."
+    )
+    deviate: Names = Field((), description="Contract keys that may differ in this run, for a baseline measurement.")
+    skip: Names = Field((), description="Findings of preflight to pass over, by name; they are logged all the same.")
+    engine: str = Field(
+        "vllm", description="The engine's program: vLLM 0.20.2's `vllm`, by name on the PATH or by path."
+    )
+    host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
+    port: Port = Field(8000, description="Port of the endpoint.")
+    observe_host: str = Field("127.0.0.1", description="Address servekit's own server listens on.")
+    observe_port: Port = Field(9400, description="Port of servekit's own server: /livez /readyz /status /metrics.")
+    api_keys_file: UserPath | None = Field(
+        None, description="File of the keys clients may use, one a line. Default: one key is made in the state folder."
+    )
+    no_auth: bool = Field(default=False, description="Ask clients for no key; only on a loopback address.")
+    expose_without_auth: bool = Field(
+        default=False, description="Consent to --no-auth on an address other hosts reach."
+    )
+    tls_cert: UserPath | None = Field(
+        None, description="PEM file of the certificate chain, for HTTPS by the engine's own server; with --tls-key."
+    )
+    tls_key: UserPath | None = Field(None, description="PEM file of the certificate's private key.")
+    max_body_mib: int = Field(32, ge=1, description="Largest request body, in MiB; enough for three images of 7.5 MiB.")
+    max_in_flight: int = Field(
+        0, ge=0, description="Requests in the engine at once; more get 429. 0: twice the profile's max-num-seqs."
+    )
+    media_domains: Names = Field(
+        (), description="Host names images may be fetched from, comma-separated. Default: none, data: URLs only."
+    )
+    start_s: float = Field(1800, gt=0, description="Seconds the engine may take from its start until it is ready.")
+    drain_s: int = Field(60, ge=0, le=3600, description="Seconds running requests may take to finish after SIGTERM.")
+    hang_s: float = Field(
+        120, gt=0, description="Seconds an engine with work may make no progress before it counts as hung."
+    )
+    canary_s: float = Field(
+        0, ge=0, description="Seconds after which an idle engine is asked for one token, again and again; 0: never."
+    )
+    state_dir: UserPath = Field(
+        default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"),
+        description="Folder for what servekit remembers.",
+    )
+    cache_dir: UserPath = Field(
+        default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"),
+        description="Folder for compile caches and the demo checkpoint; keep it between runs for a quick start.",
+    )
+    log_format: LogFormat = Field(LogFormat.TEXT, description="How the log is written.")
+
+
+def read_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Return the settings; a flag that is None or empty was not given. Raise ConfigurationError with all mistakes."""
+    variables = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and value and not _SERVICE_LINK.match(name)
+    }
+    given = {name: value for name, value in flags.items() if value not in (None, (), "")}
+    mistakes = [_unknown(name) for name in variables if name not in Settings.model_fields]
+    known = {name: value for name, value in variables.items() if name in Settings.model_fields}
+    try:
+        settings = Settings.model_validate(known | given)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            name = str(detail["loc"][0])
+            where = flag_of(name) if name in given else variable_of(name)
+            mistakes.append(_invalid(where, detail["msg"], detail["input"]))
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return settings
+
+
+def variable_of(field: str) -> str:
+    """Return the environment variable of a settings field."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def flag_of(field: str) -> str:
+    """Return the command line flag of a settings field."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _invalid(where: str, message: str, got: object) -> Mistake:
+    remedy = "see servekit serve --help"
+    if str(got).startswith("tcp://"):
+        remedy = "Kubernetes sets this for a service named servekit: enableServiceLinks: false in the pod ends it"
+    return Mistake(where=where, message=message[:1].lower() + message[1:], got=repr(got), remedy=remedy)
+
+
+def _unknown(field: str) -> Mistake:
+    near = difflib.get_close_matches(field, Settings.model_fields, n=1)
+    remedy = f"did you mean {variable_of(near[0])}?" if near else "see servekit serve --help"
+    return Mistake(where=variable_of(field), message="no such setting", remedy=remedy)

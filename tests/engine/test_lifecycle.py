@@ -1,0 +1,168 @@
+"""Every ending of the real engine: by signal in each phase, by death, by mistake; and nothing stays."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.conftest import is_running
+from tests.engine.conftest import Endpoint, descendants, get
+from tests.serve.test_tls import make_certificate
+
+Serve = Callable[..., Endpoint]
+
+
+@pytest.mark.parametrize("phase", ["imports", "engine", "weights", "warm-up"])
+def test_sigterm_while_it_starts(serve: Serve, phase: str) -> None:
+    """SIGTERM in any phase of the start, where vLLM loses it, ends everything within seconds with 0."""
+    endpoint = serve()
+    endpoint.until_line(f"starting: {phase}")
+    below = descendants(endpoint.process.pid)
+    began = time.monotonic()
+    assert endpoint.stop(within_s=15) == 0
+    assert time.monotonic() - began < 10
+    assert not any(is_running(pid) for pid in below)
+    assert "during the start: the engine was ended (exit code 0)" in endpoint.lines[-1]
+
+
+def test_drain_of_a_running_stream(serve: Serve) -> None:
+    """SIGTERM lets a running stream end whole; readiness falls at once; new connections are refused; exit code 0."""
+    endpoint = serve("--drain-s", "60")
+    endpoint.until_ready()
+    client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=90)
+    first, ended = threading.Event(), []
+
+    def stream() -> None:
+        extra: dict[str, Any] = {"ignore_eos": True}
+        made = client.completions.create(
+            model="gemma4-demo", prompt="Once", max_tokens=600, stream=True, extra_body=extra
+        )
+        for chunk in made:
+            first.set()
+            ended.append(chunk.choices[0].finish_reason)
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    assert first.wait(30)
+    endpoint.process.send_signal(signal.SIGTERM)
+    endpoint.until(lambda: get(f"{endpoint.observe_url}/readyz")[0] == 503, "draining", within_s=2)
+    assert get(f"{endpoint.observe_url}/livez")[0] == 200
+    assert thread.is_alive(), "the stream still runs"
+    assert endpoint.end(90) == 0
+    thread.join(5)
+    client.close()
+    assert len(ended) > 500
+    assert ended[-1] == "length"
+    assert any("SIGTERM: drained (exit code 0)" in line for line in endpoint.lines)
+
+
+def test_ctrl_c_stops_an_idle_endpoint(serve: Serve) -> None:
+    """Ctrl-C (SIGINT) drains too, and with nothing running it is over soon."""
+    endpoint = serve()
+    endpoint.until_ready()
+    below = descendants(endpoint.process.pid)
+    assert endpoint.stop(signal.SIGINT, within_s=30) == 0
+    assert not any(is_running(pid) for pid in below)
+
+
+@pytest.mark.parametrize("victim", ["core", "worker", "server", "keeper"])
+def test_killed_engine(serve: Serve, victim: str) -> None:
+    """Whichever process of the engine is killed, servekit says 5 soon, never vLLM's 0, and leaves nothing behind."""
+    endpoint = serve()
+    endpoint.until_ready()
+    processes = endpoint.processes()
+    below = descendants(endpoint.process.pid)
+    os.kill(processes[victim], signal.SIGKILL)
+    assert endpoint.end(within_s=30) == 5
+    assert not any(is_running(pid) for pid in below)
+    assert any("the engine ended while serving" in line for line in endpoint.lines)
+
+
+def test_killed_servekit_leaves_no_engine(serve: Serve) -> None:
+    """SIGKILL of servekit itself takes the whole engine with it."""
+    endpoint = serve()
+    endpoint.until_line("starting: weights")
+    below = descendants(endpoint.process.pid)
+    assert len(below) >= 3
+    endpoint.process.kill()
+    end = time.monotonic() + 5
+    while any(is_running(pid) for pid in below):
+        assert time.monotonic() < end, "the engine outlives servekit"
+        time.sleep(0.05)
+
+
+def test_taken_port(serve: Serve) -> None:
+    """A port that somebody listens on is told before anything is started, even when vLLM's own bind would succeed."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = serve("--port", str(taken.getsockname()[1]))
+        assert endpoint.end(10) == 3
+    assert any("--port: cannot listen on 127.0.0.1" in line for line in endpoint.lines)
+
+
+def test_missing_model(serve: Serve) -> None:
+    """A checkpoint that is not there is a failed start with the engine's own reason and a remedy."""
+    endpoint = serve("--model", "/nowhere/model")
+    code = endpoint.end(90)
+    assert code in {3, 4}
+    assert any("/nowhere/model" in line and "servekit | ERROR" in line for line in endpoint.lines)
+
+
+def test_json_log(serve: Serve) -> None:
+    """With --log-format json every line is one JSON object, the engine's included."""
+    endpoint = serve("--log-format", "json")
+    endpoint.until_line("Initializing a V1 LLM engine")
+    assert endpoint.stop() == 0
+    records = [json.loads(line) for line in endpoint.lines]
+    assert {record["source"] for record in records} == {"servekit", "engine"}
+
+
+@pytest.mark.parametrize("victim", ["core", "worker"])
+def test_stopped_engine_is_found(serve: Serve, victim: str) -> None:
+    """An engine that stands still under a request, its /health green, is found within the hang time and a tick: 6."""
+    endpoint = serve("--hang-s", "12")
+    endpoint.until_ready()
+    below = descendants(endpoint.process.pid)
+    os.kill(endpoint.processes()[victim], signal.SIGSTOP)
+    client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=60)
+    began = time.monotonic()
+
+    def ask() -> None:
+        with contextlib.suppress(openai.APIError):
+            client.completions.create(model="gemma4-demo", prompt="x", max_tokens=4)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert endpoint.end(within_s=40) == 6
+    assert 10 < time.monotonic() - began < 25
+    thread.join(10)
+    client.close()
+    assert not any(is_running(pid) for pid in below)
+    assert any("the engine hangs" in line for line in endpoint.lines)
+
+
+def test_https_by_the_engine(serve: Serve, tmp_path: Path) -> None:
+    """With a certificate of one's own the endpoint speaks HTTPS, and servekit knows the server by that certificate."""
+    chain, key = make_certificate(tmp_path)
+    endpoint = serve("--tls-cert", str(chain), "--tls-key", str(key))
+    endpoint.until_ready()
+    trusting = ssl.create_default_context(cafile=str(chain))
+    trusting.check_hostname = False
+    with httpx.Client(verify=trusting, headers={"Authorization": f"Bearer {endpoint.key}"}) as client:
+        assert client.get(f"https://127.0.0.1:{endpoint.port}/v1/models").status_code == 200
+    assert get(f"http://127.0.0.1:{endpoint.port}/health")[0] == 0, "plain HTTP is not spoken"
+    assert endpoint.status()["endpoint"] == f"https://127.0.0.1:{endpoint.port}/v1"
+    assert endpoint.stop() == 0

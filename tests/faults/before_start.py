@@ -1,0 +1,197 @@
+"""Faults that are found before an engine is started."""
+
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+
+from tests.conftest import ROOT
+from tests.faults.fault import NEVER_UP, NOT_STARTED, Check, Fault, Prepare
+from tests.faults.launch import Launch
+from tests.faults.provoke import send
+
+
+def with_profile(change: Callable[[str], str]) -> Prepare:
+    """Start with the project's profile, changed."""
+
+    def prepare(launch: Launch) -> None:
+        path = launch.folder / "profile.yaml"
+        path.write_text(change((ROOT / "vllm_config.yaml").read_text()))
+        launch.flags += ["--config", str(path)]
+
+    return prepare
+
+
+def folder_is_a_file(variable: str) -> Prepare:
+    """Start with a folder that cannot be made, since a file is in its way."""
+
+    def prepare(launch: Launch) -> None:
+        (launch.folder / "file").touch()
+        launch.environ[variable] = str(launch.folder / "file" / "folder")
+
+    return prepare
+
+
+def with_keys(content: str | None) -> Prepare:
+    """Start with a key file of this content; None: without the file."""
+
+    def prepare(launch: Launch) -> None:
+        path = launch.folder / "keys"
+        if content is not None:
+            path.write_text(content)
+            path.chmod(0o600)
+        launch.flags += ["--api-keys-file", str(path)]
+
+    return prepare
+
+
+def with_checkpoint(damage: Callable[[Launch], None]) -> Prepare:
+    """Start with a copy of the demo checkpoint, damaged."""
+
+    def prepare(launch: Launch) -> None:
+        shutil.copytree(next(launch.cache.glob("gemma4-*")), launch.folder / "model")
+        damage(launch)
+        launch.flags += ["--model", str(launch.folder / "model"), "--served-name", "gemma4-demo"]
+
+    return prepare
+
+
+def cut_shard(launch: Launch) -> None:
+    """Cut the weights in half."""
+    path = next((launch.folder / "model").glob("*.safetensors"))
+    with path.open("r+b") as shard:
+        shard.truncate(path.stat().st_size // 2)
+
+
+def port_taken(which: str) -> Prepare:
+    """Start with a port that somebody listens on, who would share it."""
+
+    def prepare(launch: Launch) -> None:
+        taken = launch.things.enter_context(socket.socket())
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        launch.flags += [which, str(taken.getsockname()[1])]
+
+    return prepare
+
+
+def beside_another(launch: Launch) -> None:
+    """Start a second endpoint of the same user on the port of a first one, which must not be disturbed."""
+    fault = Fault("the first", (), 0, "")
+    (launch.folder / "first").mkdir()
+    first = Launch(fault, launch.folder / "first", launch.cache, launch.things)
+    first.start()
+    launch.things.callback(first.finish)
+    first.until_says("ready")
+    launch.flags += ["--port", str(first.port)]
+
+
+def engine_is(content: str) -> Prepare:
+    """Start with a program of this content in place of the engine."""
+
+    def prepare(launch: Launch) -> None:
+        path = launch.folder / "program"
+        path.write_text(content)
+        path.chmod(0o755)
+        launch.environ["SERVEKIT_ENGINE"] = str(path)
+
+    return prepare
+
+
+def stop_while_preparing(launch: Launch) -> Check:
+    """Send SIGTERM while the demo checkpoint is built: no engine may be started afterwards."""
+    send(signal.SIGTERM, at="starting (preflight)")(launch)
+
+    def check() -> None:
+        assert not any(line.startswith("engine ") for line in launch.lines)
+
+    return check
+
+
+def empty_cache(launch: Launch) -> None:
+    """Start with nothing built yet."""
+    launch.environ["SERVEKIT_CACHE_DIR"] = str(launch.folder / "cache")
+
+
+FAULTS = (
+    Fault(
+        "profile: a contract value is wrong",
+        *(NEVER_UP, 2, "quantization"),
+        engine="none",
+        prepare=with_profile(lambda text: text.replace("quantization: compressed-tensors", "quantization: awq")),
+    ),
+    Fault(
+        "profile: broken YAML",
+        *(NEVER_UP, 2, "profile.yaml:14: not YAML"),
+        engine="none",
+        prepare=with_profile(lambda text: f"a: [\n{text}"),
+    ),
+    Fault("profile: missing", NEVER_UP, 2, "nowhere.yaml", engine="none", flags=("--config", "nowhere.yaml")),
+    Fault(
+        "setting: unknown variable",
+        *(NEVER_UP, 2, "did you mean SERVEKIT_PORT?"),
+        engine="none",
+        environ={"SERVEKIT_PROT": "1"},
+    ),
+    Fault("key file: missing", NEVER_UP, 2, "keys", engine="none", prepare=with_keys(None)),
+    Fault("key file: empty", NEVER_UP, 2, "keys", engine="none", prepare=with_keys("")),
+    Fault(
+        "state folder: cannot be made",
+        *(NEVER_UP, 2, "cannot be made: Not a directory"),
+        engine="none",
+        prepare=folder_is_a_file("SERVEKIT_STATE_DIR"),
+    ),
+    Fault(
+        "cache folder: cannot be made",
+        *(NEVER_UP, 2, "cannot be made: Not a directory"),
+        engine="none",
+        prepare=folder_is_a_file("SERVEKIT_CACHE_DIR"),
+    ),
+    Fault(
+        "observe port: taken",
+        *(NEVER_UP, 3, "servekit's own server cannot listen here"),
+        engine="none",
+        prepare=port_taken("--observe-port"),
+    ),
+    Fault(
+        "port: taken", NOT_STARTED, 3, "--port: cannot listen on 127.0.0.1", engine="none", prepare=port_taken("--port")
+    ),
+    Fault(
+        "second instance on the port of a first",
+        *(NOT_STARTED, 3, "--port: cannot listen on 127.0.0.1"),
+        prepare=beside_another,
+    ),
+    Fault(
+        "engine program: missing",
+        *(NOT_STARTED, 3, "no such program: /nowhere/vllm"),
+        engine="none",
+        environ={"SERVEKIT_ENGINE": "/nowhere/vllm"},
+    ),
+    Fault("checkpoint: missing", NOT_STARTED, 3, "/nowhere/m", engine="none", flags=("--model", "/nowhere/m")),
+    Fault(
+        "checkpoint: half of a shard",
+        *(NOT_STARTED, 3, "model.safetensors"),
+        engine="none",
+        prepare=with_checkpoint(cut_shard),
+    ),
+    Fault(
+        "engine program: no program",
+        *(NOT_STARTED, 4, "cannot start"),
+        engine="none",
+        prepare=engine_is("\x7fELF not really"),
+    ),
+    Fault(
+        "engine program: another one, ends with 0",
+        *(NOT_STARTED, 4, "the engine ended before it was ready, exit code 0: no reason found in its output"),
+        engine="none",
+        prepare=engine_is("#!/bin/sh\nexit 0\n"),
+    ),
+    Fault(
+        "SIGTERM while the demo checkpoint is built",
+        *(("starting", "stopped"), 0, "asked to stop before the engine was started"),
+        prepare=empty_cache,
+        provoke=stop_while_preparing,
+        within_s=30,
+    ),
+)

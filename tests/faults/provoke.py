@@ -1,0 +1,120 @@
+"""How faults are provoked: verbs that the tables put together."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from tests.engine.conftest import get
+from tests.faults.fault import Check, Provoke
+from tests.faults.launch import Launch
+
+
+def send(*numbers: signal.Signals, at: str = "ready", after_s: float = 0) -> Provoke:
+    """Send servekit signals as soon as /readyz begins with `at`, each after the state has answered the one before."""
+
+    def provoke(launch: Launch) -> None:
+        launch.until_says(at)
+        time.sleep(after_s)
+        for number in numbers:
+            launch.process.send_signal(number)
+            if len(numbers) > 1 and number is numbers[0]:
+                launch.until_says("draining", 5)
+
+    return provoke
+
+
+def send_with_requests(count: int, *numbers: signal.Signals, answered: bool, **fields: object) -> Provoke:
+    """Send signals while `count` requests run; afterwards all of them must be answered, or none."""
+
+    def provoke(launch: Launch) -> Check:
+        launch.until_says("ready")
+        answers = launch.ask(count, **fields)
+        launch.process.send_signal(numbers[0])
+        launch.until_says("draining", 5)
+        assert get(f"{launch.observe_url}/livez")[0] == 200
+        launch.until(lambda: refused(launch), "refusal of new connections", 5)
+        for number in numbers[1:]:
+            launch.process.send_signal(number)
+
+        def check() -> None:
+            end = time.monotonic() + 10
+            while len(answers) < count and time.monotonic() < end:
+                time.sleep(0.02)
+            assert answers == [200 if answered else 0] * count
+
+        return check
+
+    return provoke
+
+
+def request_when_ready(after_s: float = 0.0, count: int = 1) -> Provoke:
+    """Send requests some seconds after the endpoint has become ready."""
+
+    def provoke(launch: Launch) -> None:
+        launch.until_says("ready")
+        time.sleep(after_s)
+        launch.ask(count)
+
+    return provoke
+
+
+def kill(role: str, number: signal.Signals = signal.SIGKILL, *, at: str = "ready") -> Provoke:
+    """Send a process of the engine a signal as soon as /readyz begins with `at`."""
+
+    def provoke(launch: Launch) -> None:
+        launch.until_says(at)
+        os.kill(launch.pid_of(role), number)
+
+    return provoke
+
+
+def stays_ready(during: Callable[[Launch], None], number: signal.Signals = signal.SIGTERM) -> Provoke:
+    """Do something that is no fault: readiness and liveness stay green throughout; then stop the endpoint."""
+
+    def provoke(launch: Launch) -> None:
+        launch.until_says("ready")
+        during(launch)
+        assert launch.probes.ready[-1] == ("ready", 200)
+        assert launch.probes.live[-1] == ("ready", 200)
+        launch.process.send_signal(number)
+
+    return provoke
+
+
+def wait(seconds: float) -> Callable[[Launch], None]:
+    """Let time go by."""
+    return lambda _: time.sleep(seconds)
+
+
+def hold_connections(count: int) -> Callable[[Launch], None]:
+    """Open connections to the observe port and send nothing, or garbage, on them."""
+
+    def hold(launch: Launch) -> None:
+        for number in range(count):
+            idle = launch.things.enter_context(socket.create_connection(("127.0.0.1", launch.observe_port)))
+            if number % 2:
+                idle.sendall(b"\0\xff garbage \r\n\r\n")
+        time.sleep(0.5)
+        assert launch.probes.slowest_s < 1
+
+    return hold
+
+
+def scrape_a_mute_engine(launch: Launch) -> None:
+    """Scrape while the engine's own metrics never come; the probes answer all the same."""
+    threads = [threading.Thread(target=get, args=(f"{launch.observe_url}/metrics", 20), daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    assert launch.probes.slowest_s < 1
+
+
+def refused(launch: Launch) -> bool:
+    """Tell whether the endpoint takes no new connection."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", launch.port), timeout=2):
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""Faults on the real engine that tests/engine does not have already."""
+
+import json
+import signal
+
+import urllib3
+
+from tests.engine.conftest import ENGINE, get
+from tests.faults.before_start import with_checkpoint
+from tests.faults.fault import BROKEN, DRAINED, NOT_STARTED, Check, Fault
+from tests.faults.launch import MODEL, Launch
+from tests.faults.provoke import kill, refused, send_with_requests
+
+
+def drain_streams(launch: Launch) -> Check:
+    """Send SIGTERM while 8 streams run: all end whole, nobody new is let in, liveness stays green."""
+    launch.until_says("ready")
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 400, "stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}  # one event may hold several tokens
+    headers = {"Authorization": f"Bearer {launch.key}"}
+    pool = launch.things.enter_context(urllib3.PoolManager(headers=headers, retries=False, timeout=120, maxsize=9))
+    streams = [pool.request("POST", f"{launch.url}/v1/completions", json=body, preload_content=False) for _ in range(8)]
+    # A request that has not reached EngineCore when SIGTERM comes is answered empty by vLLM 0.20.2, with [DONE].
+    began = [stream.read1(65536) for stream in streams]
+    launch.process.send_signal(signal.SIGTERM)
+    launch.until_says("draining", 5)
+    assert get(f"{launch.observe_url}/livez")[0] == 200
+    launch.until(lambda: refused(launch), "refusal of new connections", 5)
+
+    def check() -> None:
+        for first, stream in zip(began, streams, strict=True):
+            text = (first + stream.read()).decode()
+            assert '"completion_tokens":400' in text, text[-900:]
+            assert '"finish_reason":"length"' in text
+            assert text.rstrip().endswith("data: [DONE]")
+
+    return check
+
+
+def other_flags(launch: Launch) -> None:
+    """Put a program between that starts the real engine with fewer sequences and without prefix caching."""
+    path = launch.folder / "engine"
+    path.write_text(f'#!/bin/sh\nexec {ENGINE} "$@" --max-num-seqs 256 --no-enable-prefix-caching\n')
+    path.chmod(0o755)
+    launch.environ["SERVEKIT_ENGINE"] = str(path)
+
+
+def other_shapes(launch: Launch) -> None:
+    """Let config.json promise an MLP of another width than the weights have."""
+    path = launch.folder / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    path.write_text(json.dumps(config))
+
+
+FAULTS = (
+    Fault(
+        "SIGTERM with 8 streams running",
+        *(DRAINED, 0, "SIGTERM: draining, 8 running requests, at most 60 s to finish"),
+        engine="real",
+        provoke=drain_streams,
+        within_s=60,
+    ),
+    Fault(
+        "SIGTERM, the drain runs out",
+        *(DRAINED, 8, ": 4 running requests cut"),
+        engine="real",
+        flags=("--drain-s", "3"),
+        provoke=send_with_requests(4, signal.SIGTERM, answered=False, max_tokens=8000, ignore_eos=True),
+        within_s=20,
+    ),
+    Fault(
+        "hangs: the API server stands still",
+        *(BROKEN, 6, "the engine hangs"),
+        engine="real",
+        flags=("--hang-s", "10"),
+        provoke=kill("server", signal.SIGSTOP),
+        within_s=30,
+    ),
+    Fault(
+        "hangs: EngineCore stands still while idle, found by a canary",
+        *(BROKEN, 6, "the engine hangs"),
+        engine="real",
+        flags=("--hang-s", "10", "--canary-s", "5"),
+        provoke=kill("core", signal.SIGSTOP),
+        within_s=40,
+    ),
+    Fault(
+        "contract: other values than planned",
+        *(NOT_STARTED, 7, "max-num-seqs: wanted 1024, the engine runs with 256; enable-prefix-caching: wanted True"),
+        engine="real",
+        prepare=other_flags,
+        within_s=120,
+    ),
+    Fault(
+        "start: fails, weights of another shape",
+        *(NOT_STARTED, 4, "the weights do not fit config.json"),
+        engine="real",
+        flags=("--skip", "tensor-shape"),
+        prepare=with_checkpoint(other_shapes),
+        within_s=120,
+    ),
+)

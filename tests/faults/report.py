@@ -1,0 +1,81 @@
+"""What was seen of each fault, as a table: for the end of the run, and for the page that keeps it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_HEAD = ("fault", "engine", "/readyz", "/livez", "exit", "ended after", "slowest probe", "left", "message")
+_BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
+_MESSAGE_CHARACTERS = 110
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault as it went."""
+
+    name: str
+    engine: str
+    ready: Sequence[tuple[str, int]]
+    live: Sequence[tuple[str, int]]
+    exit_code: int
+    seconds: float
+    """From the provocation to the end of the process."""
+    slowest_s: float
+    left: int
+    message: str
+
+    def cells(self) -> tuple[str, ...]:
+        """Return one text for each column."""
+        slowest = f"{1000 * self.slowest_s:.0f} ms" if self.ready else ""
+        return (
+            *(self.name, self.engine, _over_time(self.ready), _statuses(self.live), str(self.exit_code)),
+            *(f"{self.seconds:.1f} s", slowest, str(self.left), _short(self.message)),
+        )
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """Return the table for a terminal."""
+    cells = [_HEAD, *(row.cells() for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def write(page: Path, rows: Sequence[Row]) -> None:
+    """Put the rows into the table of a Markdown page, between its two marks: those of the same faults are replaced.
+
+    So a run of some of the faults leaves the others as they were. Raises ValueError where the page has no marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    head, begin, rest = text.partition(_BEGIN)
+    table, end, tail = rest.partition(_END)
+    if not (begin and end):
+        raise ValueError(f"{page}: no {_BEGIN} and {_END}")
+    kept = {_key(line): line for line in table.strip().splitlines()[2:]}
+    kept |= {_key(line): line for line in (_line(row.cells()) for row in rows)}
+    body = "\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *kept.values()])
+    page.write_text(f"{head}{begin}\n\n{body}\n\n{end}{tail}", encoding="utf-8")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def _key(line: str) -> str:
+    """Return the fault and the engine of a row."""
+    return "|".join(line.split("|")[1:3])
+
+
+def _over_time(answers: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{status} {state}" for state, status in answers) or "closed"
+
+
+def _statuses(answers: Sequence[tuple[str, int]]) -> str:
+    statuses = [str(status) for _, status in answers]
+    return ", ".join(now for before, now in zip([None, *statuses], statuses, strict=False) if now != before) or "closed"
+
+
+def _short(message: str) -> str:
+    # Folders of the run are nobody's business.
+    text = re.sub(r"/\S*/(?=[^/\s]+)", ".../", message.removeprefix("servekit | ").removeprefix("ERROR: "))
+    return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[: _MESSAGE_CHARACTERS - 3]}..."

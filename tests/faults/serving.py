@@ -1,0 +1,160 @@
+"""Faults of a running endpoint: the engine dies, hangs, or only seems to."""
+
+import signal
+
+from tests.faults.fault import BROKEN, DRAINED, READY, STARTING, Check, Fault
+from tests.faults.launch import Launch
+from tests.faults.provoke import (
+    hold_connections,
+    kill,
+    request_when_ready,
+    scrape_a_mute_engine,
+    stays_ready,
+    wait,
+)
+
+_HANG = ("--hang-s", "1.5")
+_DIED = "the engine ended while serving, "
+
+
+def ask_slowly(launch: Launch) -> None:
+    """Run two requests that take longer than the hang time."""
+    answers = launch.ask(2)
+    launch.until(lambda: answers == [200, 200], "answers", 15)
+
+
+def kill_servekit(launch: Launch) -> None:
+    """Kill servekit itself."""
+    launch.until_says("ready")
+    launch.process.send_signal(signal.SIGKILL)
+
+
+def hang_up_the_log(launch: Launch) -> None:
+    """Close the pipe servekit writes its log to after the first line, as `| head -1` does."""
+    launch.lines_wanted = 1
+
+
+def stop_soon(launch: Launch) -> Check:
+    """Stop an endpoint whose log nobody reads."""
+    stays_ready(wait(0.5))(launch)
+
+    def check() -> None:
+        assert len(launch.lines) == 1
+
+    return check
+
+
+FAULTS = (
+    Fault("dies: exit code 0", BROKEN, 5, f"{_DIED}exit code 0, which vLLM gives also", faults=("--exit-after", "0.3")),
+    Fault("dies: exit code 1", BROKEN, 5, f"{_DIED}exit code 1", faults=("--exit-after", "0.3", "--exit-code", "1")),
+    *(
+        Fault(
+            f"dies: {number.name}",
+            *(BROKEN, 5, f"{_DIED}killed by signal {number:d} ({number.name})"),
+            faults=("--exit-after", "0.3", "--die-by", str(int(number))),
+        )
+        for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
+    ),
+    Fault(
+        "dies: and leaves a child in a session of its own",
+        *(BROKEN, 5, f"{_DIED}killed by signal 9"),
+        faults=("--exit-after", "0.5", "--die-by", "9", "--orphan", "/dev/null"),
+    ),
+    Fault(
+        "dies: /health says so, then it ends with 0",
+        *(BROKEN, 5, f"{_DIED}exit code 0"),
+        faults=("--sick-after", "0.3", "--exit-after", "2.5"),
+    ),
+    Fault(
+        "dies: /health says so, and it goes on",
+        *(BROKEN, 5, f"{_DIED}killed by signal 9"),
+        faults=("--sick-after", "0.3"),
+        within_s=25,
+    ),
+    Fault("keeper killed", BROKEN, 5, f"{_DIED}killed by signal 9", provoke=kill("keeper")),
+    Fault(
+        "servekit killed",
+        *((STARTING, READY), -9, "ready after"),
+        faults=("--orphan", "/dev/null", "--ignore-sigterm"),
+        provoke=kill_servekit,
+    ),
+    Fault(
+        "hangs: under a request",
+        *(BROKEN, 6, "the engine hangs: it has work and made no progress"),
+        faults=("--wedge-after", "0.3"),
+        flags=_HANG,
+        provoke=request_when_ready(after_s=0.4),
+    ),
+    Fault(
+        "hangs: idle, found by a canary",
+        *(BROKEN, 6, "the engine hangs"),
+        faults=("--wedge-after", "0.3"),
+        flags=(*_HANG, "--canary-s", "1"),
+        within_s=8,
+    ),
+    Fault(
+        "hangs: its server stands still",
+        *(BROKEN, 6, "the engine hangs"),
+        flags=_HANG,
+        provoke=kill("server", signal.SIGSTOP),
+        within_s=15,
+    ),
+    Fault(
+        "hangs: its metrics never come",
+        *(BROKEN, 6, "the engine hangs"),
+        faults=("--mute-metrics-after", "0.3"),
+        flags=_HANG,
+        within_s=15,
+    ),
+    Fault(
+        "no fault: requests slower than the hang time",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        faults=("--slow-request-s", "4"),
+        flags=_HANG,
+        provoke=stays_ready(ask_slowly),
+    ),
+    Fault(
+        "no fault: /health takes 2 s",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        faults=("--slow-health-s", "2"),
+        flags=_HANG,
+        provoke=stays_ready(wait(5)),
+    ),
+    Fault(
+        "no fault: idle for longer than the hang time",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        flags=("--hang-s", "0.5"),
+        provoke=stays_ready(wait(2)),
+    ),
+    Fault(
+        "no fault: an idle engine answers its canaries",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        flags=("--hang-s", "1", "--canary-s", "0.5"),
+        provoke=stays_ready(wait(2.5)),
+    ),
+    Fault(
+        "no fault: slow scrapes beside the probes",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        faults=("--mute-metrics-after", "0.3"),
+        provoke=stays_ready(scrape_a_mute_engine),
+        within_s=10,
+    ),
+    Fault(
+        "no fault: 200 idle or garbled connections on the observe port",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        provoke=stays_ready(hold_connections(200)),
+        within_s=15,
+    ),
+    Fault(
+        "no fault: a flood of output",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        faults=("--flood", "500", "--flood-while-serving"),
+        provoke=stays_ready(wait(1)),
+    ),
+    Fault(
+        "no fault: nobody reads the log (| head -1)",
+        *(DRAINED, 0, "servekit 0."),
+        prepare=hang_up_the_log,
+        provoke=stop_soon,
+    ),
+)

@@ -1,0 +1,56 @@
+"""Every fault in the tables: states, both probes over time, exit code, message, and no process left."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.faults import before_start, real, serving, starting, stopping
+from tests.faults.fault import READY, Fault, liveness_in, readiness_in
+from tests.faults.launch import Launch
+from tests.faults.probes import Answer
+from tests.faults.report import Row
+
+_FAULTS = (*before_start.FAULTS, *starting.FAULTS, *serving.FAULTS, *stopping.FAULTS, *real.FAULTS)
+_SLOWEST_S = 10.0
+"""A probe that hangs, not one that is slow: how fast they are is measured by benchmarks/soak.py."""
+
+
+def _parameter(fault: Fault) -> object:
+    marks = [pytest.mark.engine, pytest.mark.timeout(300)] if fault.engine == "real" else []
+    return pytest.param(fault, id=f"{fault.engine}-{fault.name}", marks=marks)
+
+
+@pytest.mark.parametrize("fault", [_parameter(fault) for fault in _FAULTS])
+def test_fault(fault: Fault, launch: Callable[[Fault], Launch], rows: list[Row]) -> None:
+    """The endpoint tells the truth about this fault as long as it lives, ends as it must, and leaves nothing."""
+    made = launch(fault)
+    check = fault.provoke(made)
+    began_s = time.monotonic()
+    code = made.end(fault.within_s)
+    seconds = time.monotonic() - began_s
+    left = made.left()
+    told = [line for line in made.lines if fault.message in line]
+    rows.append(
+        Row(
+            *(fault.name, fault.engine, made.probes.ready, made.probes.live, code, seconds, made.probes.slowest_s),
+            *(len(left), told[-1] if told else ""),
+        )
+    )
+    assert code == fault.exit_code, "\n".join(made.lines)
+    assert told, "\n".join(made.lines)
+    _assert_answers(made.probes.ready, [(state, readiness_in(state)) for state in fault.states])
+    _assert_answers(made.probes.live, [(state, liveness_in(state)) for state in fault.states])
+    assert made.probes.slowest_s < _SLOWEST_S
+    assert not left
+    if check is not None:
+        check()
+
+
+def _assert_answers(seen: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    """Compare the answers over time: none unexpected, in this order, and ready is among them where it was.
+
+    Any other state may last for less than the pause between two questions.
+    """
+    assert [answer for answer in expected if answer in seen] == list(seen)
+    assert [READY in answer for answer in seen].count(True) == [READY in answer for answer in expected].count(True)

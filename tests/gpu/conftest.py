@@ -1,0 +1,63 @@
+"""The records of the proof on a GPU: taken here and now, or by an earlier run that GPU_RECORDS names."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servekit.preflight.gpus import survey_gpus
+from tests.conftest import ROOT
+
+STAGES = ("optimised", "baseline", "stops")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the records; taking them is a matter of twenty minutes."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and "record" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.timeout(2400))
+
+
+@pytest.fixture(scope="session")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Return a stage's record by its name."""
+    given = os.environ.get("GPU_RECORDS")
+    if given is None and (reason := why_not_here()):
+        pytest.skip(reason)
+    folder = Path(given) if given else take_records(tmp_path_factory.mktemp("gpu"))
+
+    def read(stage: str) -> dict[str, Any]:
+        values = json.loads((folder / f"{stage}.json").read_text())
+        assert isinstance(values, dict)
+        return values
+
+    return read
+
+
+def why_not_here() -> str:
+    """Say why the records cannot be taken on this machine; empty where they can."""
+    survey = survey_gpus()
+    if survey is None or not survey.gpus:
+        return "no NVIDIA GPU answers here; GPU_RECORDS=FOLDER judges the records of a run on another machine"
+    if shutil.which("vllm") is None:
+        return "no `vllm` on the PATH: this needs the CUDA build of vLLM 0.20.2"
+    return ""
+
+
+def take_records(folder: Path) -> Path:
+    """Write both checkpoints and run every stage."""
+    for name, flags in (("w4a16", []), ("bf16", ["--bf16"])):
+        servekit = [sys.executable, "-m", "servekit.cli", "demo-model", "--size", "e4b"]
+        subprocess.run([*servekit, *flags, str(folder / name)], check=True)
+    shared = ["--out", str(folder), "--cache", str(folder / "cache")]
+    models = ["--w4a16", str(folder / "w4a16"), "--bf16", str(folder / "bf16")]
+    for stage in STAGES:
+        subprocess.run([sys.executable, "-m", "benchmarks.gpu", stage, *shared, *models], cwd=ROOT, check=True)
+    return folder

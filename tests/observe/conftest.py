@@ -1,0 +1,246 @@
+"""The status page of an endpoint that a test writes on, and a real browser to look at it with."""
+
+import base64
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+from servekit.observe.endpoints import Endpoints, Server
+from servekit.observe.metrics import StatusCollector, make_registry
+from servekit.profile import load_profile
+from servekit.serve.contract import ContractItem
+from servekit.serve.plan import Plan, build_plan
+from servekit.serve.probe import ProbeError
+from servekit.serve.status import Board, Phase, State
+from servekit.settings import Target, read_settings
+
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+    "--hide-scrollbars",
+)
+
+
+@dataclass(eq=False)
+class Engine(Collector):
+    """What the engine's server says about itself: its own metrics, and the guard's counters in the registry."""
+
+    up: bool = True
+    tokens: int = 1_204_311
+    tokens_per_reading: int = 0
+    refused: dict[str, int] = field(default_factory=lambda: {"unauthorized": 9, "too_busy": 5})
+    gpu: bool = False
+    answers: threading.Event = field(default_factory=threading.Event)
+    """Cleared, the engine lets whoever asks wait."""
+
+    def __post_init__(self) -> None:
+        self.answers.set()
+
+    def __call__(self) -> str:
+        """Give the metrics in vLLM's form."""
+        if not self.up:
+            raise ProbeError("refused")
+        if not self.answers.wait(20):
+            raise ProbeError("timed out")
+        self.tokens += self.tokens_per_reading
+        labels = '{engine="0",model_name="m {x} \\"y\\""}'
+        return (
+            f"vllm:num_requests_running{labels} 37.0\n"
+            f"vllm:num_requests_waiting{labels} 2.0\n"
+            f"vllm:generation_tokens_total{labels} {self.tokens}.0\n"
+            f"vllm:prompt_tokens_total{labels} {3 * self.tokens}.0\n"
+            f"vllm:kv_cache_usage_perc{labels} 0.4183\n"
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the guard's counters, and a GPU's meter where there is one."""
+        if not self.up:
+            return
+        requests = CounterMetricFamily("servekit_guard_requests", "...", labels=["route", "outcome"])
+        requests.add_metric(["/v1/chat/completions", "allowed"], 18_204)
+        for outcome, count in self.refused.items():
+            requests.add_metric(["/v1/chat/completions", outcome], count)
+        yield requests
+        yield GaugeMetricFamily("servekit_guard_in_flight", "...", 39)
+        yield GaugeMetricFamily("servekit_guard_max_in_flight", "...", 2048)
+        if self.gpu:
+            yield GaugeMetricFamily("servekit_gpu_power_watts", "...", 68.4)
+            yield CounterMetricFamily("servekit_gpu_energy_joules", "...", 742_680)
+
+
+class Clock:
+    """A monotonic clock that moves when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Site:
+    """A served status page and what stands behind it."""
+
+    plan: Plan
+    board: Board
+    engine: Engine
+    clock: Clock
+    endpoints: Endpoints
+    server: Server
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        return f"{self.server.url}/"
+
+    def server_again(self) -> Server:
+        """Make the server anew on the port it had."""
+        return Server(self.endpoints, "127.0.0.1", int(self.server.url.rpartition(":")[2]))
+
+    def load(self, *, until: Phase = Phase.VERIFY) -> None:
+        """Go through the phases of a start, each as long as on a GPU, up to `until`."""
+        self.board.enter(State.STARTING, "checking and preparing")
+        for phase, seconds in START.items():
+            self.board.see_phase(phase)
+            if phase is until:
+                break
+            self.clock.now += seconds
+
+    def become_ready(self) -> None:
+        """Finish the start with a contract that is met."""
+        self.load()
+        self.clock.now += START[Phase.VERIFY]
+        self.board.note(engine_pid=4711, contract=MET)
+        self.board.enter(State.READY, "the engine answers and the contract is met")
+
+
+START = {
+    Phase.PREFLIGHT: 0.8,
+    Phase.IMPORTS: 9.6,
+    Phase.ENGINE: 6.1,
+    Phase.WEIGHTS: 14.9,
+    Phase.COMPILE: 38.2,
+    Phase.WARM_UP: 11.7,
+    Phase.VERIFY: 1.3,
+}
+
+MET = (
+    ContractItem("kv-cache-dtype", "fp8_e4m3", "fp8_e4m3"),
+    ContractItem("quantization", "compressed-tensors", "compressed-tensors"),
+    ContractItem("max-num-seqs", 1024, 1024),
+    ContractItem("attention-backend", "TRITON_ATTN", "TRITON_ATTN"),
+    ContractItem("served-model-name", ["gemma4-E4B-opt"], ["gemma4-E4B-opt"]),
+    ContractItem("image limit", 3, 3),
+    ContractItem("audio limit", 0, 0),
+    ContractItem("video limit", 0, 0),
+    ContractItem("enable-prefix-caching", wanted=True, got=True),
+    ContractItem("enable-chunked-prefill", wanted=True, got=True),
+    ContractItem("max-model-len", 20000, 20000),
+    ContractItem("max-num-batched-tokens", 4096, 4096),
+)
+
+
+@pytest.fixture
+def target() -> Target:
+    """What the page's engine runs on; the CPU has a deviation to show."""
+    return Target.CUDA
+
+
+@pytest.fixture
+def served_name() -> str:
+    """The name of the model on the page."""
+    return "gemma4-E4B-opt"
+
+
+@pytest.fixture
+def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
+    """The page of an endpoint that has just begun to start."""
+    settings = read_settings({"served_name": served_name}, {})
+    profile = load_profile(root / "vllm_config.yaml")
+    plan = build_plan(profile, settings, target=target, demo_model=Path("/demo"), environ={})
+    clock, engine = Clock(), Engine()
+    began = time.time() - 3600
+    board = Board(clock, lambda: began + clock())
+    registry = make_registry(StatusCollector(plan, board, clock), engine)
+    endpoints = Endpoints(plan, board, registry, engine, clock)
+    with Server(endpoints, "127.0.0.1", 0) as server:
+        yield Site(plan, board, engine, clock, endpoints, server)
+
+
+class Browser:
+    """Headless Chromium with the few questions the tests ask."""
+
+    def __init__(self, profile: Path) -> None:
+        options = ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = Chrome(options=options, service=Service(str(DRIVER)))
+
+    def open(self, url: str, *, width: int = 1200, height: int = 900, dark: bool = False, script: bool = True) -> None:
+        """Load a page on a screen of this size (CSS pixels) and forget what the last one wrote to the console."""
+        # A page apart first, so that nothing of the last one asks on.
+        self.driver.get("about:blank")
+        self._command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._command("Emulation.setEmulatedMedia", features=[scheme])
+        self._command("Emulation.setScriptExecutionDisabled", value=not script)
+        self.console()
+        self.driver.get(url)
+
+    def text(self, selector: str = "body") -> str:
+        """Return what a person reads there."""
+        return str(self.ask(f"document.querySelector({selector!r}).innerText"))
+
+    def ask(self, expression: str) -> Any:
+        """Evaluate an expression in the page, also where the page itself may run no script."""
+        answer = self._command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def picture(self) -> bytes:
+        """Return what the screen shows as PNG."""
+        return base64.b64decode(self._command("Page.captureScreenshot")["data"])
+
+    def console(self) -> list[str]:
+        """Return what was written to the console since the last call."""
+        return [str(entry["message"]) for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
+
+    def _command(self, name: str, **parameters: object) -> Any:
+        return self.driver.execute_cdp_cmd(name, parameters)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("Debian's chromium and chromium-driver are not installed: scripts/install.sh tools")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser; away from the page before its server goes."""
+    yield chromium
+    chromium.driver.get("about:blank")

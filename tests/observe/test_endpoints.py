@@ -1,0 +1,171 @@
+"""servekit's own server: truthful in every state, over real HTTP."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from servekit.errors import PreflightError
+from servekit.observe.endpoints import Endpoints, Server
+from servekit.observe.metrics import StatusCollector, make_registry
+from servekit.profile import load_profile
+from servekit.serve.contract import ContractItem
+from servekit.serve.plan import Plan, build_plan
+from servekit.serve.probe import ProbeError, ask_server
+from servekit.serve.status import Board, Phase, State
+from servekit.settings import Target, read_settings
+
+ENGINE_METRICS = '# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine="0"} 3.0\n'
+
+
+@pytest.fixture
+def plan(root: Path) -> Plan:
+    """The shipped profile on the CPU."""
+    profile = load_profile(root / "vllm_config.yaml")
+    return build_plan(profile, read_settings({}, {}), target=Target.CPU, demo_model=Path("/demo"), environ={})
+
+
+@pytest.fixture
+def board() -> Board:
+    """A board of an endpoint that starts."""
+    board = Board()
+    board.see_phase(Phase.PREFLIGHT)
+    board.enter(State.STARTING, "the engine is loading")
+    return board
+
+
+class EngineMetrics:
+    """The engine's metrics, or none of them."""
+
+    up = True
+
+    def __call__(self) -> str:
+        if not self.up:
+            raise ProbeError("refused")
+        return ENGINE_METRICS
+
+
+@pytest.fixture
+def engine_metrics() -> EngineMetrics:
+    """The engine's metrics, which a test may take away."""
+    return EngineMetrics()
+
+
+@pytest.fixture
+def server(plan: Plan, board: Board, engine_metrics: EngineMetrics) -> Iterator[Server]:
+    """The server on a port the system chose."""
+    endpoints = Endpoints(plan, board, make_registry(StatusCollector(plan, board)), engine_metrics)
+    with Server(endpoints, "127.0.0.1", 0) as server:
+        yield server
+
+
+def get(url: str, method: str = "GET") -> tuple[int, str]:
+    """Return status and body."""
+    request = urllib.request.Request(url, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("state", "live", "ready", "text"),
+    [
+        (State.STARTING, 200, 503, "starting (weights): why\n"),
+        (State.READY, 200, 200, "ready\n"),
+        (State.DRAINING, 200, 503, "draining: why\n"),
+        (State.STOPPED, 200, 503, "stopped: why\n"),
+        (State.FAILED, 503, 503, "failed: why\n"),
+    ],
+)
+def test_probes_in_every_state(server: Server, board: Board, state: State, live: int, ready: int, text: str) -> None:
+    """Liveness stays green until servekit fails; readiness is green only while requests are welcome."""
+    board.see_phase(Phase.WEIGHTS)
+    board.enter(state, "why")
+    assert get(f"{server.url}/livez")[0] == live
+    assert get(f"{server.url}/readyz") == (ready, text)
+    assert ask_server(server.url, "ready") == (ready == 200, text.strip())
+    assert ask_server(server.url, "live")[0] is (live == 200)
+
+
+def test_probe_without_a_server(free_port: int) -> None:
+    """Where nobody answers, the answer is no, with the address."""
+    answer, reason = ask_server(f"http://127.0.0.1:{free_port}", "live")
+    assert not answer
+    assert f"no servekit answers on http://127.0.0.1:{free_port}" in reason
+
+
+def test_status_tells_everything(server: Server, board: Board) -> None:
+    """The status is JSON with state, history, phases, contract and plan."""
+    board.note(contract=(ContractItem("max-num-seqs", 1024, 256),))
+    board.enter(State.READY, "the engine answers")
+    body = json.loads(get(f"{server.url}/status")[1])
+    assert (body["state"], body["ready"], body["phase"]) == ("ready", True, None)
+    assert [change["state"] for change in body["transitions"]] == ["starting", "ready"]
+    assert [phase["phase"] for phase in body["start_phases"]] == ["preflight"]
+    assert body["contract"] == [{"item": "max-num-seqs", "wanted": 1024, "got": 256, "met": False}]
+    assert body["plan"]["deviations"][0]["key"] == "kv-cache-dtype"
+
+
+def test_metrics_are_one_valid_target(server: Server, board: Board) -> None:
+    """servekit's families come first, then the engine's, and Prometheus' own parser takes them as one page."""
+    board.enter(State.READY, "the engine answers")
+    items = (ContractItem("max-num-seqs", 1024, 1024), ContractItem("kv-cache-dtype", "fp8_e4m3", "auto"))
+    board.note(contract=items)
+    samples = scrape(server)
+    assert samples['servekit_state{state="ready"}'] == 1
+    assert samples['servekit_state{state="starting"}'] == 0
+    assert samples["servekit_ready{}"] == 1
+    assert samples['servekit_start_phase_seconds{phase="preflight"}'] >= 0
+    assert samples['servekit_contract_info{item="max-num-seqs",wanted="1024"}'] == 1
+    assert samples['servekit_contract_met{item="kv-cache-dtype"}'] == 0
+    assert any(name.startswith('servekit_deviation_info{key="kv-cache-dtype"') for name in samples)
+    assert any(name.startswith('servekit_build_info{engine_version="0.20.2"') for name in samples)
+    assert samples["servekit_process_resident_memory_bytes{}"] > 1_000_000
+    assert samples["servekit_engine_scrape_success{}"] == 1
+    assert samples['vllm:num_requests_running{engine="0"}'] == 3
+
+
+def test_metrics_without_an_engine(server: Server, engine_metrics: EngineMetrics) -> None:
+    """An engine that does not answer takes nothing of servekit's own away, and is said to be missing."""
+    engine_metrics.up = False
+    samples = scrape(server)
+    assert samples["servekit_engine_scrape_success{}"] == 0
+    assert samples["servekit_ready{}"] == 0
+    assert not [name for name in samples if name.startswith("vllm:")]
+    assert not [name for name in samples if name.startswith("servekit_contract_met")], "never asked, so not told"
+
+
+def test_what_is_not_here(server: Server) -> None:
+    """Another path is 404 and names those there are; another method is 405; HEAD has no body."""
+    assert get(f"{server.url}/healthz") == (404, "not here; there are /livez /readyz /status /metrics /\n")
+    assert get(f"{server.url}/livez", "POST") == (405, "only GET\n")
+    assert get(f"{server.url}/livez", "HEAD") == (200, "")
+
+
+def test_taken_port_is_explained(server: Server, plan: Plan, board: Board) -> None:
+    """A port somebody listens on is a clear refusal."""
+    endpoints = Endpoints(plan, board, make_registry(), EngineMetrics())
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(PreflightError, match=f"127.0.0.1:{port}: servekit's own server cannot listen here: Address"):
+        Server(endpoints, "127.0.0.1", port)
+
+
+def scrape(server: Server) -> dict[str, float]:
+    """Return every sample of the metrics page by its name and labels."""
+    page = get(f"{server.url}/metrics")[1]
+    return {
+        _series(sample.name, sample.labels): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def _series(name: str, labels: dict[str, str]) -> str:
+    return name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"

@@ -1,0 +1,74 @@
+"""The guard's counters as Prometheus sees them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from servekit.observe.guard_metrics import GuardCollector
+from servekit.serve.probe import EngineClient, ProbeError
+
+
+class Engine(EngineClient):
+    """An engine whose guard answers with these counters, or not at all."""
+
+    def __init__(self, counters: Mapping[str, Any] | None) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.counters = counters
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Answer for the guard."""
+        if self.counters is None:
+            raise ProbeError(path)
+        return dict(self.counters)
+
+
+class Canaries:
+    """Canaries that have made some tokens."""
+
+    canary_tokens = 7
+
+
+def page(counters: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines Prometheus would read."""
+    registry = CollectorRegistry()
+    registry.register(GuardCollector(Engine(counters), Canaries()))
+    return [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+
+
+def test_every_counter_of_the_guard() -> None:
+    """Requests by route and outcome, what is in flight, and the state of the keys."""
+    counters = {
+        "requests": [
+            {"route": "/v1/chat/completions", "outcome": "allowed", "count": 12},
+            {"route": "other", "outcome": "not_found", "count": 3},
+        ],
+        "in_flight": 2,
+        "max_in_flight": 2048,
+        "buffered_bytes": 10,
+        "max_buffered_bytes": 100,
+        "authentication": True,
+        "keys": 1,
+        "key_reloads": 4,
+        "refused_key_reloads": 1,
+        "key_file_problem": "line 2: too short",
+    }
+    assert page(counters) == [
+        "servekit_canary_tokens_total 7.0",
+        'servekit_guard_requests_total{outcome="allowed",route="/v1/chat/completions"} 12.0',
+        'servekit_guard_requests_total{outcome="not_found",route="other"} 3.0',
+        "servekit_guard_in_flight 2.0",
+        "servekit_guard_max_in_flight 2048.0",
+        "servekit_guard_buffered_bytes 10.0",
+        "servekit_guard_max_buffered_bytes 100.0",
+        "servekit_guard_authentication 1.0",
+        "servekit_guard_keys 1.0",
+        "servekit_guard_key_file_broken 1.0",
+        'servekit_guard_key_reloads_total{outcome="taken"} 4.0',
+        'servekit_guard_key_reloads_total{outcome="refused"} 1.0',
+    ]
+
+
+def test_nothing_is_made_up_without_an_engine() -> None:
+    """While no engine answers, only what servekit knows itself is told."""
+    assert page(None) == ["servekit_canary_tokens_total 7.0"]

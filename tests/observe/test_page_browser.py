@@ -1,0 +1,196 @@
+"""The status page in a real browser: it follows the endpoint, fits a telephone, runs nothing foreign, ages openly."""
+
+import base64
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from servekit.serve.contract import ContractItem
+from servekit.serve.status import Phase, State
+
+if TYPE_CHECKING:
+    from tests.observe.conftest import Browser, Site
+
+Eventually = Callable[..., None]
+
+WIDTH_OF_CONTENT = "document.documentElement.scrollWidth"
+EVIL = """</title><script>document.documentElement.dataset.ran = "1"</script><img src="x" onerror="document.documentElement.dataset.ran = '2'">"""  # noqa: E501 - one value
+
+# Text whose contrast with the paper is below the 4.5 that WCAG 2.2 (1.4.3) asks for; colours go through a canvas, which
+# knows every notation.
+LOW_CONTRAST = """
+(() => {
+  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const luminance = (colour) => {
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map((value) => {
+      const part = value / 255;
+      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  return [...document.body.querySelectorAll("*:not(script, noscript)")]
+    .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .map((element) => [element.innerText, luminance(getComputedStyle(element).color)])
+    .map(([text, ink]) => [text, (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)])
+    .filter(([, contrast]) => contrast < 4.5);
+})()
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("state", State)
+def test_page_in_every_state(
+    site: "Site", browser: "Browser", eventually: Eventually, state: State, width: int, *, dark: bool
+) -> None:
+    """State, reason, contract and figures can be read on a telephone and a desktop, light and dark, without errors."""
+    site.become_ready()
+    site.board.note(contract=(*site.board.read().contract, ContractItem("a-key-with-a-long-name", "x" * 60, "y" * 60)))
+    site.board.enter(state, "a reason with /a/long/path/" + "x" * 100)
+    browser.open(site.url, width=width, height=740, dark=dark)
+    eventually(lambda: "37" in browser.text(".figures"), what="the figures")
+    text = browser.text()
+    assert browser.text("[data-state]") == state
+    assert "a reason with /a/long/path/" in text
+    for words in ("41.8 %", "of 2,048", "unauthorized 9, too busy 5", "kv-cache-dtype", "not met", "weights", "14.9 s"):
+        assert words in text
+    assert "GPU" not in browser.text(".figures"), "absent is not zero"
+    assert browser.ask(WIDTH_OF_CONTENT) == width
+    assert browser.ask("document.title") == f"{state} · gemma4-E4B-opt"
+    assert browser.ask(LOW_CONTRAST) == []
+    assert browser.console() == []
+
+
+def test_page_follows_the_endpoint(site: "Site", browser: "Browser", eventually: Eventually) -> None:
+    """A change of state comes to the open page, title and contract with it, where a screen reader hears it."""
+    site.load(until=Phase.WEIGHTS)
+    browser.open(site.url)
+    assert browser.text("[data-state]") == "starting (weights)"
+    assert "not asked yet" in browser.text(".contract")
+    browser.ask("void (window.opened = true)")
+    site.become_ready()
+    eventually(lambda: browser.text("[data-state]") == "ready", what="the change")
+    assert "not asked yet" not in browser.text(".contract")
+    assert " s to ready" in browser.text()
+    assert browser.ask("document.title") == "ready · gemma4-E4B-opt"
+    assert browser.ask("document.querySelector('[data-state]').closest('[aria-live]').ariaLive") == "polite"
+    assert browser.ask("window.opened"), "the page was not loaded anew"
+    assert browser.console() == []
+
+
+def test_page_tells_rates(site: "Site", browser: "Browser", eventually: Eventually) -> None:
+    """Tokens per second come from the counter; an engine that is gone takes its figures along, and says so."""
+    site.become_ready()
+    site.engine.gpu = True
+    site.engine.tokens_per_reading = 4000
+    browser.open(site.url)
+    box = "[data-metric='vllm:generation_tokens_total'] dd"
+    eventually(lambda: browser.text(box).strip() not in {"", "…"}, what="a rate")
+    assert 1000 < int(browser.text(box).strip().replace(",", "")) <= 2000
+    assert "68 W" in browser.text(".figures")
+    assert "206.3 Wh" in browser.text(".figures")
+    site.engine.up = False
+    eventually(lambda: "The engine gives no figures." in browser.text("#note"), what="the note")
+    assert browser.text(".figures").strip() == ""
+    assert browser.console() == []
+
+
+def test_hung_engine_does_not_delay_the_state(site: "Site", browser: "Browser", eventually: Eventually) -> None:
+    """While the engine lets a scrape wait, the state still follows within a tick, and its old figures go."""
+    site.become_ready()
+    browser.open(site.url)
+    eventually(lambda: "37" in browser.text(".figures"), what="the figures")
+    site.engine.answers.clear()
+    site.board.enter(State.FAILED, "the engine hung")
+    eventually(lambda: browser.text("[data-state]") == "failed", within_s=4, what="the change")
+    eventually(lambda: browser.text(".figures").strip() == "", what="the end of the figures")
+    assert browser.text("#note") == "No figures."
+    site.engine.answers.set()
+    eventually(lambda: "37" in browser.text(".figures"), what="the figures again")
+
+
+@pytest.mark.parametrize("served_name", [EVIL])
+def test_injected_script_does_not_run(
+    site: "Site", browser: "Browser", eventually: Eventually, served_name: str
+) -> None:
+    """Markup in a name, a reason or a contract value is read as text, at first and when the script takes it over."""
+    site.board.enter(State.STARTING, served_name)
+    browser.open(site.url)
+    assert served_name in browser.text()
+    site.board.note(contract=(ContractItem(served_name, served_name, served_name),))
+    site.board.enter(State.FAILED, served_name)
+    eventually(lambda: browser.text("[data-state]") == "failed", what="the change")
+    assert served_name in browser.text(".contract")
+    assert browser.ask("document.querySelectorAll('img').length") == 0
+    assert browser.ask("document.documentElement.dataset.ran === undefined")
+    assert browser.console() == []
+
+
+def test_policy_stops_what_slips_through(site: "Site", browser: "Browser", eventually: Eventually) -> None:
+    """Were markup ever let in, the policy would still run and load none of it."""
+    browser.open(site.url)
+    browser.ask("""
+        const script = document.createElement("script");
+        script.append("document.documentElement.dataset.ran = 1");
+        const image = Object.assign(document.createElement("img"), { src: "http://127.0.0.1:9/x.png" });
+        document.body.append(script, image);
+    """)
+    assert browser.ask("document.documentElement.dataset.ran === undefined")
+    eventually(lambda: "Loading the image" in "".join(browser.console()), what="the refusal")
+
+
+def test_page_ages_openly(site: "Site", browser: "Browser", eventually: Eventually) -> None:
+    """When servekit is gone the page says since when, shows no figure as live, and recovers when it is back."""
+    site.become_ready()
+    browser.open(site.url)
+    eventually(lambda: "37" in browser.text(".figures"), what="the figures")
+    site.server.__exit__()
+    eventually(lambda: browser.text("[data-state]") == "no answer", what="the notice")
+    assert "No answer since 20" in browser.text(".now")
+    assert "The last known state was: ready." in browser.text(".now")
+    assert browser.text(".figures").strip() == ""
+    assert browser.ask("document.title") == "no answer · gemma4-E4B-opt"
+    assert browser.ask(LOW_CONTRAST) == []
+    with site.server_again():
+        eventually(lambda: browser.text("[data-state]") == "ready", what="the recovery")
+        eventually(lambda: "37" in browser.text(".figures"), what="the figures")
+        assert browser.ask("document.title") == "ready · gemma4-E4B-opt"
+        browser.driver.get("about:blank")
+
+
+def test_page_without_a_script(site: "Site", browser: "Browser") -> None:
+    """Where scripts are off, the state as of a moment can be read, and the way to the figures."""
+    site.become_ready()
+    browser.open(site.url, script=False)
+    text = browser.text()
+    assert "ready\n" in text
+    assert "As of 20" in text
+    assert "Live figures need JavaScript" in text
+    assert "82.6 s to ready" in text
+    assert browser.console() == []
+
+
+def test_picture_for_the_docs(site: "Site", browser: "Browser", eventually: Eventually, tmp_path: Path) -> None:
+    """The picture of docs is drawn from the page itself: STATUS_PAGE_PNG=docs/status-page.png writes it there."""
+    site.become_ready()
+    site.engine.gpu = True
+    site.engine.tokens_per_reading = 2714
+    pictures = []
+    for width, height, dark in ((1040, 1130, False), (360, 1130, True)):
+        browser.open(site.url, width=width, height=height, dark=dark)
+        eventually(lambda: "out, per s\n1," in browser.text(".figures"), what="a rate")
+        pictures.append(base64.b64encode(browser.picture()).decode())
+    sheet = tmp_path / "sheet.html"
+    images = "".join(f'<img alt="" src="data:image/png;base64,{picture}">' for picture in pictures)
+    style = "display: flex; gap: 24px; align-items: start; margin: 0; padding: 24px; background: #c9ced4; width: 1424px"
+    sheet.write_text(f'<!doctype html><body style="{style}">{images}')
+    browser.open(sheet.as_uri(), width=1472, height=1178)
+    picture = browser.picture()
+    Path(os.environ.get("STATUS_PAGE_PNG", tmp_path / "status-page.png")).write_bytes(picture)
+    assert len(picture) > 20_000

@@ -1,0 +1,113 @@
+"""From a checkpoint to its memory plan, and what hinders it."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from servekit.preflight.capacity import plan_capacity
+from servekit.preflight.cards import parse_card
+from servekit.preflight.checkpoint import CheckpointFacts, modality_limits
+
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, 0, -1, 10**30, 1.5, "", "x", [], [[]], {}, {"a": []}, "sliding_attention", 2**31]
+)
+
+
+@pytest.fixture
+def facts(patient: Any) -> CheckpointFacts:
+    """The demo checkpoint's facts."""
+    found, _ = patient.inspect()
+    assert isinstance(found, CheckpointFacts)
+    return found
+
+
+def test_demo_is_planned_for_a_card_and_for_the_cpu(facts: CheckpointFacts, arguments: dict[str, Any]) -> None:
+    """One call plans for a card that is not there and for the CPU engine."""
+    card = parse_card("l4")
+    on_card, findings = plan_capacity(facts, arguments, card)
+    assert on_card is not None
+    assert on_card.device == "L4"
+    assert [finding.name for finding in findings] == ["memory-bottleneck"]
+    on_cpu, _ = plan_capacity(facts, arguments, None, kv_space_gib=2)
+    assert on_cpu is not None
+    assert on_cpu.available_bytes == 2 << 30
+
+
+def test_declared_cache_format_is_planned_with(patient: Any, arguments: dict[str, Any]) -> None:
+    """kv_cache_scheme makes the cache FP8 whatever the profile says."""
+    scheme = {"type": "float", "num_bits": 8, "symmetric": True, "strategy": "tensor"}
+    patient.config(lambda config: config["quantization_config"].update(kv_cache_scheme=scheme))
+    found, _ = patient.inspect()
+    auto = {**arguments, "kv-cache-dtype": "auto"}
+    forced, _ = plan_capacity(found, auto, parse_card("l4"))
+    wanted, _ = plan_capacity(found, arguments, parse_card("l4"))
+    assert forced == wanted
+
+
+def test_unknown_cache_format_is_not_planned(facts: CheckpointFacts, arguments: dict[str, Any]) -> None:
+    """What the plan does not know is a warning, no guess."""
+    plan, (finding,) = plan_capacity(facts, {**arguments, "kv-cache-dtype": "nvfp4"}, parse_card("l4"))
+    assert (plan, finding.name, str(finding.severity)) == (None, "memory-unplanned", "warning")
+
+
+def test_impossible_layout_is_an_error(patient: Any, arguments: dict[str, Any]) -> None:
+    """Head sizes vLLM cannot lay out stop the start."""
+    patient.config(lambda config: config["text_config"].update(head_dim=192))
+    found, _ = patient.inspect()
+    plan, (finding,) = plan_capacity(found, arguments, parse_card("l4"))
+    assert (plan, finding.name, str(finding.severity)) == (None, "memory-layout", "error")
+
+
+def test_other_models_are_not_planned(patient: Any, arguments: dict[str, Any]) -> None:
+    """A model vLLM knows but the plan does not is said to be unplanned."""
+    patient.config(lambda config: config.update(architectures=["LlamaForCausalLM"]))
+    found, findings = patient.inspect()
+    assert "architecture-unplanned" in [finding.name for finding in findings]
+    plan, (finding,) = plan_capacity(found, arguments, parse_card("l4"))
+    assert (plan, finding.name) == (None, "memory-unplanned")
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ({}, (999, 999, 999)),
+        ({"limit-mm-per-prompt": {"image": 3}}, (3, 999, 999)),
+        ({"limit-mm-per-prompt": {"image": {"count": 2}, "audio": 0, "video": 0}}, (2, 0, 0)),
+        ({"language-model-only": True}, (0, 0, 0)),
+    ],
+)
+def test_limits_are_read_as_vllm_does(given: dict[str, Any], limits: tuple[int, int, int]) -> None:
+    """A modality left out is allowed 999 times."""
+    assert tuple(modality_limits(given)[modality] for modality in ("image", "audio", "video")) == limits
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    if isinstance(value, dict):
+        return [path, *(place for key in value for place in paths_of(value[key], (*path, key)))]
+    if isinstance(value, list):
+        return [path, *(place for index, item in enumerate(value) for place in paths_of(item, (*path, index)))]
+    return [path]
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+def test_any_configuration_is_judged(demo: Path, patient: Any, arguments: dict[str, Any], data: st.DataObject) -> None:
+    """Whatever stands at any place of config.json, preflight and plan answer with findings."""
+    config = json.loads((demo / "config.json").read_text())
+    places = [place for place in paths_of(config) if place]
+    for place in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=2)):
+        changed = copy.deepcopy(config)
+        holder = changed
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = data.draw(VALUES)
+        (patient.folder / "config.json").write_text(json.dumps(changed))
+        found, _ = patient.inspect()
+        if found:
+            plan_capacity(found, arguments, parse_card("l4"))

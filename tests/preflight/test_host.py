@@ -1,0 +1,273 @@
+"""The host against the profile, with NVML's answers and a small proc made up."""
+
+import dataclasses
+import socket
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servekit.preflight.cards import GIB, MIB
+from servekit.preflight.findings import Finding
+from servekit.preflight.gpus import GpuFacts, GpuSurvey, survey_gpus, visible_gpus
+from servekit.preflight.host import HostFacts, _check_libraries, host_memory, inspect_host
+
+L4 = GpuFacts(
+    index=0,
+    uuid="GPU-aaaa",
+    name="NVIDIA L4",
+    memory_bytes=23_034 * MIB,
+    free_bytes=22_500 * MIB,
+    capability=(8, 9),
+    reserved_bytes=470 * MIB,
+    uncorrected_errors=0,
+)
+SURVEY = GpuSurvey("580.95.05", (13, 0), (L4,))
+GOOD_CPU = "flags : fpu avx avx2 avx512f avx512_bf16\n"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A root folder with a proc of 32 GiB and a capable CPU."""
+    (tmp_path / "root/proc").mkdir(parents=True)
+    (tmp_path / "root/proc/meminfo").write_text("MemTotal: 33554432 kB\nMemAvailable: 31457280 kB\nHugePages: 0\n")
+    (tmp_path / "root/proc/cpuinfo").write_text(f"processor : 0\n{GOOD_CPU}")
+    return tmp_path / "root"
+
+
+def inspect(host: Path, target: str = "cuda", **options: Any) -> tuple[HostFacts, tuple[Finding, ...]]:
+    """Inspect the made-up host."""
+    defaults: dict[str, Any] = {
+        "arguments": {"gpu-memory-utilization": 0.9},
+        "addresses": {},
+        "cache_dir": host,
+        "environ": {},
+        "survey": lambda: SURVEY,
+        "root": host,
+    }
+    return inspect_host(target, **{**defaults, **options})
+
+
+def names(host: Path, target: str = "cuda", **options: Any) -> list[str]:
+    """The names of what is found."""
+    return [finding.name for finding in inspect(host, target, **options)[1]]
+
+
+def with_gpu(**changes: Any) -> Any:
+    """A survey of one altered L4."""
+    return lambda: dataclasses.replace(SURVEY, gpus=(dataclasses.replace(L4, **changes),))
+
+
+def test_an_l4_alone_is_fine(host: Path) -> None:
+    """One healthy, idle L4 with a new driver has no findings; its card is what a program may use."""
+    facts, findings = inspect(host)
+    assert findings == ()
+    assert facts.card is not None
+    assert facts.card.usable_bytes / GIB == pytest.approx(22.03, abs=0.01)
+    assert facts.as_dict()["gpu"]["capability"] == "8.9"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"capability": (8, 6)}, ["gpu-capability"]),
+        ({"free_bytes": 10 * GIB, "processes": (7,)}, ["gpu-memory", "gpu-processes"]),
+        ({"processes": (7, 8)}, ["gpu-processes"]),
+        ({"uncorrected_errors": 2}, ["gpu-ecc"]),
+        ({"uncorrected_errors": None}, []),
+        ({"slowdowns": ("hardware thermal slowdown",)}, ["gpu-throttled"]),
+        ({"mig": True}, ["gpu-mig"]),
+    ],
+)
+def test_each_fault_of_a_gpu_is_found(host: Path, changes: dict[str, Any], expected: list[str]) -> None:
+    """A GPU that is old, busy, broken, hot or split is told as such."""
+    assert names(host, survey=with_gpu(**changes)) == expected
+
+
+def test_old_driver_is_found(host: Path) -> None:
+    """A driver of CUDA 12 cannot run an engine built for CUDA 13."""
+    assert names(host, survey=lambda: dataclasses.replace(SURVEY, driver="550.54", cuda=(12, 4))) == ["gpu-driver"]
+
+
+@pytest.mark.parametrize("survey", [lambda: None, lambda: dataclasses.replace(SURVEY, gpus=())])
+def test_target_cuda_needs_a_gpu(host: Path, survey: Any) -> None:
+    """Without NVML or without a GPU target cuda is an error."""
+    facts, (finding,) = inspect(host, survey=survey)
+    assert (finding.name, facts.gpu) == ("gpu-missing", None)
+
+
+TWO = dataclasses.replace(SURVEY, gpus=(L4, dataclasses.replace(L4, index=1, uuid="GPU-bbbb")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "visible"),
+    [(None, [0, 1]), ("0", [0]), ("1,0", [1, 0]), ("GPU-b", [1]), ("", []), ("-1", []), ("0,7,1", [0])],
+)
+def test_visibility_is_cudas(setting: str | None, visible: list[int]) -> None:
+    """CUDA_VISIBLE_DEVICES takes indices and UUIDs and ends at the first that does not exist."""
+    environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    assert [gpu.index for gpu in visible_gpus(TWO, environ)] == visible
+
+
+def test_exactly_one_gpu_must_be_visible(host: Path) -> None:
+    """Two GPUs are an error whose remedy names one of them; choosing one is right."""
+    _, (finding,) = inspect(host, survey=lambda: TWO)
+    assert finding.name == "gpu-visible"
+    assert "CUDA_VISIBLE_DEVICES=GPU-aaaa" in finding.remedy
+    facts, findings = inspect(host, survey=lambda: TWO, environ={"CUDA_VISIBLE_DEVICES": "1"})
+    assert findings == ()
+    assert facts.gpu is not None
+    assert facts.gpu.index == 1
+
+
+def test_taken_port_is_found(host: Path) -> None:
+    """A port somebody listens on is an error under the flag that wants it."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        _, (finding,) = inspect(host, addresses={"--port": ("127.0.0.1", other.getsockname()[1])})
+    assert (finding.name, finding.subject) == ("port-taken", "--port")
+
+
+def test_cache_folder_must_be_a_folder(host: Path) -> None:
+    """A file where the cache should be is an error; a folder still to be made is none."""
+    assert names(host, cache_dir=host / "not" / "yet" / "made") == []
+    assert names(host, cache_dir=host / "proc" / "meminfo" / "cache") == ["cache-folder"]
+
+
+def test_cache_must_have_room(host: Path) -> None:
+    """What will be downloaded must fit beside the compile cache."""
+    assert names(host, download_bytes=1 << 60) == ["cache-space"]
+
+
+def test_cpu_with_avx2_only_is_slow(host: Path) -> None:
+    """AVX2 is needed, AVX-512 BF16 wished for."""
+    assert names(host, "cpu") == []
+    (host / "proc/cpuinfo").write_text("flags : fpu avx avx2\n")
+    assert [str(finding.severity) for finding in inspect(host, "cpu")[1]] == ["note"]
+    (host / "proc/cpuinfo").write_text("flags : fpu avx\n")
+    assert [str(finding.severity) for finding in inspect(host, "cpu")[1]] == ["error"]
+
+
+def test_cpu_engine_must_fit_the_memory(host: Path) -> None:
+    """Weights and KV cache must fit what is available."""
+    assert names(host, "cpu", weights_bytes=20 * GIB, kv_space_gib=4) == []
+    assert names(host, "cpu", weights_bytes=20 * GIB, kv_space_gib=40) == ["cpu-memory"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_control_group_limits_the_memory(host: Path, limit: str, usage: str) -> None:
+    """A container's limit counts, of either version of control groups."""
+    for name, value in ((limit, 8 * GIB), (usage, 3 * GIB)):
+        path = host / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(value))
+    assert host_memory(host) == (8 * GIB, 5 * GIB)
+
+
+def test_unlimited_control_group_does_not_count(host: Path) -> None:
+    """`max` and limits beyond the memory are none."""
+    path = host / "sys/fs/cgroup/memory.max"
+    path.parent.mkdir(parents=True)
+    path.write_text("max\n")
+    assert host_memory(host) == (32 * GIB, 30 * GIB)
+
+
+def test_host_without_proc_is_no_error(tmp_path: Path) -> None:
+    """Where nothing can be read, nothing is claimed."""
+    assert host_memory(tmp_path) == (0, 0)
+    assert names(tmp_path, "cpu") == []
+
+
+def test_small_shared_memory_is_told(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's 64 MiB are fewer than the CPU engine's queues."""
+    (host / "dev/shm").mkdir(parents=True)
+    usage = type("Usage", (), {"total": 64 * MIB, "free": 1 << 40})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert names(host, "cpu") == ["shared-memory"]
+    assert names(host, "cuda") == []
+
+
+class FakeNvml(types.ModuleType):
+    """The calls of nvidia-ml-py the survey makes, for one L4 whose driver lacks some of them."""
+
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
+    NVML_VOLATILE_ECC = 0
+    nvmlMemory_v2 = 2  # noqa: N815 - the library's name
+
+    class NVMLError(Exception):
+        """What the library raises."""
+
+    def __init__(self, *, driver: bool = True) -> None:
+        super().__init__("pynvml")
+        self.driver, self.open = driver, False
+
+    def nvmlInit(self) -> None:  # noqa: N802 - the library's name, as all below
+        """Fail without a driver."""
+        if not self.driver:
+            raise self.NVMLError
+        self.open = True
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        """Close the library."""
+        self.open = False
+
+    def nvmlDeviceGetMemoryInfo(self, _handle: object, version: int = 1) -> Any:  # noqa: N802
+        """23,034 MiB, of which version 2 tells the reserve."""
+        reserve = {"reserved": 470 * MIB} if version == self.nvmlMemory_v2 else {}
+        return types.SimpleNamespace(total=23_034 * MIB, free=22_500 * MIB, **reserve)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer the calls that only return a value; raise for those this driver lacks."""
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+        answers: dict[str, Any] = {
+            "nvmlSystemGetCudaDriverVersion_v2": 13_000,
+            "nvmlSystemGetDriverVersion": "580.95.05",
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetHandleByIndex": object(),
+            "nvmlDeviceGetUUID": "GPU-aaaa",
+            "nvmlDeviceGetName": "NVIDIA L4",
+            "nvmlDeviceGetCudaComputeCapability": (8, 9),
+            "nvmlDeviceGetComputeRunningProcesses": [types.SimpleNamespace(pid=7)],
+            "nvmlDeviceGetCurrentClocksEventReasons": 0x04 | 0x40,
+        }
+
+        def call(*_: object) -> Any:
+            if name not in answers:
+                raise self.NVMLError
+            return answers[name]
+
+        return call
+
+
+def test_survey_reads_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The survey is what NVML says, with the gaps of a driver that lacks calls, and leaves the library closed."""
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    seen = dataclasses.replace(L4, processes=(7,), uncorrected_errors=None, slowdowns=("hardware thermal slowdown",))
+    assert survey_gpus() == dataclasses.replace(SURVEY, gpus=(seen,))
+    assert not nvml.open
+
+
+def test_survey_without_driver_or_library_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No driver and no library both mean no GPU."""
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(driver=False))
+    assert survey_gpus() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert survey_gpus() is None
+
+
+def test_missing_library_of_the_cpu_engine() -> None:
+    """Without libnuma the CPU engine would fail late and without a reason; with it there is nothing to say."""
+
+    def missing(name: str) -> object:
+        raise OSError(name)
+
+    assert [finding.name for finding in _check_libraries(missing)] == ["cpu-library"]
+    assert list(_check_libraries(lambda name: name)) == []

@@ -1,0 +1,245 @@
+"""The memory plan: against measured engines, and its arithmetic."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from servekit.preflight.cards import GIB, Card, parse_card
+from servekit.preflight.gemma4 import FULL, SLIDING, TextConfig, TextConfigError, parse_text_config
+from servekit.preflight.kv_layout import LayoutError, kv_layout
+from servekit.preflight.memory import Overheads, UnplannedError, kv_element_bytes, plan_cpu_memory, plan_memory
+from servekit.preflight.memory_report import check_plan, plan_as_dict, render_plan
+
+E4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 10_240,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "sliding_window": 512,
+    "num_kv_shared_layers": 18,
+    "vocab_size": 262_144,
+    "hidden_size_per_layer_input": 256,
+    "max_position_embeddings": 131_072,
+}
+BUDGET = Card("an H100 with the budget of an L4", round(20.2 / 0.9 * GIB), round(20.2 / 0.9 * GIB), (9, 0))
+W4A16_GIB, BF16_GIB = 9.18, 14.62
+
+
+@pytest.fixture
+def e4b() -> TextConfig:
+    """The text configuration of gemma-4-E4B."""
+    return parse_text_config(E4B)
+
+
+@pytest.fixture
+def text() -> Callable[..., TextConfig]:
+    """A text configuration with some values altered."""
+    return lambda **changes: parse_text_config({**E4B, **changes})
+
+
+def names(findings: Any) -> list[str]:
+    """The names of findings."""
+    return [finding.name for finding in findings]
+
+
+def test_plan_agrees_with_the_measured_w4a16_engine(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """W4A16 with FP8 KV at 20.2 GiB: 6.36 GiB, 527,665 tokens and 26.38 requests were measured."""
+    plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
+    assert plan.available_bytes / GIB == pytest.approx(6.36, rel=0.02)
+    assert plan.pool_tokens == pytest.approx(527_665, rel=0.02)
+    assert plan.full_requests == pytest.approx(26.38, rel=0.02)
+
+
+def test_layout_alone_is_exact(e4b: TextConfig) -> None:
+    """From the bytes vLLM had, the layout gives the figures vLLM printed, but for the rounding of the log."""
+    layout = kv_layout(e4b, block_tokens=16, element_bytes=1)
+    per_request = layout.blocks_at_most(20_000, 4096)
+    assert (layout.owners, layout.block_bytes, per_request) == (24, 131_072, 1975)
+    assert layout.blocks_of(round(6.36 * GIB)) / per_request == pytest.approx(26.38, rel=0.001)
+
+
+def test_plan_agrees_with_the_measured_baseline(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """BF16 at 20.2 GiB left 0.94 GiB, not enough for two requests of full length."""
+    baseline = {**arguments, "kv-cache-dtype": "auto", "quantization": None}
+    plan = plan_memory(e4b, round(BF16_GIB * GIB), baseline, BUDGET)
+    assert plan.available_bytes / GIB == pytest.approx(0.94, rel=0.02)
+    (finding,) = check_plan(plan, BUDGET)
+    assert (finding.name, str(finding.severity)) == ("memory-bottleneck", "warning")
+
+
+def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """The plan tells whether the KV cache or max-num-seqs runs out first."""
+    plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
+    assert "the KV cache: full with 35" in plan_as_dict(plan)["first_bottleneck"]
+    few = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "max-num-seqs": 64}, BUDGET)
+    assert "max-num-seqs: 64 requests" in plan_as_dict(few)["first_bottleneck"]
+
+
+def test_max_num_seqs_costs_memory(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """Fewer sequences leave more for the cache, by the sampler's rows."""
+    many = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
+    few = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "max-num-seqs": 256}, BUDGET)
+    assert few.available_bytes - many.available_bytes == 768 * 262_144 * 14
+
+
+def test_profile_that_holds_no_request_is_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """One request of full length must fit; the remedy names the length that does."""
+    plan = plan_memory(e4b, round(BF16_GIB * GIB), {**arguments, "max-model-len": 131_072}, BUDGET)
+    (finding,) = check_plan(plan, BUDGET)
+    assert finding.name == "memory-one-request"
+    longest = plan.longest_request
+    assert f"max-model-len to {longest} " in finding.remedy
+    shorter = plan_memory(e4b, round(BF16_GIB * GIB), {**arguments, "max-model-len": longest}, BUDGET)
+    assert shorter.fits_one
+
+
+def test_weights_beyond_the_budget_are_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """A model that is larger than the card is told as such."""
+    plan = plan_memory(e4b, 30 * GIB, arguments, BUDGET)
+    (finding,) = check_plan(plan, BUDGET)
+    assert finding.name == "memory-weights"
+    assert plan.pool_tokens == 0
+
+
+def test_card_without_fp8_is_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """An A10 has the memory but no FP8."""
+    card = parse_card("a10")
+    plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, card)
+    assert names(check_plan(plan, card, "fp8_e4m3")) == ["gpu-capability", "memory-bottleneck"]
+
+
+def test_overheads_can_be_set(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """The measured constants are parameters."""
+    none = Overheads(graphs_bytes=0, base_bytes=0, sampler_bytes_per_logit=0)
+    plan = plan_memory(e4b, GIB, arguments, BUDGET, overheads=none)
+    assert plan.available_bytes == plan.budget_bytes - GIB
+
+
+def test_eager_mode_has_no_graphs(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """With enforce-eager no CUDA graphs take memory."""
+    assert plan_memory(e4b, GIB, {**arguments, "enforce-eager": True}, BUDGET).graphs_bytes == 0
+
+
+def test_explicit_cache_sizes_win(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """kv-cache-memory-bytes and num-gpu-blocks-override set the pool, as in vLLM."""
+    sized = plan_memory(e4b, GIB, {**arguments, "kv-cache-memory-bytes": 2 * GIB}, BUDGET)
+    assert sized.available_bytes == 2 * GIB
+    assert plan_memory(e4b, GIB, {**arguments, "num-gpu-blocks-override": 4000}, BUDGET).blocks == 4000
+
+
+def test_automatic_length_takes_what_fits(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """max-model-len -1 is the longest context that fits."""
+    plan = plan_memory(e4b, round(BF16_GIB * GIB), {**arguments, "max-model-len": -1}, BUDGET)
+    assert plan.fits_one
+    assert 20_000 < plan.max_model_len < 131_072
+
+
+def test_cpu_pool_is_set_directly(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """On the CPU the pool is what VLLM_CPU_KVCACHE_SPACE says, in blocks of 128 tokens, and never FP8."""
+    plan = plan_cpu_memory(e4b, GIB, arguments, kv_space_gib=1)
+    assert plan.available_bytes == GIB
+    assert plan.layout.block_bytes == 128 * 2 * 2 * 512 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups", "group_layers"),
+    [
+        ({}, 6, 4),  # 4 full and 20 sliding layers own a cache
+        ({"num_kv_shared_layers": 0}, 6, 7),  # 7 full, 35 sliding
+        ({"num_hidden_layers": 5, "num_kv_shared_layers": 0, "layer_types": [FULL] * 2 + [SLIDING] * 3}, 3, 2),
+        ({"num_hidden_layers": 9, "num_kv_shared_layers": 0, "layer_types": [FULL] * 4 + [SLIDING] * 5}, 2, 5),
+    ],
+)
+def test_layers_are_grouped_as_vllm_does(
+    text: Callable[..., TextConfig], changes: dict[str, Any], groups: int, group_layers: int
+) -> None:
+    """The rarer kind sets the size of a group, unless both kinds are nearly as many."""
+    layout = kv_layout(text(**changes), block_tokens=16, element_bytes=2)
+    assert (len(layout.groups), layout.group_layers) == (groups, group_layers)
+
+
+def test_uniform_layers_form_one_group(text: Callable[..., TextConfig]) -> None:
+    """A model of one kind of layer has one block table."""
+    layout = kv_layout(
+        text(num_hidden_layers=4, num_kv_shared_layers=0, layer_types=[FULL] * 4), block_tokens=16, element_bytes=2
+    )
+    assert len(layout.groups) == 1
+    assert layout.block_bytes == 4 * 16 * 2 * 2 * 512 * 2
+    assert layout.blocks_at_most(1000, 4096) == 63
+
+
+def test_without_hybrid_manager_every_layer_keeps_all(e4b: TextConfig) -> None:
+    """disable-hybrid-kv-cache-manager makes sliding layers cost as much as full ones."""
+    plain = kv_layout(e4b, block_tokens=16, element_bytes=1, hybrid=False)
+    hybrid = kv_layout(e4b, block_tokens=16, element_bytes=1)
+    full = plain.blocks_at_most(20_000, 4096) * plain.block_bytes
+    assert full == 1250 * 16 * 2 * 2 * (4 * 512 + 20 * 256)
+    assert full > hybrid.blocks_at_most(20_000, 4096) * hybrid.block_bytes
+
+
+def test_pages_that_do_not_divide_have_no_layout(text: Callable[..., TextConfig]) -> None:
+    """vLLM refuses head sizes whose pages are no multiples; so does the plan."""
+    with pytest.raises(LayoutError, match="no multiples"):
+        kv_layout(text(head_dim=192), block_tokens=16, element_bytes=2)
+
+
+def test_longest_request_is_the_longest(e4b: TextConfig) -> None:
+    """One token more than the longest request does not fit."""
+    layout = kv_layout(e4b, block_tokens=16, element_bytes=1)
+    for blocks in (0, 5, 6, 100, 900, 1975):
+        longest = layout.longest_request(blocks, 131_072, 4096)
+        assert layout.blocks_at_most(longest, 4096) <= blocks or longest == 0
+        assert layout.blocks_at_most(longest + 1, 4096) > blocks
+
+
+def test_unknown_cache_dtype_is_not_guessed() -> None:
+    """A KV cache dtype without known size cannot be planned."""
+    assert kv_element_bytes("auto", "float32") == 4
+    with pytest.raises(UnplannedError, match="nvfp4"):
+        kv_element_bytes("nvfp4", "bfloat16")
+
+
+def test_several_gpus_are_not_planned(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """The plan is for one GPU."""
+    with pytest.raises(UnplannedError, match="one GPU"):
+        plan_memory(e4b, GIB, {**arguments, "tensor-parallel-size": 2}, BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "gib"),
+    [("l4", "L4", 22.03), ("NVIDIA L4", "L4", 22.03), ("H100", "H100 80GB", 79.18), ("24GiB", "24GiB", 24)],
+)
+def test_cards_are_found(given: str, name: str, gib: float) -> None:
+    """A card goes by its short name, its full name or an amount of memory."""
+    card = parse_card(given)
+    assert card.name == name
+    assert card.usable_bytes / GIB == pytest.approx(gib)
+
+
+@pytest.mark.parametrize("given", ["", "l5", "24", "0GiB", "24 XiB", "-3GiB"])
+def test_unknown_cards_are_refused_with_the_known(given: str) -> None:
+    """A wrong name is answered with those known."""
+    with pytest.raises(ValueError, match=r"l4, .*24GiB"):
+        parse_card(given)
+
+
+def test_plan_is_shown_and_exported(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+    """The table is aligned and the dictionary is JSON."""
+    plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
+    lines = render_plan(plan).splitlines()
+    assert {len(line[:48].rstrip()) for line in lines[:-1]} == {48}
+    assert lines[0] == "memory of the device                   22.44 GiB  an H100 with the budget of an L4"
+    assert lines[-1].startswith("first bottleneck")
+    assert json.loads(json.dumps(plan_as_dict(plan)))["fits_one"] is True
+
+
+def test_wrong_text_configurations_tell_everything() -> None:
+    """Every mistake of a text configuration is told at once."""
+    with pytest.raises(TextConfigError) as caught:
+        parse_text_config({"hidden_size": 0, "head_dim": "256"})
+    assert len(caught.value.problems) == 7

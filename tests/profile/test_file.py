@@ -1,0 +1,90 @@
+"""Files that are no profile at all, and those that only look strange."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from servekit.profile import load_profile
+
+Write = Callable[[str], Path]
+Refused = Callable[..., list[str]]
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", ": is empty; start from the vllm_config.yaml that comes with servekit"),
+        (b" \n\n", ": is empty; start from the vllm_config.yaml that comes with servekit"),
+        (b"# no\n", ": holds nothing but comments; start from the vllm_config.yaml that comes with servekit"),
+        (b"- seed\n", ":1: is not a mapping; write `key: value` lines"),
+        (b"\nseed\n", ":2: is not a mapping; write `key: value` lines"),
+        (b"*a\n", ":1: is not a mapping; write `key: value` lines"),
+        (b"seed: 1\ndtype: \xff\n", ":2: is not UTF-8 (got byte 0xff); save the file as UTF-8 text"),
+        ("seed: 1\n".encode("utf-16"), ":1: holds a NUL byte; save the file as UTF-8 text"),
+    ],
+)
+def test_not_a_mapping(refused: Refused, write: Write, contents: bytes, message: str) -> None:
+    """A file that is no mapping of text is refused as a whole."""
+    path = write("")
+    path.write_bytes(contents)
+    assert refused(path) == [f"profile.yaml{message}"]
+
+
+def test_byte_order_mark_and_document_start_are_taken(write: Write, smallest: str) -> None:
+    """What editors put before the first line does no harm."""
+    assert load_profile(write("\ufeff---\n" + smallest + "...\n")).max_num_seqs == 1024
+
+
+def test_missing_file(refused: Refused, write: Write) -> None:
+    """A path that leads nowhere is said to."""
+    path = write("").with_name("absent.yaml")
+    assert refused(path) == ["absent.yaml: does not exist; name the profile with --config FILE"]
+
+
+def test_directory_and_device(refused: Refused, write: Write) -> None:
+    """What is no regular file is refused without opening it: a pipe would block."""
+    folder = write("").with_name("folder.yaml")
+    folder.mkdir()
+    assert refused(folder) == ["folder.yaml: is a directory; name the file in it"]
+    os.mkfifo("pipe.yaml")
+    assert refused(Path("pipe.yaml")) == ["pipe.yaml: is not a regular file; give the path of a YAML file"]
+
+
+def test_wrong_ending(refused: Refused, write: Write, smallest: str) -> None:
+    """A name that vLLM would not take is told along with the mistakes inside."""
+    path = write(smallest + "seed: x\n").rename("profile.json")
+    assert refused(path) == [
+        'profile.json:8: seed: must be a whole number (got "x")',
+        (
+            "profile.json: does not end in .yaml or .yml (got .json); "
+            "rename it to profile.yaml: vLLM takes no other ending"
+        ),
+    ]
+
+
+def test_unreadable(refused: Refused, write: Write, smallest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's reason for not reading a file is passed on."""
+    path = write(smallest)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "anything")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refused(path) == ["profile.yaml: cannot be read: Permission denied; check the path and its permissions"]
+    assert refused(Path("a\0b.yaml"))[0].endswith("check the path and its permissions")
+
+
+def test_large_file_is_refused_unread(refused: Refused, write: Write) -> None:
+    """Ten megabytes are refused at once."""
+    path = write("seed: 1\n" * 1_250_000)
+    start = time.monotonic()
+    assert refused(path) == [
+        (
+            "profile.yaml: is too large for a profile (got 10000000 bytes); "
+            "a profile has at most 65536 bytes; is this the right file?"
+        )
+    ]
+    assert time.monotonic() - start < 0.1

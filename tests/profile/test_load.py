@@ -1,0 +1,166 @@
+"""What `load_profile` takes, and what it makes of it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from servekit.profile import CONTRACT, Deviation, Profile, load_profile
+
+Write = Callable[[str], Path]
+Refused = Callable[..., list[str]]
+
+
+def test_shipped_profile_is_the_cards(root: Path) -> None:
+    """The file at the root of the repository holds the card's values, with audio and video closed."""
+    profile = load_profile(root / "vllm_config.yaml")
+    assert profile.arguments == {
+        "gpu-memory-utilization": 0.9,
+        "max-model-len": 20000,
+        "max-num-seqs": 1024,
+        "max-num-batched-tokens": 4096,
+        "enable-prefix-caching": True,
+        "enable-chunked-prefill": True,
+        "quantization": "compressed-tensors",
+        "kv-cache-dtype": "fp8_e4m3",
+        "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+    }
+    assert profile.deviations == ()
+    text = (root / "vllm_config.yaml").read_text().splitlines()
+    assert all(text[line - 1].startswith(f"{key}:") for key, line in profile.lines.items())
+
+
+def test_baseline_loads_with_its_two_deviations(refused: Refused, root: Path) -> None:
+    """The baseline names what it deviates from, with vLLM's default where the key is missing."""
+    path = root / "profiles" / "fp16-baseline.yaml"
+    profile = load_profile(path, deviate={"quantization", "kv-cache-dtype"})
+    assert profile.deviations == (
+        Deviation("kv-cache-dtype", "fp8_e4m3", "auto", "--deviate"),
+        Deviation("quantization", "compressed-tensors", None, "--deviate"),
+    )
+    assert len(refused(path)) == 2
+
+
+def test_profile_answers_for_every_argument(write: Write, smallest: str) -> None:
+    """`get` and the typed properties give the file's value, or vLLM's default, or None where vLLM decides."""
+    profile = load_profile(write(smallest + "max-model-len: 20k\n"))
+    assert profile.max_model_len == 20000
+    assert profile.max_num_seqs == 1024
+    assert profile.max_num_batched_tokens is None
+    assert profile.gpu_memory_utilization == 0.92
+    assert profile.kv_cache_dtype == "fp8_e4m3"
+    assert profile.quantization == "compressed-tensors"
+    assert profile.get("seed") == 0
+    assert profile.get("limit-mm-per-prompt") == {"image": 3, "audio": 0, "video": 0}
+    with pytest.raises(KeyError):
+        profile.get("sed")
+
+
+def test_profile_is_frozen(write: Write, smallest: str) -> None:
+    """Nothing can be put in place of a loaded profile's values."""
+    profile = load_profile(write(smallest))
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.arguments = {}  # type: ignore[misc]
+
+
+def test_deviating_gives_a_named_copy(write: Write, smallest: str) -> None:
+    """A deviation of the target's replaces the value and the deviation of the same key, in a copy."""
+    profile = load_profile(write(smallest))
+    deviation = Deviation("kv-cache-dtype", "fp8_e4m3", "auto", "--target cpu")
+    changed = profile.deviating(deviation).deviating(deviation)
+    assert changed.kv_cache_dtype == "auto"
+    assert changed.deviations == (deviation,)
+    assert list(changed.arguments) == list(profile.arguments)
+    assert profile.kv_cache_dtype == "fp8_e4m3"
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        ("max_model_len: 20000", {"max-model-len": 20000}),
+        ("max-model-len: 20k", {"max-model-len": 20000}),
+        ("max-model-len: 20K", {"max-model-len": 20480}),
+        ("max-model-len: 2.5k", {"max-model-len": 2500}),
+        ("max-model-len: auto", {"max-model-len": "auto"}),
+        ("max-model-len: -1", {"max-model-len": "auto"}),
+        ("no-enable-prefix-caching: true", {"enable-prefix-caching": False}),
+        ("enable-prefix-caching: False", {"enable-prefix-caching": False}),
+        ("gpu-memory-utilization: 1", {"gpu-memory-utilization": 1}),
+        ("seed: -5", {"seed": -5}),
+        ("mm-processor-cache-gb: 1.0e-5", {"mm-processor-cache-gb": 1e-5}),
+        ('revision: "2024-01-01"', {"revision": "2024-01-01"}),
+        ("revision: a1b2", {"revision": "a1b2"}),
+        ("lora-target-modules: q_proj", {"lora-target-modules": ["q_proj"]}),
+        ("lora-target-modules: [q_proj, k_proj]", {"lora-target-modules": ["q_proj", "k_proj"]}),
+        ("speculative-config: {method: ngram, n: 3}", {"speculative-config": {"method": "ngram", "n": 3}}),
+        ("speculative-config: '{\"n\": [1.5]}'", {"speculative-config": {"n": [1.5]}}),
+        ("compilation-config:\n  mode: 3", {"compilation-config": {"mode": 3}}),
+        ("hf-overrides: {a: {b: true}}", {"hf-overrides": {"a": {"b": True}}}),
+        ("hf-overrides: some.function", {"hf-overrides": "some.function"}),
+        ('allowed-origins: ["https://a.example"]', {"allowed-origins": ["https://a.example"]}),
+        ("optimization-level: 3", {"optimization-level": 3}),
+        ("tensor-parallel-size: 1", {"tensor-parallel-size": 1}),
+        ("calculate-kv-scales: false", {"calculate-kv-scales": False}),
+        ("aggregate-engine-logging: true", {"aggregate-engine-logging": True}),
+        ("chat-template: |\n  {{ a }}\n", {"chat-template": "{{ a }}\n"}),
+        ("seed: 1  # a comment\r", {"seed": 1}),
+    ],
+)
+def test_taken(write: Write, smallest: str, line: str, arguments: dict[str, object]) -> None:
+    """What is unambiguous, and what vLLM takes, is taken and normalised."""
+    loaded = load_profile(write(smallest + line + "\n")).arguments
+    assert {key: value for key, value in loaded.items() if key not in CONTRACT} == arguments
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "used"),
+    [
+        ("kv-cache-dtype", "fp8_e4m3", "auto", "auto"),
+        ("quantization", "quantization: compressed-tensors\n", "", None),
+        ("max-num-seqs", "1024", "256", 256),
+        ("limit-mm-per-prompt", "image: 3", "image: 4", {"image": 4, "audio": 0, "video": 0}),
+        ("limit-mm-per-prompt", "  audio: 0\n", "", {"image": 3, "video": 0}),
+    ],
+)
+def test_deviation(write: Write, smallest: str, key: str, old: str, new: str, used: object) -> None:
+    """A key of the contract that is named may differ or be missing, and is told."""
+    profile = load_profile(write(smallest.replace(old, new)), deviate=[key])
+    assert profile.deviations == (Deviation(key, CONTRACT[key], used, "--deviate"),)
+
+
+def test_deviation_that_is_none(write: Write, smallest: str) -> None:
+    """A deviation that is allowed but not there is not told."""
+    assert load_profile(write(smallest), deviate=list(CONTRACT)).deviations == ()
+
+
+def test_deviation_keeps_the_type(refused: Refused, write: Write, smallest: str) -> None:
+    """A deviating value must still be one that vLLM takes."""
+    path = write(smallest.replace("1024", "many"))
+    assert refused(path, deviate=("max-num-seqs",)) == [
+        'profile.yaml:3: max-num-seqs: must be a whole number (got "many")'
+    ]
+
+
+def test_deviation_from_nothing(refused: Refused, write: Write, smallest: str) -> None:
+    """A deviation from what is no contract is a mistake on the flag, told beside those of the file."""
+    assert refused(write(smallest + "seed: x\n"), deviate=("seed", "zeal")) == [
+        'profile.yaml:8: seed: must be a whole number (got "x")',
+        (
+            "--deviate: is not a key of the contract (got seed); "
+            "it can be one of kv-cache-dtype, quantization, limit-mm-per-prompt, max-num-seqs"
+        ),
+        (
+            "--deviate: is not a key of the contract (got zeal); "
+            "it can be one of kv-cache-dtype, quantization, limit-mm-per-prompt, max-num-seqs"
+        ),
+    ]
+
+
+def test_loading_is_fast(root: Path) -> None:
+    """Once imported, loading takes milliseconds."""
+    start = time.monotonic()
+    profile = load_profile(root / "vllm_config.yaml")
+    assert time.monotonic() - start < 0.25
+    assert isinstance(profile, Profile)

@@ -1,0 +1,383 @@
+"""The mistakes of a profile, each with the line it is told with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Write = Callable[[str], Path]
+Refused = Callable[..., list[str]]
+
+GPU_LIMITS = "Gemma 4 mixes two head sizes, and vLLM chooses the one backend that is right for both"
+ONE_GPU = "this endpoint is one engine on one GPU"
+
+
+BROKEN_LINES = [
+    # the walk through the YAML
+    ("max-num-seqs: 1024", "8: max-num-seqs: is given twice, first in line 3; keep one of them"),
+    ("seed:", "8: seed: has no value; give it one, or leave the key out for vLLM's default"),
+    ("seed: ~", "8: seed: has no value (got ~); give it one, or leave the key out for vLLM's default"),
+    ("seed: null", "8: seed: has no value (got null); give it one, or leave the key out for vLLM's default"),
+    ("seed: &a 1", "8: seed: anchors are not taken (got &a); take it out"),
+    ("seed: *a", "8: seed: aliases are not taken (got *a); write the value out"),
+    ("seed: !!int 1", "8: seed: tags are not taken (got tag:yaml.org,2002:int); write the value without it"),
+    ("<<: {a: 1}", "8: <<: merge keys are not taken; write the keys out"),
+    ("on: 1", "8: on: YAML 1.1 reads on as true; put the key in quotes"),
+    ("? \n: 1", "8: has no value; begin the line with a key"),
+    ("? [a]\n: 1", "8: a key must be a word; write `key: value`"),
+    ("tokenizer: =", '8: tokenizer: YAML gives this sign a meaning of its own (got =); write "=" in quotes'),
+    (
+        "hf-overrides: {a: {b: }, a: 1}",
+        "8: hf-overrides.a.b: has no value; give it one, or leave the key out for vLLM's default",
+        "8: hf-overrides.a: is given twice, first in line 8; keep one of them",
+    ),
+    ('tokenizer: "\\0"', "8: tokenizer: holds a character that no program argument can hold; take it out"),
+    ('tokenizer: "\\ud800"', "8: tokenizer: holds a character that no program argument can hold; take it out"),
+    ("hf-overrides: " + "[" * 40, "8: is nested more than 20 levels deep; check the brackets"),
+    ("---\nseed: 1", "8: a second document begins here; keep one document in the file"),
+    # syntax
+    (
+        "\tseed: 1",
+        "8: not YAML: found character '\\t' that cannot start any token; indent with spaces, not with a tab",
+    ),
+    ("seed: @x", "8: not YAML: found character '@' that cannot start any token; put the text in quotes"),
+    (
+        "seed: [1",
+        (
+            "9: not YAML: expected ',' or ']', but got '<stream end>' while parsing a flow sequence, "
+            "which begins in line 8; close the bracket, and put a comma between the values"
+        ),
+    ),
+    (
+        "seed: 'x",
+        (
+            "9: not YAML: found unexpected end of stream while scanning a quoted scalar, which begins in line 8; "
+            "close the quotes"
+        ),
+    ),
+    (
+        "a: b: c",
+        (
+            "8: not YAML: mapping values are not allowed here; "
+            "indent the line as its neighbours, and put text with `: ` in quotes"
+        ),
+    ),
+    (
+        "seed 1",
+        (
+            "9: not YAML: could not find expected ':' while scanning a simple key, which begins in line 8; "
+            "write `key: value`"
+        ),
+    ),
+    ('seed: "\\q"', "8: not YAML: found unknown escape character 'q'; put the text in single quotes"),
+    ('seed: "\\UFFFFFFFF"', "8: holds a character that YAML does not allow; take it out"),
+    ("seed: \x07", "8: holds a character that YAML does not allow (got U+0007); take it out"),
+    ("seed: \x00", "8: holds a NUL byte; save the file as UTF-8 text"),
+    # words that do not mean what they seem to
+    (
+        "enforce-eager: on",
+        '8: enforce-eager: YAML 1.1 reads on as true (got on); write true, or "on" in quotes for the text',
+    ),
+    (
+        "enforce-eager: No",
+        '8: enforce-eager: YAML 1.1 reads No as false (got No); write false, or "No" in quotes for the text',
+    ),
+    (
+        "seed: 0777",
+        (
+            "8: seed: YAML 1.1 reads 0777 as 511 (got 0777); "
+            'write 511 if you mean that, 777 if not, or "0777" for the text'
+        ),
+    ),
+    (
+        "seed: 0x10",
+        '8: seed: YAML 1.1 reads 0x10 as 16 (got 0x10); write 16 if you mean that, 10 if not, or "0x10" for the text',
+    ),
+    (
+        "seed: 1_000",
+        '8: seed: not every YAML reader takes _ inside a number (got 1_000); write 1000, or "1_000" for the text',
+    ),
+    (
+        "cpu-offload-gb: 1_0.5",
+        (
+            "8: cpu-offload-gb: not every YAML reader takes _ inside a number (got 1_0.5); "
+            'write 10.5, or "1_0.5" for the text'
+        ),
+    ),
+    (
+        "seed: 1:30",
+        (
+            "8: seed: YAML 1.1 reads this as a number of base 60 (got 1:30); "
+            'write "1:30" in quotes for the text, or the number'
+        ),
+    ),
+    (
+        "cpu-offload-gb: 1:30.5",
+        (
+            "8: cpu-offload-gb: YAML 1.1 reads this as a number of base 60 (got 1:30.5); "
+            'write "1:30.5" in quotes for the text, or the number'
+        ),
+    ),
+    (
+        "cpu-offload-gb: 1e-5",
+        (
+            "8: cpu-offload-gb: YAML 1.1 reads 1e-5 as text, not as a number (got 1e-5); "
+            'write 1.0e-5, or "1e-5" for the text'
+        ),
+    ),
+    (
+        "revision: 12e4567",
+        '8: revision: could be a number or a text (got 12e4567); write "12e4567" in quotes for the text',
+    ),
+    ("cpu-offload-gb: .inf", "8: cpu-offload-gb: is not a finite number (got .inf); give a number"),
+    ("cpu-offload-gb: 1.0e+999", "8: cpu-offload-gb: is not a finite number (got 1.0e+999); give a number"),
+    ("seed: 1234567890123456789", "8: seed: is a number of 19 digits (got 1234567890123456789); check it"),
+    (f"cpu-offload-gb: 0.{'1' * 39}", f"8: cpu-offload-gb: is a number of 41 digits (got 0.{'1' * 39}); check it"),
+    (
+        "revision: 2024-01-01",
+        '8: revision: YAML reads this as a date (got 2024-01-01); write "2024-01-01" in quotes for the text',
+    ),
+    (
+        "mm-processor-kwargs: {a: [1, {b: no}]}",
+        (
+            "8: mm-processor-kwargs.a[1].b: YAML 1.1 reads no as false (got no); "
+            'write false, or "no" in quotes for the text'
+        ),
+    ),
+    # names
+    (
+        "max_num_seqs: 5",
+        "8: max_num_seqs: is given twice, as another spelling of max-num-seqs in line 3; keep one of them",
+    ),
+    (
+        "gpu-memory-utilisation: 0.9",
+        "8: gpu-memory-utilisation: is no argument of vLLM 0.20.2; did you mean gpu-memory-utilization?",
+    ),
+    ("gpu-memory: 0.9", "8: gpu-memory: is no argument of vLLM 0.20.2; did you mean gpu-memory-utilization?"),
+    ("tp: 2", "8: tp: is no argument of vLLM 0.20.2; did you mean tensor-parallel-size?"),
+    ("--seed: 3", "8: --seed: is no argument of vLLM 0.20.2; did you mean seed?"),
+    ("quite-another: 3", "8: quite-another: is no argument of vLLM 0.20.2; take it out"),
+    ("seed.a: 3", "8: seed.a: is no argument of vLLM 0.20.2; nest the keys under `seed:`"),
+    ("zzzz.a: 3", "8: zzzz.a: is no argument of vLLM 0.20.2; nest the keys"),
+    (
+        "no-enable-prefix-caching: false",
+        (
+            "8: no-enable-prefix-caching: must be true, or not be there (got false); "
+            "write `enable-prefix-caching: true` or `enable-prefix-caching: false`"
+        ),
+    ),
+    ("no-seed: true", "8: no-seed: is no argument of vLLM 0.20.2; did you mean seed?"),
+    # types, choices and limits
+    ("enforce-eager: 'true'", '8: enforce-eager: must be true or false (got "true"); write true without quotes'),
+    ("enforce-eager: 1", "8: enforce-eager: must be true or false (got 1)"),
+    ("seed: '7'", '8: seed: must be a whole number (got "7"); write the number without quotes'),
+    ("seed: 1.5", "8: seed: must be a whole number (got 1.5)"),
+    ("seed: true", "8: seed: must be a whole number (got true)"),
+    ("tokenizer: 5", '8: tokenizer: must be text (got 5); write "5" in quotes'),
+    ("tokenizer: [a]", '8: tokenizer: must be text (got ["a"])'),
+    ("gpu-memory-utilization: 1.5", "8: gpu-memory-utilization: must be at most 1.0 (got 1.5)"),
+    ("gpu-memory-utilization: 0", "8: gpu-memory-utilization: must be greater than 0.0 (got 0)"),
+    ("gpu-memory-utilization: 90%", '8: gpu-memory-utilization: must be a number (got "90%")'),
+    ("max-model-len: 0", "8: max-model-len: must be greater than 0 (got 0)"),
+    ("max-model-len: 20x", '8: max-model-len: must be a whole number, also as 20k, or auto (got "20x")'),
+    ("max-model-len: 2.5K", '8: max-model-len: must be a whole number, also as 20k, or auto (got "2.5K")'),
+    ("stream-interval: 0", "8: stream-interval: must be at least 1 (got 0)"),
+    ("video-pruning-rate: 1.0", "8: video-pruning-rate: must be less than 1.0 (got 1.0)"),
+    (
+        "dtype: bfloat61",
+        (
+            "8: dtype: must be one of auto, bfloat16, float, float16, float32, half "
+            '(got "bfloat61"); did you mean bfloat16?'
+        ),
+    ),
+    ("scheduling-policy: xyz", '8: scheduling-policy: must be one of fcfs, priority (got "xyz")'),
+    ("speculative-config: abc", '8: speculative-config: must be a mapping (got "abc")'),
+    ("speculative-config: '{broken'", '8: speculative-config: must be a mapping (got "{broken")'),
+    ("speculative-config: '{\"a\": NaN}'", '8: speculative-config: must be a mapping (got "{\\"a\\": NaN}")'),
+    ("allowed-origins: {a: 1}", '8: allowed-origins: must be a list (got {"a": 1})'),
+    ("hf-overrides: 5", "8: hf-overrides: must be a mapping or text (got 5)"),
+    (
+        "cudagraph-capture-sizes:\n  - 1\n  - two",
+        '10: cudagraph-capture-sizes[1]: must be a whole number (got "two")',
+    ),
+    ("cudagraph-capture-sizes: []", "8: cudagraph-capture-sizes: must be a list with something in it (got [])"),
+    ("cudagraph-capture-sizes: x", '8: cudagraph-capture-sizes: must be a list, each item a whole number (got "x")'),
+    (
+        "ignore-patterns: [-x]",
+        '8: ignore-patterns: has an item that vLLM would take for another argument (got ["-x"]); start no item with -',
+    ),
+    ("chat-template: None", '8: chat-template: vLLM reads this as no value (got "None"); leave the key out'),
+    ("chat-template: ''", '8: chat-template: vLLM reads this as no value (got ""); leave the key out'),
+    (
+        "compilation-config:\n  modee: 3",
+        "9: compilation-config.modee: is no key of compilation-config; did you mean mode?",
+    ),
+    (
+        "compilation-config: '{\"zzz\": 3}'",
+        "8: compilation-config.zzz: is no key of compilation-config; take it out",
+    ),
+    # keys that are not a profile's
+    ("port: 8000", "8: port: cannot be set in a profile: servekit sets the port; set SERVEKIT_PORT or --port instead"),
+    (
+        "api_key: x",
+        (
+            "8: api_key: cannot be set in a profile: vLLM logs its keys and leaves routes open; the guard keeps them; "
+            "set SERVEKIT_API_KEYS_FILE or --api-keys-file instead"
+        ),
+    ),
+    (
+        "attention-backend: FLASH_ATTN",
+        f"8: attention-backend: cannot be set in a profile: {GPU_LIMITS}; take it out",
+    ),
+    (
+        "attention-config:\n  backend: FLASH_ATTN",
+        f'9: attention-config.backend: {GPU_LIMITS} (got "FLASH_ATTN"); take it out',
+    ),
+    ("tensor-parallel-size: 2", f"8: tensor-parallel-size: {ONE_GPU} (got 2); write 1, or take it out"),
+    (
+        "distributed-executor-backend: ray",
+        f'8: distributed-executor-backend: {ONE_GPU} (got "ray"); write "mp" or "uni", or take it out',
+    ),
+    # rules between keys
+    (
+        "max-num-batched-tokens: 4096\nmax-model-len: 20000\nenable-chunked-prefill: false",
+        (
+            "8: max-num-batched-tokens: must be at least max-model-len (20000) while enable-chunked-prefill is false "
+            "(got 4096); raise it to 20000, or write `enable-chunked-prefill: true`"
+        ),
+    ),
+    (
+        "max-num-batched-tokens: 512",
+        "8: max-num-batched-tokens: must be at least max-num-seqs (1024) (got 512); raise it to 1024",
+    ),
+    (
+        "max-num-partial-prefills: 2\nenable-chunked-prefill: false",
+        "8: max-num-partial-prefills: needs chunked prefill (got 2); write 1, or `enable-chunked-prefill: true`",
+    ),
+    (
+        "max-long-partial-prefills: 2",
+        "8: max-long-partial-prefills: must be at most max-num-partial-prefills (1) (got 2); write 1",
+    ),
+    (
+        "max-model-len: 100\nlong-prefill-token-threshold: 200\nmax-num-partial-prefills: 2",
+        "9: long-prefill-token-threshold: must be at most max-model-len (100) (got 200); lower it to 100 or less",
+    ),
+    (
+        "enable-auto-tool-choice: true",
+        "8: enable-auto-tool-choice: needs tool-call-parser; add `tool-call-parser: gemma4`, or take it out",
+    ),
+    (
+        "kv-cache-dtype-skip-layers: ['1']",
+        (
+            "8: kv-cache-dtype-skip-layers: would keep a part of the cache out of kv-cache-dtype; "
+            "take it out, or allow it with --deviate kv-cache-dtype"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN_LINES, ids=lambda row: ascii(row[0])[:40])
+def test_refused(refused: Refused, write: Write, smallest: str, broken: tuple[str, ...]) -> None:
+    """Each mistake is refused with the one line that says where it is, what was got and what to do."""
+    line, *messages = broken
+    assert refused(write(smallest + line + "\n")) == [f"profile.yaml:{message}" for message in messages]
+
+
+def test_contract_missing(refused: Refused, write: Write) -> None:
+    """A file without the contract's keys is told each of them."""
+    assert refused(write("seed: 1\n")) == [
+        (
+            "profile.yaml: kv-cache-dtype: is missing; "
+            "write `kv-cache-dtype: fp8_e4m3`, or allow it with --deviate kv-cache-dtype"
+        ),
+        (
+            "profile.yaml: quantization: is missing; "
+            "write `quantization: compressed-tensors`, or allow it with --deviate quantization"
+        ),
+        (
+            "profile.yaml: limit-mm-per-prompt: is missing; "
+            "write `limit-mm-per-prompt: {image: 3, audio: 0, video: 0}`, "
+            "or allow it with --deviate limit-mm-per-prompt"
+        ),
+        "profile.yaml: max-num-seqs: is missing; write `max-num-seqs: 1024`, or allow it with --deviate max-num-seqs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "fp8_e4m3",
+            "auto",
+            (
+                '1: kv-cache-dtype: the contract of this endpoint is fp8_e4m3 (got "auto"); '
+                "write `kv-cache-dtype: fp8_e4m3`, or allow it with --deviate kv-cache-dtype"
+            ),
+        ),
+        (
+            "1024",
+            "256",
+            (
+                "3: max-num-seqs: the contract of this endpoint is 1024 (got 256); "
+                "write `max-num-seqs: 1024`, or allow it with --deviate max-num-seqs"
+            ),
+        ),
+        (
+            "image: 3",
+            "image: 4",
+            (
+                "5: limit-mm-per-prompt.image: the contract of this endpoint is 3 (got 4); "
+                "write `image: 3`, or allow it with --deviate limit-mm-per-prompt"
+            ),
+        ),
+        (
+            "video: 0",
+            "video: 1",
+            (
+                "7: limit-mm-per-prompt.video: the contract of this endpoint is 0 (got 1); "
+                "write `video: 0`, or allow it with --deviate limit-mm-per-prompt"
+            ),
+        ),
+        (
+            "  audio: 0\n",
+            "",
+            (
+                "4: limit-mm-per-prompt.audio: is missing, and vLLM allows 999 items of a kind that is left out; "
+                "write `audio: 0` under limit-mm-per-prompt, or allow it with --deviate limit-mm-per-prompt"
+            ),
+        ),
+        ("image: 3", "image: -3", "5: limit-mm-per-prompt.image: must be at least 0 (got -3)"),
+        ("image: 3", "image: '3'", '5: limit-mm-per-prompt.image: must be a whole number (got "3")'),
+        ("image: 3", "image: {count: 3}", '5: limit-mm-per-prompt.image: must be a whole number (got {"count": 3})'),
+        ("image: 3", "pictures: 3", '5: limit-mm-per-prompt.pictures: must be image, audio or video (got "pictures")'),
+        ("fp8_e4m3", "fp8_e4m4", None),
+        ("compressed-tensors", "''", None),
+    ],
+)
+def test_contract_changed(
+    refused: Refused, write: Write, smallest: str, old: str, new: str, message: str | None
+) -> None:
+    """A changed value of the contract is one mistake at its line."""
+    (line,) = refused(write(smallest.replace(old, new)))
+    if message:
+        assert line == f"profile.yaml:{message}"
+
+
+def test_all_mistakes_at_once_in_the_order_of_the_file(refused: Refused, write: Write) -> None:
+    """One run tells every mistake, of every kind, by line; what is missing comes last."""
+    path = write(
+        "max-num-seqs: 256\nport: 80\nseed:\nenforce-eager: on\nsed: 1\ndtype: x\n"
+        "kv-cache-dtype: !!str fp8_e4m3\nquantization: compressed-tensors\nquantization: awq\n"
+    )
+    heads = [line.split(": ")[:2] for line in refused(path)]
+    assert heads == [
+        ["profile.yaml:1", "max-num-seqs"],
+        ["profile.yaml:2", "port"],
+        ["profile.yaml:3", "seed"],
+        ["profile.yaml:4", "enforce-eager"],
+        ["profile.yaml:5", "sed"],
+        ["profile.yaml:6", "dtype"],
+        ["profile.yaml:7", "kv-cache-dtype"],
+        ["profile.yaml:9", "quantization"],
+        ["profile.yaml", "limit-mm-per-prompt"],
+    ]

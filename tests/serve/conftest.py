@@ -1,0 +1,98 @@
+"""What the tests of supervision share: plans for the fake engine, and a supervisor that runs in a thread."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from servekit.errors import ExitCode
+from servekit.serve.plan import Plan
+from servekit.serve.probe import EngineClient
+from servekit.serve.status import Board, Status
+from servekit.serve.supervisor import Supervisor
+from servekit.serve.watch import Patience
+from servekit.settings import Target
+
+FAKE = Path(__file__).parent / "fake_engine.py"
+
+
+@pytest.fixture
+def make_plan(free_port: int) -> Callable[..., Plan]:
+    """Make a plan whose engine is the fake one with the given faults."""
+
+    def make(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60) -> Plan:
+        argv = (sys.executable, str(FAKE), "serve", "/models/m", "--served-model-name", "m")
+        address = ("--host", "127.0.0.1", "--port", str(free_port), "--shutdown-timeout", str(drain_s))
+        return Plan(
+            target=Target.CPU,
+            profile=Path("vllm_config.yaml"),
+            model="/models/m",
+            demo=False,
+            served_name="m",
+            argv=(*argv, *address, *faults),
+            environment={},
+            host="127.0.0.1",
+            port=free_port,
+            observe_host="127.0.0.1",
+            observe_port=0,
+            start_s=start_s,
+            drain_s=drain_s,
+            patience=Patience(hang_s),
+            authentication=True,
+            certificate=None,
+            arguments={
+                "kv-cache-dtype": "auto",
+                "quantization": "compressed-tensors",
+                "max-num-seqs": 1024,
+                "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+            },
+        )
+
+    return make
+
+
+@dataclass
+class Run:
+    """A supervisor at work in a thread."""
+
+    plan: Plan
+    board: Board
+    supervisor: Supervisor
+    thread: threading.Thread
+    exit_codes: list[ExitCode]
+
+    @property
+    def status(self) -> Status:
+        """The status of this moment."""
+        return self.board.read()
+
+    def end(self, within_s: float = 20) -> ExitCode:
+        """Wait for the end and return the exit code."""
+        self.thread.join(within_s)
+        assert not self.thread.is_alive(), f"still {self.status.state}: {self.status.reason}"
+        return self.exit_codes[0]
+
+
+@pytest.fixture
+def supervise(make_plan: Callable[..., Plan]) -> Iterator[Callable[..., Run]]:
+    """Supervise the fake engine with the given faults; whatever still runs at the end of the test is stopped."""
+    runs: list[Run] = []
+
+    def start(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60) -> Run:
+        plan = make_plan(*faults, start_s=start_s, drain_s=drain_s, hang_s=hang_s)
+        board = Board()
+        supervisor = Supervisor(plan, board, EngineClient(plan.url), {})
+        codes: list[ExitCode] = []
+        thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
+        runs.append(Run(plan, board, supervisor, thread, codes))
+        thread.start()
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.supervisor.ask_to_stop("end of the test")
+        run.supervisor.ask_to_stop("end of the test")
+        run.thread.join(20)

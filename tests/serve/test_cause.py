@@ -1,0 +1,75 @@
+"""What the end of an engine is told as."""
+
+import pytest
+
+from servekit.serve.cause import describe_exit, find_cause
+from servekit.serve.phases import phase_of
+from servekit.serve.status import Phase
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "exit code 0"),
+        (1, "exit code 1"),
+        (-15, "killed by signal 15 (SIGTERM)"),
+        (-9, "killed by signal 9 (SIGKILL): perhaps out of memory, or killed by hand"),
+        (-99, "killed by signal 99 (unknown)"),
+    ],
+)
+def test_exit_is_described(code: int, text: str) -> None:
+    """An exit code is named as such, a signal by number and name."""
+    assert describe_exit(code) == text
+
+
+WORKER = "(Worker pid=31) ERROR 11-23 12:16:48 [multiproc_executor.py:870] "
+
+
+CAUSES = {
+    "out of memory": (
+        [WORKER + "torch.OutOfMemoryError: CUDA out of memory.", "RuntimeError: Engine core initialization failed."],
+        "OutOfMemoryError: CUDA out of memory. (lower max-model-len",
+    ),
+    "memory taken": (
+        ["(EngineCore pid=3) ValueError: Free memory on device cuda:0 (3.1/22.5 GiB) on startup is less than desired"],
+        "ValueError: Free memory on device cuda:0 (3.1/22.5 GiB) on startup is less than desired (another",
+    ),
+    "usage": (["usage: vllm serve", "vllm serve: error: unrecognized arguments: --x"], "unrecognized arguments: --x"),
+    "no program": (["cannot start /v: No such file or directory"], "cannot start /v: No such file or directory ("),
+    "shapes": (
+        [WORKER + "AssertionError: Attempted to load weight (torch.Size([4])) into parameter (torch.Size([8]))"],
+        "AssertionError: Attempted to load weight (torch.Size([4])) into parameter (torch.Size([8])) (the weights do",
+    ),
+    "bare name": (["KeyboardInterrupt"], "KeyboardInterrupt"),
+}
+
+
+@pytest.mark.parametrize(("lines", "cause"), CAUSES.values(), ids=CAUSES)
+def test_cause_is_the_innermost_exception(lines: list[str], cause: str) -> None:
+    """The first exception that is no mere consequence is the cause; a known one comes with its remedy."""
+    assert find_cause(lines).startswith(cause)
+
+
+def test_no_cause_is_made_up() -> None:
+    """Lines without an exception give no cause."""
+    assert find_cause(["all is well", "(Worker pid=1) INFO 11-23 12:16:47 [x.py:1] no Error: here", ""]) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "phase"),
+    [
+        (
+            "(EngineCore pid=6) INFO 11-23 12:16:27 [core.py:109] Initializing a V1 LLM engine (v0.20.2)",
+            Phase.ENGINE,
+        ),
+        ("(Worker pid=6744) INFO 11-23 12:16:41 [cpu_model_runner.py:101] Starting to load model /m...", Phase.WEIGHTS),
+        ("INFO [backends.py:1] Dynamo bytecode transform time: 12.3 s", Phase.COMPILE),
+        ("INFO [backends.py:1] Directly load the compiled graph(s) for compile range", Phase.COMPILE),
+        ("Capturing CUDA graphs (decode, FULL):  10%", Phase.WARM_UP),
+        ("INFO [api_server.py:602] Starting vLLM server on http://127.0.0.1:8000", None),
+        ("", None),
+    ],
+)
+def test_phase_of_a_line(line: str, phase: Phase | None) -> None:
+    """The engine's own lines announce the phases of its start."""
+    assert phase_of(line) is phase

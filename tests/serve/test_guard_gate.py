@@ -1,0 +1,499 @@
+"""The guard's ASGI class with hand-made scopes: no server, no engine."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from servekit.serve.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
+from servekit.serve.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
+from servekit.serve.inside.servekit_guard.rules import Rules
+
+KEY = "sk-servekit-0123456789abcdef"
+TOKEN = "a-private-token"
+CHAT = "/v1/chat/completions"
+BODY = b'{"model": "m"}'
+ALLOWED = {(route.path, route.method) for route in CLIENT_ROUTES}
+
+
+class Upstream:
+    """Stands for vLLM: reads the body, answers 200, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Scope] = []
+        self.bodies: list[bytes] = []
+        self.sends: list[Send] = []
+        self.hold: asyncio.Event | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.seen.append(scope)
+        self.sends.append(send)
+        if scope["type"] == "lifespan":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.bodies.append(body)
+        if self.hold is not None:
+            await self.hold.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.touch(mode=0o600)
+    path.write_text(f"{KEY}\n")
+    return path
+
+
+@pytest.fixture
+def gate(upstream: Upstream, key_file: Path) -> Gate:
+    return make_gate(upstream, key_file)
+
+
+def make_gate(upstream: App, key_file: Path | None, **limits: Any) -> Gate:
+    values: dict[str, Any] = {
+        "max_body_bytes": 1000,
+        "max_in_flight": 2,
+        "max_buffered_bytes": 1500,
+        "max_body_s": 0.1,
+    } | limits
+    rules = Rules(
+        token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),
+        api_keys_file=str(key_file) if key_file else None,
+        **values,
+    )
+    return Gate(upstream, rules)
+
+
+def make_scope(
+    path: str = CHAT,
+    method: str = "POST",
+    *,
+    key: str | None = KEY,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    **changes: Any,
+) -> dict[str, Any]:
+    sent = list(headers)
+    if key is not None:
+        sent.append((b"authorization", f"Bearer {key}".encode()))
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode("utf-8", "surrogatepass"),
+        "root_path": "",
+        "query_string": b"",
+        "headers": sent,
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 8000),
+    } | changes
+
+
+async def ask(
+    gate: Gate, scope: Scope, *chunks: bytes, hang_up: bool = False
+) -> tuple[int | None, dict[bytes, bytes], bytes]:
+    """Send one request and return its status, headers and body; status None when nothing was answered."""
+    chunks = chunks or (b"",)
+    messages: list[Message] = [
+        {"type": "http.request", "body": chunk, "more_body": hang_up or number < len(chunks)}
+        for number, chunk in enumerate(chunks, start=1)
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop(0)
+        if hang_up:
+            return {"type": "http.disconnect"}
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await gate(scope, receive, send)
+    if not sent:
+        return None, {}, b""
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], dict(sent[0]["headers"]), body
+
+
+def run(
+    gate: Gate, scope: Scope, *chunks: bytes, hang_up: bool = False
+) -> tuple[int | None, dict[bytes, bytes], bytes]:
+    return asyncio.run(ask(gate, scope, *chunks, hang_up=hang_up))
+
+
+async def silent() -> Message:
+    raise AssertionError
+
+
+async def deaf(_message: Message) -> None:
+    raise AssertionError
+
+
+def own_headers(token: str = TOKEN) -> list[tuple[bytes, bytes]]:
+    return [(TOKEN_HEADER, token.encode())]
+
+
+@pytest.mark.parametrize("route", CLIENT_ROUTES, ids=lambda route: route.path)
+def test_an_allowed_route_passes(gate: Gate, upstream: Upstream, route: Route) -> None:
+    """Each route of the allowlist reaches vLLM with a valid key."""
+    assert run(gate, make_scope(route.path, route.method), BODY)[0] == 200
+    assert upstream.seen[0]["path"] == route.path
+
+
+@pytest.mark.parametrize("route", CLIENT_ROUTES, ids=lambda route: route.path)
+def test_only_a_public_route_needs_no_key(gate: Gate, upstream: Upstream, route: Route) -> None:
+    """Without a key every route but /health is 401 and vLLM sees nothing."""
+    status, _, _ = run(gate, make_scope(route.path, route.method, key=None), BODY)
+    assert status == (200 if route.path == "/health" else 401)
+    assert len(upstream.seen) == (1 if route.path == "/health" else 0)
+
+
+@given(path=st.text(max_size=40), method=st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT", "get"]))
+@settings(max_examples=300, deadline=None)
+def test_every_other_path_is_not_found(tmp_path_factory: pytest.TempPathFactory, path: str, method: str) -> None:
+    """Whatever else a path is, with any method, it is 404 and does not reach vLLM."""
+    upstream = Upstream()
+    gate = shared_gate(tmp_path_factory, upstream)
+    status, _, _ = run(gate, make_scope("/" + path, method))
+    assert (status == 404) == (("/" + path, method) not in ALLOWED)
+
+
+@given(
+    st.sampled_from(sorted(ALLOWED)),
+    st.sampled_from(["/{}", "{}/", "{}?", "{}#", "{}%00", "{}\0", "{} ", "/.{}", "/..{}", "{};x", "{}//"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_path_near_an_allowed_one_is_not_found(
+    tmp_path_factory: pytest.TempPathFactory, allowed: tuple[str, str], form: str
+) -> None:
+    """Nothing is normalised: a path that only resembles an allowed one is 404."""
+    path, method = allowed
+    upstream = Upstream()
+    gate = shared_gate(tmp_path_factory, upstream)
+    assert run(gate, make_scope(form.format(path), method))[0] == 404
+    assert upstream.seen == []
+
+
+def shared_gate(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Gate:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.touch(mode=0o600)
+    path.write_text(f"{KEY}\n")
+    return make_gate(upstream, path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"raw_path": b"/v1%2Fchat/completions"},
+        {"raw_path": b"/v1/chat/completions?x"},
+        {"raw_path": b"http://h/v1/chat/completions"},
+        {"root_path": "/v1"},
+        {"method": "HEAD"},
+        {"method": "OPTIONS"},
+    ],
+)
+def test_a_path_that_was_sent_otherwise_is_not_found(gate: Gate, upstream: Upstream, changes: dict[str, Any]) -> None:
+    """An escaped or prefixed path is what was sent, not what it decodes to; HEAD and OPTIONS are no POST."""
+    assert run(gate, make_scope(**changes))[0] == 404
+    assert upstream.seen == []
+
+
+def test_a_refusal_is_shaped_like_openai(gate: Gate) -> None:
+    """Every refusal is JSON that OpenAI's clients understand, with its true length."""
+    status, headers, body = run(gate, make_scope(key=None))
+    assert status == 401
+    assert headers[b"www-authenticate"] == b"Bearer"
+    assert headers[b"content-type"] == b"application/json"
+    assert int(headers[b"content-length"]) == len(body)
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "invalid_api_key"
+
+
+def test_a_refusal_of_head_has_no_body(gate: Gate) -> None:
+    """HEAD is answered with headers alone."""
+    status, headers, body = run(gate, make_scope("/nowhere", "HEAD"))
+    assert (status, body) == (404, b"")
+    assert int(headers[b"content-length"]) > 0
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"Bearer", b"Bearer ", KEY.encode(), b"Basic " + KEY.encode(), b"Bearer x" + KEY.encode(), b"\xff\xfe"],
+)
+def test_other_credentials_are_refused(gate: Gate, header: bytes) -> None:
+    """Only `Bearer KEY` with a key of the file is let in."""
+    assert run(gate, make_scope(key=None, headers=[(b"authorization", header)]))[0] == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
+def test_the_scheme_is_case_insensitive(gate: Gate, scheme: str) -> None:
+    """RFC 9110 lets a client write the scheme in any case, and more than one space after it."""
+    header = (b"authorization", f"{scheme} {KEY}".encode())
+    assert run(gate, make_scope(key=None, headers=[header]), BODY)[0] == 200
+
+
+def test_two_credentials_are_none(gate: Gate) -> None:
+    """Two Authorization headers are refused, even when one is valid."""
+    assert run(gate, make_scope(headers=[(b"authorization", b"Bearer other")]))[0] == 401
+
+
+@given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_no_headers_without_the_key_open_a_route(
+    tmp_path_factory: pytest.TempPathFactory, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """Whatever headers come, without the key nothing reaches vLLM."""
+    upstream = Upstream()
+    gate = shared_gate(tmp_path_factory, upstream)
+    assert run(gate, make_scope(key=None, headers=headers), BODY)[0] == 401
+    assert upstream.seen == []
+
+
+def test_no_authentication_lets_everybody_in(upstream: Upstream) -> None:
+    """Without a key file every route of the allowlist is open, and the rest still does not exist."""
+    gate = make_gate(upstream, None)
+    assert run(gate, make_scope(key=None), BODY)[0] == 200
+    assert run(gate, make_scope("/invocations", key=None))[0] == 404
+    assert gate.counters()["authentication"] is False
+
+
+@pytest.mark.parametrize("route", OWN_ROUTES, ids=lambda route: route.path)
+def test_servekit_reaches_its_routes(gate: Gate, route: Route) -> None:
+    """The private token opens the allowlist and servekit's own routes, from this host."""
+    scope = make_scope(route.path, route.method, key=None, headers=own_headers())
+    scope["app"] = SimpleNamespace(state=SimpleNamespace())
+    status, _, body = run(gate, scope, BODY)
+    assert status == 200
+    if route.path == "/_servekit/effective":
+        assert "kv_cache_dtype" in json.loads(body)["missing"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"headers": own_headers("another")},
+        {"headers": own_headers() * 2},
+        {"headers": own_headers(), "client": ("10.0.0.9", 1)},
+        {"headers": own_headers(), "client": None},
+        {"headers": own_headers(), "client": ("unix", 0)},
+    ],
+)
+def test_the_token_alone_is_not_enough_from_elsewhere(gate: Gate, changes: dict[str, Any]) -> None:
+    """A wrong, a doubled, or a right token from another host opens nothing."""
+    assert run(gate, make_scope("/metrics", "GET", key=None) | changes)[0] == 404
+
+
+def test_the_token_works_from_the_listening_address(gate: Gate) -> None:
+    """When the engine listens on one address only, servekit comes from that address."""
+    changes = {"client": ("10.0.0.5", 1), "server": ("10.0.0.5", 8000), "headers": own_headers()}
+    assert run(gate, make_scope("/metrics", "GET", key=None) | changes)[0] == 200
+
+
+def test_the_token_is_no_key_elsewhere(gate: Gate) -> None:
+    """The token grants no route that does not exist."""
+    assert run(gate, make_scope("/invocations", headers=own_headers()))[0] == 404
+
+
+def test_a_client_cannot_reach_servekits_routes(gate: Gate) -> None:
+    """A valid key opens neither metrics nor the guard's own routes."""
+    for path in ("/metrics", "/_servekit/effective", "/_servekit/counters"):
+        assert run(gate, make_scope(path, "GET"))[0] == 404
+
+
+def test_lifespan_passes(gate: Gate, upstream: Upstream) -> None:
+    """vLLM's start and stop events reach it."""
+    asyncio.run(gate({"type": "lifespan"}, silent, deaf))
+    assert upstream.seen == [{"type": "lifespan"}]
+
+
+def test_a_websocket_is_closed(gate: Gate, upstream: Upstream) -> None:
+    """A websocket is refused, with a 404 where the server can send one, and an unknown kind is dropped."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = make_scope("/v1/realtime", type="websocket")
+    asyncio.run(gate(scope, silent, send))
+    asyncio.run(gate(scope | {"extensions": {"websocket.http.response": {}}}, silent, send))
+    asyncio.run(gate({"type": "webtransport"}, silent, send))
+    assert [message["type"] for message in sent] == [
+        "websocket.close",
+        "websocket.http.response.start",
+        "websocket.http.response.body",
+    ]
+    assert upstream.seen == []
+
+
+def test_the_body_arrives_whole(gate: Gate, upstream: Upstream) -> None:
+    """vLLM gets the client's bytes, whatever pieces they came in."""
+    assert run(gate, make_scope(), b'{"mo', b"", b'del": "m"}')[0] == 200
+    assert upstream.bodies == [BODY]
+
+
+def test_the_answer_is_not_touched(gate: Gate, upstream: Upstream) -> None:
+    """vLLM answers on the server's own send, with nothing between."""
+
+    async def main() -> None:
+        messages: list[Message] = [{"type": "http.request", "body": BODY, "more_body": False}]
+
+        async def receive() -> Message:
+            return messages.pop()
+
+        async def send(_message: Message) -> None:
+            pass
+
+        await gate(make_scope(), receive, send)
+        assert upstream.sends == [send]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("length", [b"1001", b"9" * 18])
+def test_a_declared_body_over_the_limit_is_refused_unread(gate: Gate, upstream: Upstream, length: bytes) -> None:
+    """A Content-Length over the limit is 413 before anything is read."""
+    assert run(gate, make_scope(headers=[(b"content-length", length)]))[0] == 413
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"x")], [(b"content-length", b"3")]])
+def test_a_body_that_grows_over_the_limit_is_refused(
+    gate: Gate, upstream: Upstream, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """A body without a true length is counted as it comes, and is 413 over the limit."""
+    assert run(gate, make_scope(headers=headers), *[b" " * 300] * 4)[0] == 413
+    assert upstream.seen == []
+
+
+def test_a_slow_body_is_given_up(gate: Gate, upstream: Upstream) -> None:
+    """A body that does not arrive in time is 408 and leaves no slot taken."""
+
+    async def main() -> None:
+        async def receive() -> Message:
+            await asyncio.sleep(0.03)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await gate(make_scope(), receive, send)
+        assert sent[0]["status"] == 408
+
+    asyncio.run(main())
+    assert upstream.seen == []
+    assert_nothing_in_flight(gate)
+
+
+def test_too_many_in_flight_are_told_to_wait(gate: Gate, upstream: Upstream) -> None:
+    """The third of two is 429 with Retry-After; models, health and servekit itself still answer."""
+
+    async def main() -> None:
+        upstream.hold = asyncio.Event()
+        held = [asyncio.create_task(ask(gate, make_scope(), BODY)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert gate.counters()["in_flight"] == 2
+        status, headers, _ = await ask(gate, make_scope(), BODY)
+        assert (status, headers[b"retry-after"]) == (429, b"1")
+        own = asyncio.create_task(ask(gate, make_scope(key=None, headers=own_headers()), BODY))
+        models = asyncio.create_task(ask(gate, make_scope("/v1/models", "GET")))
+        await asyncio.sleep(0.01)
+        assert len(upstream.seen) == 4
+        upstream.hold.set()
+        for task in (*held, own, models):
+            assert (await task)[0] == 200
+
+    asyncio.run(main())
+    assert_nothing_in_flight(gate)
+
+
+def test_too_many_bytes_in_flight_are_told_to_wait(gate: Gate, upstream: Upstream) -> None:
+    """Bodies together over the budget are 429, although each is within its own limit."""
+
+    async def main() -> None:
+        upstream.hold = asyncio.Event()
+        first = asyncio.create_task(ask(gate, make_scope(), BODY.ljust(900)))
+        await asyncio.sleep(0.01)
+        assert (await ask(gate, make_scope(headers=[(b"content-length", b"601")])))[0] == 429
+        assert gate.counters()["buffered_bytes"] == 900
+        upstream.hold.set()
+        assert (await first)[0] == 200
+
+    asyncio.run(main())
+    assert_nothing_in_flight(gate)
+
+
+def test_a_client_that_hangs_up_within_its_body_is_not_answered(gate: Gate, upstream: Upstream) -> None:
+    """Nobody is there to answer, and the slot is free again."""
+    assert run(gate, make_scope(), b"{", hang_up=True)[0] is None
+    assert upstream.seen == []
+    assert_nothing_in_flight(gate)
+    assert counts(gate)[CHAT, "client_gone"] == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+def test_the_slot_is_free_when_vllm_fails(key_file: Path, error: type[BaseException]) -> None:
+    """An exception or a cancellation in vLLM passes through and leaves no slot taken."""
+
+    async def failing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise error
+
+    gate = make_gate(failing, key_file)
+    with pytest.raises(error):
+        run(gate, make_scope(), BODY)
+    assert_nothing_in_flight(gate)
+
+
+def test_a_harmful_field_is_refused(gate: Gate, upstream: Upstream) -> None:
+    """A body vLLM would choke on is 400 and names the field."""
+    status, _, body = run(gate, make_scope(), b'{"mm_processor_kwargs": {"do_resize": false}}')
+    assert (status, json.loads(body)["error"]["param"]) == (400, "mm_processor_kwargs")
+    assert upstream.seen == []
+
+
+def test_what_happened_is_counted_by_route_and_outcome(gate: Gate) -> None:
+    """Each request is counted once; unknown paths share one label, so a scanner cannot make new ones."""
+    run(gate, make_scope(), BODY)
+    run(gate, make_scope(key=None))
+    run(gate, make_scope(), b" " * 1001)
+    for path in ("/a", "/b"):
+        run(gate, make_scope(path))
+    run(gate, make_scope("/metrics", "GET", headers=own_headers()))
+    assert counts(gate) == {
+        (CHAT, "allowed"): 1,
+        (CHAT, "unauthorized"): 1,
+        (CHAT, "too_large"): 1,
+        ("other", "not_found"): 2,
+        ("/metrics", "own"): 1,
+    }
+
+
+def counts(gate: Gate) -> dict[tuple[str, str], int]:
+    return {(entry["route"], entry["outcome"]): entry["count"] for entry in gate.counters()["requests"]}
+
+
+def assert_nothing_in_flight(gate: Gate) -> None:
+    counters = gate.counters()
+    assert (counters["in_flight"], counters["buffered_bytes"]) == (0, 0)

@@ -1,0 +1,152 @@
+"""The rules for images and headers that need neither vLLM nor uvicorn to be shown."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from servekit.serve.inside.servekit_guard.heads import limited
+from servekit.serve.inside.servekit_guard.media import check_size, check_url
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"])
+def test_a_data_url_is_taken(url: str) -> None:
+    """An image in the request needs no domain."""
+    check_url(url, ())
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a/", "https://a/", "file:///x", "ftp://a/", "httpx://a/", "//a/", "/x", "", " data:,", "\0data:,"]
+)
+def test_any_other_url_is_refused(url: str) -> None:
+    """Nothing is fetched from anywhere while no domain is listed."""
+    with pytest.raises(ValueError, match="data:image"):
+        check_url(url, ())
+
+
+def test_web_urls_are_left_to_vllm_when_domains_are_listed() -> None:
+    """With domains, web URLs go on to vLLM's own check of the host; files still do not."""
+    check_url("https://images.example.org/a.png", ("images.example.org",))
+    for url in ("file:///x", "ftp://images.example.org/", "httpx://images.example.org/"):
+        with pytest.raises(ValueError, match="data:image"):
+            check_url(url, ("images.example.org",))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 1), (1000, 1000), (4000, 250)])
+def test_a_size_within_the_limit_is_taken(width: int, height: int) -> None:
+    """Up to the limit of pixels and a ratio of twenty."""
+    check_size(width, height, 1_000_000)
+
+
+@pytest.mark.parametrize(("width", "height"), [(30000, 30000), (1001, 1000), (21, 1), (1, 21), (10, 0)])
+def test_a_size_over_the_limit_is_refused(width: int, height: int) -> None:
+    """Too many pixels, or too thin; the message has the size."""
+    with pytest.raises(ValueError, match=f"{width} x {height}"):
+        check_size(width, height, 1_000_000)
+
+
+class Timer:
+    """A timer of the fake event loop."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """Forget the action."""
+        self.action = None
+
+
+class Protocol:
+    """Stands for uvicorn's httptools protocol: a request's head goes from its first byte to a blank line."""
+
+    def __init__(self) -> None:
+        self.refusals: list[str] = []
+        self.timers: list[Timer] = []
+        self.loop = self.transport = self
+        self.closed = self.begun = False
+        self.lost = 0
+
+    def call_later(self, _delay_s: float, action: Callable[[], None]) -> Timer:
+        """Remember a timer, as an event loop does."""
+        self.timers.append(Timer(action))
+        return self.timers[-1]
+
+    def close(self) -> None:
+        """Close, as a transport does."""
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        """Tell whether it was closed."""
+        return self.closed
+
+    def connection_made(self, _transport: Any) -> None:
+        """Begin."""
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """End."""
+        self.lost += 1
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a little."""
+        if not self.begun:
+            self.begun = True
+            self.on_message_begin()
+        if b"\r\n\r\n" in data:
+            self.begun = False
+            self.on_headers_complete()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+
+    def on_headers_complete(self) -> None:
+        """A request's head is complete."""
+
+    def send_400_response(self, message: str) -> None:
+        """Refuse."""
+        self.refusals.append(message)
+        self.closed = True
+
+
+@pytest.fixture
+def connection() -> Any:
+    made = limited(Protocol, 100, 10.0)()
+    made.connection_made(made)
+    return made
+
+
+def test_an_endless_head_is_refused(connection: Any) -> None:
+    """Headers over the limit are refused once, whatever pieces they come in."""
+    for _ in range(50):
+        connection.data_received(b"a" * 10)
+    assert connection.refusals == ["Request headers are too large."]
+
+
+def test_a_large_body_is_not_counted(connection: Any) -> None:
+    """What follows the head is the gate's business."""
+    connection.data_received(b"POST\r\n\r\n" + b"b" * 1000)
+    assert connection.refusals == []
+
+
+def test_a_slow_head_is_given_up(connection: Any) -> None:
+    """A connection that does not complete a head in time is closed, the first one and any later one."""
+    connection.timers[0].action()
+    assert connection.closed
+    connection.closed = False
+    connection.data_received(b"GET\r\n\r\n")
+    assert connection.timers[0].action is None
+    connection.data_received(b"GET")
+    connection.timers[-1].action()
+    assert connection.closed
+
+
+def test_a_lost_connection_stops_its_clock(connection: Any) -> None:
+    """Nothing fires for a connection that is gone."""
+    connection.connection_lost(None)
+    assert connection.lost == 1
+    assert connection.timers[-1].action is None
+
+
+def test_another_parser_is_refused() -> None:
+    """A protocol without the callbacks cannot be limited, and the engine does not start."""
+    with pytest.raises(TypeError, match="cannot limit headers"):
+        limited(object, 1, 1.0)

@@ -1,0 +1,148 @@
+"""servekit's side of the guard: what it writes, what it asks of the engine, and which settings it refuses."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from servekit.errors import ConfigurationError
+from servekit.serve.guard import INSIDE, GuardSettings, default_max_in_flight, is_loopback, prepare_guard
+from servekit.serve.inside.servekit_guard.rules import Rules
+from servekit.serve.keys import load_keys
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> GuardSettings:
+    return GuardSettings(state_dir=tmp_path / "state", max_in_flight=64)
+
+
+def test_a_key_is_made_when_none_is_configured(settings: GuardSettings, tmp_path: Path) -> None:
+    """The first run makes a key in the state folder and says so; the second uses it."""
+    guard = prepare_guard(settings, tmp_path / "run")
+    assert guard.key_generated
+    assert guard.key_file == tmp_path / "state" / "api_keys"
+    assert not prepare_guard(settings, tmp_path / "run").key_generated
+
+
+def test_the_configuration_holds_no_secret(settings: GuardSettings, tmp_path: Path) -> None:
+    """The file has mode 0600 and names the keys' file and the token's hash, but neither key nor token."""
+    guard = prepare_guard(settings, tmp_path / "run")
+    assert guard.key_file is not None
+    text = guard.config_path.read_text()
+    assert guard.config_path.stat().st_mode & 0o777 == 0o600
+    assert guard.token not in text
+    assert load_keys(guard.key_file)[0] not in text
+    rules = Rules.read(guard.config_path)
+    assert rules.token_sha256 == hashlib.sha256(guard.token.encode()).hexdigest()
+    assert rules.max_buffered_bytes == 1024**3
+
+
+def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_path: Path) -> None:
+    """The token is never the same and stands in no text of the guard but its header."""
+    one, other = (prepare_guard(settings, tmp_path / "run") for _ in range(2))
+    assert one.token != other.token
+    assert one.token not in repr(one)
+    assert one.token not in " ".join([*one.argv, *one.environment.values()])
+    assert one.headers == {"x-servekit-token": one.token}
+
+
+def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardSettings, tmp_path: Path) -> None:
+    """PYTHONPATH is a folder with one package; the engine loads the guard as its middleware."""
+    guard = prepare_guard(settings, tmp_path / "run")
+    assert guard.environment["PYTHONPATH"] == str(INSIDE)
+    assert [entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"] == ["servekit_guard"]
+    assert guard.argv[:2] == ("--middleware", "servekit_guard.engine.Guard")
+    assert guard.environment["SERVEKIT_GUARD_CONFIG"] == str(guard.config_path)
+
+
+def test_no_media_domain_means_none(settings: GuardSettings, tmp_path: Path) -> None:
+    """Without domains vLLM gets a list no URL can match, and follows no redirects either way."""
+    guard = prepare_guard(settings, tmp_path / "run")
+    assert guard.argv[2:] == ("--allowed-media-domains", "no domain: data URLs only")
+    assert guard.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert guard.environment["VLLM_MEDIA_CONNECTOR"] == "servekit"
+    domains = ("images.example.org", "cdn.example.org")
+    guard = prepare_guard(replace(settings, media_domains=domains), tmp_path / "run")
+    assert guard.argv[2:] == ("--allowed-media-domains", *domains)
+    assert Rules.read(guard.config_path).media_domains == domains
+
+
+def test_an_old_configuration_is_replaced(settings: GuardSettings, tmp_path: Path) -> None:
+    """A file or a link left by somebody else is removed, not written through."""
+    target = tmp_path / "elsewhere"
+    target.write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "guard.json").symlink_to(target)
+    guard = prepare_guard(settings, tmp_path / "run")
+    assert target.read_text() == ""
+    assert not guard.config_path.is_symlink()
+
+
+def test_no_auth_works_on_loopback_or_with_consent(settings: GuardSettings, tmp_path: Path) -> None:
+    """Without authentication there is no key file; on other addresses it takes the operator's consent."""
+    guard = prepare_guard(replace(settings, no_auth=True), tmp_path / "run")
+    assert guard.key_file is None
+    assert not (tmp_path / "state").exists()
+    exposed = replace(settings, no_auth=True, host="0.0.0.0")  # noqa: S104 # the address under test
+    with pytest.raises(ConfigurationError, match="--expose-without-auth"):
+        prepare_guard(exposed, tmp_path / "run")
+    assert prepare_guard(replace(exposed, expose_without_auth=True), tmp_path / "run").key_file is None
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Every wrong setting is named with its variable, and no key is made for a start that cannot be."""
+    settings = GuardSettings(
+        state_dir=tmp_path / "state",
+        max_in_flight=0,
+        max_body_bytes=0,
+        media_domains=("https://example.org", "*.example.org", "UPPER.example.org", "a b"),
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        prepare_guard(settings, tmp_path / "run")
+    assert [mistake.where for mistake in caught.value.mistakes] == [
+        "SERVEKIT_MAX_BODY_MIB",
+        "SERVEKIT_MAX_IN_FLIGHT",
+        *["SERVEKIT_MEDIA_DOMAINS"] * 4,
+    ]
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_bad_key_file_is_told_with_its_lines(settings: GuardSettings, tmp_path: Path) -> None:
+    """The operator's own file is checked before the engine starts."""
+    path = tmp_path / "keys"
+    path.touch(mode=0o600)
+    path.write_text("short\n")
+    with pytest.raises(ConfigurationError, match=f"{path}:1: a key has"):
+        prepare_guard(replace(settings, api_keys_file=path), tmp_path / "run")
+    with pytest.raises(ConfigurationError, match="contradicts"):
+        prepare_guard(replace(settings, api_keys_file=path, no_auth=True), tmp_path / "run")
+
+
+def test_a_misspelt_configuration_does_not_load(settings: GuardSettings, tmp_path: Path) -> None:
+    """A key the guard does not know ends the engine's start: no limit is ever silently absent."""
+    guard = prepare_guard(settings, tmp_path / "run")
+    fields = json.loads(guard.config_path.read_text())
+    guard.config_path.write_text(json.dumps(fields | {"max_bodybytes": 1}))
+    with pytest.raises(TypeError, match="max_bodybytes"):
+        Rules.read(guard.config_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", True), ("::1", True), ("[::1]", True), ("localhost", True)]
+)
+def test_a_loopback_address_is_known(host: str, *, expected: bool) -> None:
+    """What only this host reaches."""
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "example.org"])  # noqa: S104 # under test
+def test_any_other_address_is_not_loopback(host: str) -> None:
+    """What others reach, or may reach, is not loopback."""
+    assert not is_loopback(host)
+
+
+def test_the_default_limit_is_two_batches() -> None:
+    """One batch runs and one waits: 2048 requests for the profile's 1024 sequences."""
+    assert default_max_in_flight(1024) == 2048

@@ -1,0 +1,206 @@
+"""Key files: made private, checked, rotated; read again by the guard when they change."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servekit.errors import ConfigurationError
+from servekit.serve.inside.servekit_guard.keyring import KeyFileError, Keyring, parse_keys, permission_problem
+from servekit.serve.keys import ensure_key_file, generate_key, load_keys, own_key_file, rotate_key
+
+FIRST = "sk-first-0123456789abcdef"
+SECOND = "sk-second-0123456789abcdef"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "keys"
+    file.touch(mode=0o600)
+    file.write_text(f"{FIRST}\n")
+    return file
+
+
+class Clock:
+    """A clock the test moves on."""
+
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now_s
+
+
+def test_several_keys_comments_and_blank_lines() -> None:
+    """A file holds one key a line; comments, blank lines and doubles are left out."""
+    text = f"# ours\n\n  {FIRST}   # the phone\n{SECOND}\r\n{FIRST}\n"
+    assert parse_keys(text) == (FIRST, SECOND)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "#" + FIRST])
+def test_a_file_without_a_key_is_an_error(text: str) -> None:
+    """No key is never taken for "no key needed"."""
+    with pytest.raises(KeyFileError, match="there is no key in it"):
+        parse_keys(text)
+
+
+def test_every_bad_line_is_told_and_none_repeated() -> None:
+    """All bad lines are named by number; their text, which may be a key, is not repeated."""
+    with pytest.raises(KeyFileError) as caught:
+        parse_keys(f"{FIRST}\nshort\nwith spaces in the middle of it\nschlüssel-mit-umlaut-und-länge\n{'k' * 513}\n")
+    assert [problem.line for problem in caught.value.problems] == [2, 3, 4, 5]
+    assert "short" not in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_gives_keys_or_an_error(text: str) -> None:
+    """Whatever stands in a file, the result is a KeyFileError or usable keys."""
+    keys: tuple[str, ...] = ()
+    with contextlib.suppress(KeyFileError):
+        keys = parse_keys(text)
+        assert keys
+    assert all(20 <= len(key) <= 512 and key.isascii() and " " not in key for key in keys)
+
+
+def test_a_generated_key_is_long_and_new() -> None:
+    """A key has 256 random bits and a prefix that scanners can know."""
+    one, other = generate_key(), generate_key()
+    assert one != other
+    assert one.startswith("sk-servekit-")
+    assert len(one) == 55
+    assert parse_keys(one) == (one,)
+
+
+def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
+    """The first call makes folder and file for the owner alone; the second leaves them."""
+    path = own_key_file(tmp_path / "state" / "servekit")
+    assert ensure_key_file(path)
+    keys = load_keys(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not ensure_key_file(path)
+    assert load_keys(path) == keys
+    assert [file.name for file in path.parent.iterdir()] == ["api_keys"]
+
+
+def test_rotation_replaces_the_key_or_adds_one(path: Path) -> None:
+    """A rotated file holds the new key, and the old ones after it when they are kept."""
+    assert load_keys(path) == (FIRST,)
+    second = rotate_key(path, keep_old=True)
+    assert load_keys(path) == (second, FIRST)
+    third = rotate_key(path)
+    assert load_keys(path) == (third,)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
+def test_a_private_mode_is_taken(path: Path, mode: int) -> None:
+    """The owner, and a group that may only read, as Kubernetes mounts a secret."""
+    path.chmod(mode)
+    assert permission_problem(path.stat()) is None
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602, 0o620, 0o777])
+def test_an_open_mode_is_refused(path: Path, mode: int) -> None:
+    """A file that others may read, or anybody else may write, holds no keys; the message says what to do."""
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"{mode:04o}.*0600"):
+        load_keys(path)
+
+
+def test_a_strangers_file_is_refused(path: Path) -> None:
+    """A file of a third user is refused: its owner could change the keys."""
+    fields = list(path.stat())
+    fields[4] = os.geteuid() + 12345
+    assert "belongs to user" in str(permission_problem(os.stat_result(fields)))
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+    """What cannot be read is an error with the path."""
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ConfigurationError, match=str(path)):
+            load_keys(path)
+
+
+def test_a_large_or_binary_file_is_refused(path: Path) -> None:
+    """A file that is something else altogether is not read as keys."""
+    for content in (b"\xff" * 30, f"{FIRST}\n".encode() * 4000):
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError):
+            load_keys(path)
+
+
+def test_a_key_file_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    """A state folder that is no folder ends the start with a remedy, not with a traceback."""
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ConfigurationError, match="SERVEKIT_API_KEYS_FILE"):
+        ensure_key_file(tmp_path / "state" / "api_keys")
+
+
+def test_the_keyring_admits_each_key_and_no_other(path: Path) -> None:
+    """Every key of the file is valid at once; a part of one is not."""
+    path.write_text(f"{FIRST}\n{SECOND}\n")
+    ring = Keyring(path)
+    assert len(ring) == 2
+    assert ring.admits(FIRST.encode())
+    assert ring.admits(SECOND.encode())
+    for other in (b"", FIRST[:-1].encode(), FIRST.encode() + b"x", b"\xff" * 1000):
+        assert not ring.admits(other)
+
+
+def test_the_keyring_keeps_no_key_in_clear(path: Path) -> None:
+    """Only hashes are in memory."""
+    assert FIRST not in repr(vars(Keyring(path)))
+
+
+def test_a_changed_file_is_taken_up_within_a_second(path: Path) -> None:
+    """A rotated key works after the check interval, and the old one no more."""
+    clock = Clock()
+    ring = Keyring(path, clock)
+    new = rotate_key(path)
+    clock.now_s += 0.9
+    assert ring.admits(FIRST.encode())
+    clock.now_s += 0.2
+    assert ring.admits(new.encode())
+    assert not ring.admits(FIRST.encode())
+    assert (ring.reloads, ring.refused_reloads, ring.problem) == (1, 0, None)
+
+
+@pytest.mark.parametrize("content", ["", "# none\n", "short\n", None])
+def test_a_broken_file_leaves_the_old_keys(path: Path, content: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty, broken or missing new file changes nothing and is told once; a good one is taken up again."""
+    clock = Clock()
+    ring = Keyring(path, clock)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    for _ in range(3):
+        clock.now_s += 2
+        assert ring.admits(FIRST.encode())
+    assert (ring.reloads, ring.refused_reloads) == (0, 1)
+    assert ring.problem
+    assert caplog.text.count("the old keys stay valid") == 1
+    assert FIRST not in caplog.text
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(f"{SECOND}\n")
+    clock.now_s += 2
+    assert ring.admits(SECOND.encode())
+    assert ring.problem is None
+
+
+def test_a_file_opened_to_others_later_is_not_taken(path: Path) -> None:
+    """A change of mode alone counts as a change: nobody else may slip a key in."""
+    clock = Clock()
+    ring = Keyring(path, clock)
+    path.chmod(0o666)
+    path.write_text(f"{SECOND}\n")
+    clock.now_s += 2
+    assert not ring.admits(SECOND.encode())
+    path.chmod(0o600)
+    clock.now_s += 2
+    assert ring.admits(SECOND.encode())

@@ -1,0 +1,152 @@
+"""The plan: everything decided from values, nothing done."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from servekit.preflight.gpus import GpuSurvey
+from servekit.profile import load_profile
+from servekit.serve.plan import STOP_MARGIN_S, Plan, build_plan, connectable, detect_target, engine_environment
+from servekit.settings import Target, read_settings
+
+
+@pytest.fixture
+def plan(root: Path) -> "MakePlan":
+    """Plan the shipped profile."""
+    return MakePlan(root)
+
+
+class MakePlan:
+    """Makes plans of a shipped profile."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(
+        self, target: Target, file: str = "vllm_config.yaml", environ: Mapping[str, str] | None = None, **flags: object
+    ) -> Plan:
+        """Return the plan for these flags and variables."""
+        settings = read_settings(flags, environ or {})
+        profile = load_profile(self._root / file, deviate=settings.deviate)
+        return build_plan(profile, settings, target=target, demo_model=Path("/cache/demo"), environ=environ or {})
+
+
+def test_cuda_renders_the_card(plan: MakePlan) -> None:
+    """On the GPU the profile goes to vLLM unchanged, the model is the card's, and nothing deviates."""
+    made = plan(Target.CUDA, engine="/opt/vllm", port=8123, drain_s=30)
+    assert made.argv[:5] == (
+        "/opt/vllm",
+        "serve",
+        "salve-mundii/gemma4-E4B-opt",
+        "--served-model-name",
+        "gemma4-E4B-opt",
+    )
+    text = " ".join(made.argv)
+    for part in (
+        "--host 127.0.0.1 --port 8123 --shutdown-timeout 30",
+        "--max-num-seqs 1024",
+        "--kv-cache-dtype fp8_e4m3",
+        "--quantization compressed-tensors",
+        "--enable-prefix-caching",
+        "--gpu-memory-utilization 0.9",
+    ):
+        assert part in text
+    assert "--config" not in made.argv, "vLLM drops false values of a file; servekit renders them itself"
+    assert made.deviations == ()
+    assert made.adjustments == ()
+    assert "HF_HUB_OFFLINE" not in made.environment
+    assert "VLLM_CPU_KVCACHE_SPACE" not in made.environment
+
+
+def test_cpu_deviates_by_name_and_starts_fast(plan: MakePlan) -> None:
+    """On the CPU the cache type is a named deviation, and what makes the start quick is listed."""
+    made = plan(Target.CPU)
+    assert [(d.key, d.wanted, d.used) for d in made.deviations] == [("kv-cache-dtype", "fp8_e4m3", "auto")]
+    assert made.contract["kv-cache-dtype"] == "auto"
+    assert [a.key for a in made.adjustments] == ["enforce-eager", "skip-mm-profiling"]
+    assert (made.model, made.demo, made.served_name) == ("/cache/demo", True, "gemma4-demo")
+    assert "--kv-cache-dtype auto" in " ".join(made.argv)
+    assert made.environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert made.environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_cpu_keeps_what_the_user_chose(plan: MakePlan, tmp_path: Path, root: Path) -> None:
+    """A value in the profile or the environment is not adjusted."""
+    file = tmp_path / "p.yaml"
+    file.write_text((root / "vllm_config.yaml").read_text() + "enforce-eager: false\n")
+    made = plan(Target.CPU, file=str(file), environ={"VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert "--no-enforce-eager" in made.argv
+    assert made.environment["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert [a.key for a in made.adjustments] == ["skip-mm-profiling"]
+
+
+def test_baseline_deviates_where_asked(plan: MakePlan) -> None:
+    """The baseline profile runs with its two deviations named."""
+    made = plan(Target.CUDA, "profiles/fp16-baseline.yaml", deviate=("quantization", "kv-cache-dtype"))
+    assert {d.key for d in made.deviations} == {"quantization", "kv-cache-dtype"}
+    assert "--quantization" not in made.argv
+    assert made.contract == {
+        "kv-cache-dtype": "auto",
+        "quantization": None,
+        "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+        "max-num-seqs": 1024,
+    }
+
+
+def test_model_and_name(plan: MakePlan, tmp_path: Path) -> None:
+    """The served name is the last part of the model's, unless it is given; a folder needs no hub."""
+    (tmp_path / "my-model").mkdir()
+    made = plan(Target.CUDA, model=str(tmp_path / "my-model"))
+    assert made.served_name == "my-model"
+    assert made.environment["HF_HUB_OFFLINE"] == "1"
+    assert plan(Target.CPU, model="org/m", served_name="chat").served_name == "chat"
+
+
+def test_grace_arithmetic(plan: MakePlan) -> None:
+    """servekit waits longer than vLLM drains, and says after how long it kills."""
+    made = plan(Target.CUDA, drain_s=45)
+    assert made.argv[made.argv.index("--shutdown-timeout") + 1] == "45"
+    assert made.stop_s == 45 + STOP_MARGIN_S
+
+
+def test_secrets_are_masked_and_keys_stay_out(plan: MakePlan) -> None:
+    """No secret is shown, and vLLM never gets an API key, because it writes it into its cache and its log."""
+    environ = {"HF_TOKEN": "hf_secret", "VLLM_API_KEY": "sk-1", "SERVEKIT_PORT": "8009", "CUDA_VISIBLE_DEVICES": "0"}
+    made = plan(Target.CUDA, environ=environ)
+    shown = json.dumps(made.describe())
+    assert "hf_secret" not in shown
+    assert "sk-1" not in shown
+    assert made.inherited == {"CUDA_VISIBLE_DEVICES": "0", "HF_TOKEN": "***"}
+    given = engine_environment(made, environ)
+    assert given["HF_TOKEN"] == "hf_secret"
+    assert "VLLM_API_KEY" not in given
+    assert [name for name in given if name.startswith("SERVEKIT_")] == ["SERVEKIT_GUARD_CONFIG"], "a path, no secret"
+
+
+def test_telemetry_is_off_and_redirects_are_not_followed(plan: MakePlan) -> None:
+    """What vLLM does by default and an endpoint must not do is turned off."""
+    environment = plan(Target.CUDA).environment
+    assert environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert environment["DO_NOT_TRACK"] == "1"
+    assert environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_target_is_detected() -> None:
+    """Without a choice NVML decides; a choice is a choice."""
+    driver = GpuSurvey("580.95", (13, 0), ())
+    assert detect_target(read_settings({}, {}), lambda: driver) is Target.CUDA, (
+        "the missing GPU is for preflight to tell"
+    )
+    assert detect_target(read_settings({}, {}), lambda: None) is Target.CPU
+    assert detect_target(read_settings({"target": "cpu"}, {}), lambda: driver) is Target.CPU
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3")],  # noqa: S104 - not bound
+)
+def test_addresses_to_connect_to(host: str, reached: str) -> None:
+    """A wildcard address is reached over loopback, IPv6 in brackets."""
+    assert connectable(host) == reached

@@ -1,0 +1,261 @@
+"""The life of an endpoint, provoked with an engine that misbehaves on demand."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from servekit.errors import ExitCode
+from servekit.serve.status import Phase, State
+from tests.conftest import is_running
+from tests.serve.conftest import Run
+
+Supervise = Callable[..., Run]
+Eventually = Callable[..., None]
+
+
+def until_ready(run: Run, eventually: Eventually) -> None:
+    """Wait until the endpoint is ready."""
+    eventually(lambda: run.status.state is not State.STARTING, what="the end of the start")
+    assert run.status.state is State.READY, run.status.reason
+
+
+def test_start_and_stop(supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture) -> None:
+    """A healthy engine becomes ready through its phases, and SIGTERM ends it with 0."""
+    caplog.set_level(logging.INFO)
+    run = supervise("--load-s", "0.4")
+    until_ready(run, eventually)
+    phases = [phase for phase, _ in run.status.starts]
+    assert phases == [Phase.IMPORTS, Phase.ENGINE, Phase.WEIGHTS, Phase.COMPILE, Phase.WARM_UP, Phase.VERIFY]
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.STOPPED
+    assert [change.state for change in run.status.transitions] == [
+        *(State.STARTING, State.READY, State.DRAINING, State.STOPPED)
+    ]
+    assert "ready after" in caplog.text
+    assert "Starting to load model" in caplog.text, "the engine's lines are passed on"
+
+
+def test_drain_finishes_running_requests(supervise: Supervise, eventually: Eventually) -> None:
+    """A request that runs when SIGTERM comes is answered; readiness falls at once; the exit code is 0."""
+    run = supervise("--slow-request-s", "1.0")
+    until_ready(run, eventually)
+    answers: list[int] = []
+    request = threading.Thread(target=lambda: answers.append(_generate(run)))
+    request.start()
+    eventually(lambda: _running(run) == 1, what="the request")
+    run.supervisor.ask_to_stop("SIGTERM")
+    eventually(lambda: run.status.state is State.DRAINING, within_s=0.5, what="draining")
+    assert run.end() is ExitCode.STOPPED
+    request.join()
+    assert answers == [200]
+
+
+def test_drain_that_runs_out(supervise: Supervise, eventually: Eventually) -> None:
+    """An engine that cuts its requests when its own time is over ends with 0; servekit says 8."""
+    run = supervise("--slow-request-s", "30", drain_s=1)
+    until_ready(run, eventually)
+    threading.Thread(target=_generate, args=(run,), daemon=True).start()
+    eventually(lambda: _running(run) == 1, what="the request")
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert "the drain did not finish: 1 running request cut after 1 s" in run.status.reason
+
+
+def test_second_signal_ends_the_drain(supervise: Supervise, eventually: Eventually) -> None:
+    """Asked twice, servekit does not wait: the running request is cut and the exit code is 8."""
+    run = supervise("--slow-request-s", "30", drain_s=60)
+    until_ready(run, eventually)
+    threading.Thread(target=_generate, args=(run,), daemon=True).start()
+    eventually(lambda: _running(run) == 1, what="the request")
+    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.ask_to_stop("SIGINT")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert run.status.reason == "SIGINT while draining: 1 running request cut"
+
+
+def test_engine_that_ignores_sigterm_is_killed(
+    supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the drain time and vLLM's margin are over, the engine is killed and the exit code is 8."""
+    monkeypatch.setattr("servekit.serve.plan.STOP_MARGIN_S", 1)
+    run = supervise("--ignore-sigterm", drain_s=0)
+    until_ready(run, eventually)
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert "killed" in run.status.reason
+
+
+def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> None:
+    """An engine that loses SIGTERM while it initialises is ended all the same, with 0."""
+    run = supervise("--never-listen", "--lose-sigterm")
+    eventually(lambda: run.status.phase is Phase.WARM_UP, what="the phase")
+    pid = run.status.engine_pid
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end(within_s=5) is ExitCode.STOPPED
+    assert pid is not None
+    assert not is_running(pid)
+
+
+def test_asked_to_stop_before_the_start(supervise: Supervise) -> None:
+    """A stop that was asked for before the engine was started starts none."""
+    run = supervise("--never-listen")
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.STOPPED
+
+
+def test_deadline_of_the_start(supervise: Supervise) -> None:
+    """An engine that never listens is ended at the deadline, and the phase it was stuck in is named."""
+    run = supervise("--never-listen", start_s=1)
+    assert run.end() is ExitCode.START_FAILED
+    assert "not ready within 1 s, last seen in phase warm-up" in run.status.reason
+
+
+def test_deadline_of_a_phase(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phase that does not end is told by name, long before the whole start's time is over."""
+    monkeypatch.setattr("servekit.serve.deadlines.PHASE_LIMITS_S", {Phase.WARM_UP: 1})
+    run = supervise("--never-listen", start_s=600)
+    assert run.end() is ExitCode.START_FAILED
+    assert "phase warm-up was not over within 1 s" in run.status.reason
+
+
+def test_what_the_kernel_says_of_a_death(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill by the out-of-memory killer is told in the kernel's words."""
+    said = "Out of memory: Killed process 7 (VLLM::Worker) total-vm:9GB"
+    monkeypatch.setattr("servekit.serve.supervisor.KernelWord.read", lambda _self: said)
+    run = supervise("--exit-after", "0.3")
+    assert run.end() is ExitCode.ENGINE_DIED
+    assert f"exit code 0; the kernel says: {said}" in run.status.reason
+
+
+def test_failed_start_names_the_cause(supervise: Supervise, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker's own exception is told, with a remedy, and the last lines are repeated."""
+    caplog.set_level(logging.INFO)
+    run = supervise("--fail-with", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB")
+    assert run.end() is ExitCode.START_FAILED
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB (lower max-model-len" in run.status.reason
+    assert "Engine core initialization failed" not in run.status.reason
+    assert "the engine's last" in caplog.text
+
+
+def test_death_with_exit_code_zero(supervise: Supervise) -> None:
+    """An engine that ends with 0 without being asked has died: 5, never 0."""
+    run = supervise("--exit-after", "0.5")
+    assert run.end() is ExitCode.ENGINE_DIED
+    assert "exit code 0, which vLLM gives also when its EngineCore has died" in run.status.reason
+
+
+def test_an_exception_long_ago_is_no_cause(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is killed has not died of an exception that it survived."""
+    run = supervise("--complain", "--exit-after", "0.5")
+    assert run.end() is ExitCode.ENGINE_DIED
+    assert "a client's mistake" in run.status.reason
+    monkeypatch.setattr("servekit.serve.supervisor._RECENT_S", 0.2)
+    run = supervise("--complain", "--exit-after", "1", "--die-by", str(int(signal.SIGKILL)))
+    assert run.end() is ExitCode.ENGINE_DIED
+    assert "a client's mistake" not in run.status.reason
+
+
+def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
+    """An engine killed by SIGKILL is told as such, and the child it leaves is ended."""
+    run = supervise("--exit-after", "0.5", "--die-by", str(int(signal.SIGKILL)), "--orphan", str(tmp_path / "pid"))
+    assert run.end() is ExitCode.ENGINE_DIED
+    assert "killed by signal 9 (SIGKILL): perhaps out of memory" in run.status.reason
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that says it is dead is not ready any more, and is killed when it does not end by itself."""
+    monkeypatch.setattr("servekit.serve.supervisor._DYING_S", 1)
+    run = supervise("--sick-after", "1")
+    until_ready(run, eventually)
+    eventually(lambda: run.status.state is State.FAILED, within_s=5, what="the failure")
+    assert not run.status.alive
+    assert run.end() is ExitCode.ENGINE_DIED
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "reason"),
+    [
+        ("--wrong-name", ExitCode.CONTRACT_BROKEN, "/v1/models lists another, not m"),
+        ("--no-token", ExitCode.START_FAILED, "asked for one token, the engine made 0"),
+        (
+            "--runs-with-kv-cache-dtype=fp8_e5m2",
+            ExitCode.CONTRACT_BROKEN,
+            "the contract is broken: kv-cache-dtype: wanted auto, the engine runs with fp8_e5m2",
+        ),
+    ],
+)
+def test_never_ready_when_it_is_not_what_was_planned(
+    supervise: Supervise, fault: str, code: ExitCode, reason: str
+) -> None:
+    """An engine that serves something else, or generates nothing, never becomes ready."""
+    run = supervise(fault)
+    assert run.end() is code
+    assert run.status.reason == reason
+    assert State.READY not in [change.state for change in run.status.transitions]
+
+
+def test_contract_is_told(supervise: Supervise, eventually: Eventually) -> None:
+    """A ready endpoint has been asked for each item of the contract, and meets it."""
+    run = supervise()
+    until_ready(run, eventually)
+    assert {item.name for item in run.status.contract} >= {"kv-cache-dtype", "quantization", "image limit"}
+    assert all(item.met for item in run.status.contract)
+
+
+def test_wedged_engine_with_a_request(supervise: Supervise, eventually: Eventually) -> None:
+    """An engine whose health is green but whose request makes no token is found within the hang time and a tick: 6."""
+    run = supervise("--wedge-after", "0.5", hang_s=2)
+    until_ready(run, eventually)
+    time.sleep(0.6)
+    threading.Thread(target=_generate, args=(run,), daemon=True).start()
+    eventually(lambda: _running(run) == 1, what="the request")
+    began = time.monotonic()
+    assert run.end() is ExitCode.ENGINE_HUNG
+    assert 1 < time.monotonic() - began < 5
+    assert "made no progress for" in run.status.reason
+
+
+def test_a_slow_request_is_no_hang(supervise: Supervise, eventually: Eventually) -> None:
+    """A request that makes no token for longer than the hang time is no hang while a canary still gets its token."""
+    run = supervise("--slow-request-s", "4", hang_s=1.5)
+    until_ready(run, eventually)
+    assert _generate(run) == 200
+    assert run.status.state is State.READY
+
+
+def test_flood_of_output(supervise: Supervise, eventually: Eventually) -> None:
+    """An engine that prints without measure is heard and served all the same."""
+    run = supervise("--flood", "2000")
+    until_ready(run, eventually)
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.STOPPED
+
+
+def test_missing_engine(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is not there is a failed start that names it."""
+    monkeypatch.setattr("tests.serve.conftest.sys.executable", "/nowhere/vllm")
+    run = supervise()
+    assert run.end() is ExitCode.START_FAILED
+    assert "cannot start" in run.status.reason
+
+
+def _generate(run: Run) -> int:
+    body = {"model": "m", "prompt": "1", "max_tokens": 5}
+    try:
+        return int(
+            urllib3.request("POST", f"{run.plan.url}/v1/completions", json=body, retries=False, timeout=60).status
+        )
+    except urllib3.exceptions.HTTPError:
+        return 0
+
+
+def _running(run: Run) -> int:
+    counters = urllib3.request("GET", f"{run.plan.url}/_servekit/counters").json()
+    return int(counters["in_flight"])

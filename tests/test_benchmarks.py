@@ -1,0 +1,166 @@
+"""What the benchmarks do besides measuring; `make bench` measures."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from servekit.serve.guard import guard_arguments
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+
+from benchmarks import check, cold, memory, throughput
+from benchmarks.__main__ import find_benchmarks
+from benchmarks.endpoint import Endpoint, unguarded
+from benchmarks.load import run_round
+from benchmarks.machine import describe_machine
+from benchmarks.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
+
+SIDE = {"tokens_per_s": [99.0, 101.0], "engine_cpu_ms_per_token": 1.0, "servekit_cpu_share": 0.002}
+
+
+def test_every_benchmark_is_found() -> None:
+    """Each module with the protocol is offered under its name, and says in one line what it measures."""
+    found = find_benchmarks()
+    assert {"check", "cold", "memory", "throughput"} <= set(found)
+    assert all((benchmark.__doc__ or "").splitlines()[0].endswith(".") for benchmark in found.values())
+
+
+def test_unknown_name_is_refused() -> None:
+    """A name that is none ends the program with the names there are."""
+    program = [sys.executable, "-m", "benchmarks", "speed"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no benchmark speed; there are check, " in done.stderr
+
+
+def test_machine_facts_are_values() -> None:
+    """The facts of the machine fit into JSON and name cores and memory."""
+    facts = json.loads(json.dumps(describe_machine()))
+    assert facts["cores"] >= 1
+    assert facts["memory_gib"] > 0
+
+
+def test_broken_file_has_eight_mistakes() -> None:
+    """The file for the comparison has one key a line, and vLLM's answer is searched for them in its last words."""
+    assert len(check.KEYS) == 8
+    said = "usage: vllm serve [--max-model-len N]\nvllm serve: error: argument --dtype: invalid choice: 'bf16'"
+    assert [key for key in check.KEYS if key in check.vllm_error(said)] == ["dtype"]
+    traceback = "\n".join(["  File x"] * 9 + ["ValidationError: gpu-memory-utilization"])
+    assert "gpu-memory-utilization" in check.vllm_error(traceback)
+
+
+def test_tables() -> None:
+    """Each table tells the figure that was wanted beside the one that was found."""
+    found: dict[str, list[str]] = {
+        "15": check.table(
+            {
+                "mistakes": 8,
+                "wall_s": {"servekit": [0.4], "vllm": [8.0]},
+                "ratio": 20.0,
+                "cpu_ratio": 21.0,
+                "names": {"servekit": ["dtype"], "vllm": []},
+            }
+        ),
+        "0.6 s": cold.table(
+            {"wall_s": {"check": {"warm files": [0.3]}}, "cpu_s": {"check": {"warm files": [0.2]}}, "limit_s": 0.6}
+        ),
+        "80 MiB": memory.table(
+            {
+                "mib": {"ready": {"servekit": {"rss": 42.0, "pss": 33.0}}},
+                "rss_mib": 42.0,
+                "pss_mib": 33.0,
+                "requests": 320,
+                "scrapes": 500,
+                "limit_mib": 80,
+            }
+        ),
+        "0.98": throughput.table(
+            {
+                "sides": {"servekit": SIDE, "by hand": SIDE},
+                "rounds": 2,
+                "ratio": 1.01,
+                "median_ratio": 1.0,
+                "quartiles": [0.98, 1.02],
+                "quiet_rounds": 0,
+                "quiet_ratio": None,
+                "cpu_ratio": 1.0,
+                "wanted": 0.98,
+            }
+        ),
+    }
+    assert all(f"wanted: {wanted}" in "\n".join(lines) for wanted, lines in found.items())
+
+
+def test_unguarded_takes_only_the_guard_away() -> None:
+    """An engine started by hand gets the same words without the middleware."""
+    argv = ["vllm", "serve", "m", *guard_arguments(()), "--max-num-seqs", "1024"]
+    assert unguarded(argv) == [word for word in argv if word not in guard_arguments(())[:2]]
+
+
+def test_own_process_is_seen() -> None:
+    """/proc tells memory, processor time, words and children of a process."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid in descendants(os.getpid())
+        assert "input()" in command_line(child.pid)
+        child.communicate(b"\n")
+    own = memory_of(os.getpid())
+    assert own.rss_bytes >= own.pss_bytes > 0
+    assert busy_seconds() > cpu_seconds([os.getpid()]) > 0
+    assert cpu_seconds([child.pid]) == 0
+
+
+class Answers(BaseHTTPRequestHandler):
+    """An OpenAI-compatible stream of as many tokens as asked for, or one less."""
+
+    short = False
+    keys: list[str | None]
+
+    def do_POST(self) -> None:
+        """Stream two events and the end."""
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.keys.append(self.headers["authorization"])
+        usage = {"completion_tokens": asked["max_tokens"] - self.short}
+        events = [{"id": "1", "choices": []}, {"id": "1", "choices": [], "usage": usage}]
+        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def answers() -> Iterator[tuple[type[Answers], str]]:
+    """Run a server that streams, and give its handler and its address."""
+    handler = type("Handler", (Answers,), {"keys": [], "protocol_version": "HTTP/1.1"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield handler, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_load_counts_tokens(answers: tuple[type[Answers], str]) -> None:
+    """A round counts what the engine says it made, and shows the key in every request."""
+    handler, url = answers
+    done = run_round(Endpoint(url, "m", pid=0, key="sk-x"), streams=3, tokens=7)
+    assert done.tokens == 21
+    assert done.tokens_per_s == pytest.approx(21 / done.seconds)
+    assert handler.keys == ["Bearer sk-x"] * 3
+
+
+def test_load_refuses_short_answers(answers: tuple[type[Answers], str]) -> None:
+    """A stream that ends early is an error and not a higher speed."""
+    handler, url = answers
+    handler.short = True
+    with pytest.raises(ValueError, match="asked for 7 tokens"):
+        run_round(Endpoint(url, "m", pid=0), streams=2, tokens=7)

@@ -1,0 +1,356 @@
+"""The command line as a user meets it: the real program, its output and its exit codes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from servekit import ENGINE_VERSION, __version__, cli
+
+PROGRAM = Path(sys.executable).with_name("servekit")
+COMMANDS = sorted(cli.command.commands)
+
+BROKEN = """\
+max-num-seqs: 512
+max-num-batched-tokes: 4096
+quantization: compressed-tensors
+port: 8000
+kv-cache-dtype: fp8_e4m3
+max-model-len: long
+"""
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(root: Path) -> Run:
+    """Run `servekit` to its end; `environ` None leaves it this process's variables, without servekit's own."""
+
+    def start(*words: str, cwd: Path = root, environ: dict[str, str] | None = None, **others: Any) -> Any:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+        return subprocess.run(
+            [PROGRAM, *words],
+            cwd=cwd,
+            env=clean | (environ or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            **others,
+        )
+
+    return start
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A profile with five mistakes: four in their lines and one that no line is to blame for."""
+    path = tmp_path / "broken.yaml"
+    path.write_text(BROKEN)
+    return path
+
+
+# check
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--config", "vllm_config.yaml"),
+        ("--config", "profiles/fp16-baseline.yaml", "--deviate", "quantization", "--deviate", "kv-cache-dtype"),
+    ],
+)
+def test_check_accepts_what_is_shipped(run: Run, flags: tuple[str, ...]) -> None:
+    """The shipped profiles are right, and the one line says which file and which vLLM."""
+    done = run("check", "--profile-only", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"settings, all good for vLLM {ENGINE_VERSION}\n")
+
+
+def test_check_tells_deviations(run: Run) -> None:
+    """What differs from the contract with leave is said before the verdict."""
+    flags = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
+    done = run("check", "--profile-only", "--config", "profiles/fp16-baseline.yaml", *flags)
+    assert "deviation: kv-cache-dtype: auto instead of fp8_e4m3" in done.stdout
+
+
+def test_check_examines_what_would_be_served(run: Run, tmp_path: Path, free_port: int) -> None:
+    """Beside the profile, `check` looks at checkpoint, host and memory, without an engine; JSON holds the findings."""
+    environ = {"SERVEKIT_CACHE_DIR": str(tmp_path), "SERVEKIT_ENGINE": "/nowhere/vllm", "PATH": ""}
+    flags = ("--target", "cpu", "--port", str(free_port))
+    done = run("check", *flags, environ=environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all good for vLLM" in done.stdout
+    examined = json.loads(run("check", *flags, "--format", "json", environ=environ).stdout)
+    assert all(finding["severity"] != "error" for finding in examined["findings"])
+
+
+def test_check_refuses_a_checkpoint_that_is_none(run: Run, tmp_path: Path, free_port: int) -> None:
+    """A right profile on a checkpoint that cannot be served is 3, with a finding."""
+    done = run("check", "--target", "cpu", "--model", str(tmp_path), "--port", str(free_port))
+    assert done.returncode == 3
+    assert "error " in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "serve"])
+def test_broken_profile_tells_every_mistake(run: Run, broken: Path, command: str) -> None:
+    """Each mistake stands at its file and line, all at once, on standard error; the exit code is 2."""
+    done = run(command, "--config", str(broken))
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    places = [line.split(" ")[0] for line in lines]
+    assert places == [*(f"{broken}:{line}:" for line in (1, 2, 4, 6)), f"{broken}:"]
+    assert "did you mean max-num-batched-tokens?" in lines[1]
+    assert "SERVEKIT_PORT or --port" in lines[2]
+    assert "limit-mm-per-prompt: is missing" in lines[4]
+
+
+def test_missing_profile(run: Run, tmp_path: Path) -> None:
+    """A file that is not there is a mistake with a remedy, not a traceback."""
+    done = run("check", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vllm_config.yaml: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_broken_serve_starts_nothing(run: Run, broken: Path, tmp_path: Path) -> None:
+    """A broken profile leaves no trace: no engine, no folder."""
+    started = tmp_path / "started"
+    engine = write_program(tmp_path / "engine", f"touch {started}")
+    environ = {"SERVEKIT_ENGINE": str(engine), "SERVEKIT_STATE_DIR": str(tmp_path / "state")}
+    done = run("serve", "--config", str(broken), environ=environ | {"SERVEKIT_CACHE_DIR": str(tmp_path / "cache")})
+    assert done.returncode == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml", "engine"]
+
+
+# plan
+
+
+def test_plan_is_json(run: Run) -> None:
+    """The plan as JSON holds argv, environment, addresses, deadlines, contract and deviations."""
+    done = run("plan", "--target", "cuda", "--port", "8001", "--drain-s", "20", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["argv"][:2] == ["vllm", "serve"]
+    assert plan["argv"][plan["argv"].index("--port") + 1] == "8001"
+    assert plan["addresses"]["endpoint"] == "127.0.0.1:8001"
+    assert plan["deadlines_s"]["drain"] == 20
+    assert plan["deadlines_s"]["stop"] > plan["deadlines_s"]["drain"]
+    assert plan["contract"]["kv-cache-dtype"] == "fp8_e4m3"
+    assert plan["deviations"] == []
+    assert plan["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_plan_on_the_cpu_names_its_deviation(run: Run) -> None:
+    """The CPU target plays with an open hand: the deviation and each adjustment are in the plan."""
+    text = run("plan", "--target", "cpu").stdout
+    assert "deviation  kv-cache-dtype: auto instead of fp8_e4m3: the CPU engine has no FP8 KV cache" in text
+    assert "adjusted   enforce-eager: True" in text
+    assert "(embedded, built on first use)" in text
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_plan_masks_secrets(run: Run, output: str) -> None:
+    """Tokens and keys that pass through to the engine, or are kept from it, are never shown."""
+    environ = {"HF_TOKEN": "hf_geheim", "VLLM_API_KEY": "sk-geheim", "HF_HOME": "/models"}
+    done = run("plan", "--target", "cpu", "--format", output, environ=environ)
+    assert done.returncode == 0
+    assert "geheim" not in done.stdout + done.stderr
+    assert "/models" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("check",), ("plan", "--target", "cpu"), ("plan", "--target", "cuda"), ("schema",)]
+)
+def test_no_engine_is_needed(run: Run, command: tuple[str, ...]) -> None:
+    """What only looks works without an engine, on an empty PATH."""
+    done = run(*command, environ={"PATH": "", "SERVEKIT_ENGINE": "/nowhere/vllm"})
+    assert done.returncode == 0, done.stderr
+
+
+# schema, demo-model, probe
+
+
+def test_schema_holds_for_the_shipped_profile(run: Run, root: Path) -> None:
+    """The schema is one, takes the shipped profile and refuses a broken one."""
+    schema = json.loads(run("schema").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(yaml.safe_load((root / "vllm_config.yaml").read_text()))
+    assert not validator.is_valid(yaml.safe_load(BROKEN))
+
+
+def test_demo_model(run: Run, tmp_path: Path) -> None:
+    """The demo checkpoint appears in a new folder; a folder that holds something is refused with 2."""
+    directory = tmp_path / "deep" / "demo"
+    done = run("demo-model", str(directory))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((directory / "config.json").read_text())["quantization_config"]
+    assert list(directory.glob("*.safetensors"))
+    again = run("demo-model", str(directory))
+    assert again.returncode == 2
+    assert str(directory) in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize("question", ["live", "ready"])
+def test_probe_with_nobody_there(run: Run, free_port: int, question: str) -> None:
+    """Nobody there is a no: 1, with the address that was asked."""
+    done = run("probe", question, "--observe-port", str(free_port))
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"no servekit answers on http://127.0.0.1:{free_port}")
+    assert "Traceback" not in done.stderr
+
+
+# the command line itself
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--nonsense",), "No such option"),
+        (("chekc",), "No such command"),
+        (("check", "--nonsense"), "No such option"),
+        (("plan", "--format", "xml"), "'xml' is not one of"),
+        (("probe", "whether"), "'whether' is not one of"),
+        (("demo-model",), "Missing argument"),
+        (("serve", "--port", "70000"), "--port: input should be less than or equal to 65535 (got '70000')"),
+        (("check", "--deviate", "seed"), "is not a key of the contract"),
+        ((), "Usage: servekit"),
+    ],
+)
+def test_wrong_command_lines(run: Run, words: tuple[str, ...], told: str) -> None:
+    """A command line that cannot be understood says why and ends with 2."""
+    done = run(*words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_variable(run: Run) -> None:
+    """A mistyped variable is a mistake, with the name that was meant."""
+    done = run("check", environ={"SERVEKIT_CONFGI": "x.yaml"})
+    assert done.returncode == 2
+    assert done.stderr == "SERVEKIT_CONFGI: no such setting; did you mean SERVEKIT_CONFIG?\n"
+
+
+def test_version(run: Run) -> None:
+    """The version names servekit's and the engine's."""
+    assert run("--version").stdout == f"servekit {__version__}, for vLLM {ENGINE_VERSION}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches(name: str) -> None:
+    """Each command's help says what it does and shows an example of itself."""
+    text = help_of(name)
+    assert re.search(r"Examples?\b", text)
+    assert f"servekit {name}" in text.partition("Example")[2]
+
+
+@pytest.mark.parametrize("name", ["check", "plan", "probe", "serve"])
+def test_help_tells_exit_codes(name: str) -> None:
+    """The commands whose exit codes scripts rely on tell them."""
+    assert "Exit codes: 0" in help_of(name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_no_inner_words(name: str) -> None:
+    """A default is shown as it would be written; there is none where nothing would be written."""
+    text = " ".join(help_of(name).split())
+    assert "default: None" not in text
+    assert "default: False" not in text
+
+
+def test_help_of_the_whole_is_short_and_fits(run: Run) -> None:
+    """`servekit --help` lists every command and shows examples, on 110 columns."""
+    text = run("--help").stdout
+    assert "Examples:" in text
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_bug_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What servekit did not foresee ends with 70, its traceback and a request to report it."""
+
+    def fail(**_: object) -> NoReturn:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(cli.command.commands["schema"], "callback", fail)
+    monkeypatch.setattr(sys, "argv", ["servekit", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 70
+    told = capsys.readouterr().err
+    assert "RuntimeError: unforeseen" in told
+    assert "Traceback" in told
+    assert "bug of servekit's own" in told
+
+
+def test_interrupt_is_told_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during a command that only looks ends with 130, as a shell expects."""
+
+    def interrupt(**_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.command.commands["schema"], "callback", interrupt)
+    monkeypatch.setattr(sys, "argv", ["servekit", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+RUN_CHECK = """
+import sys
+from servekit import cli
+sys.argv = ["servekit", "check", "--profile-only"]
+try:
+    cli.main()
+except SystemExit as ended:
+    assert ended.code == 0
+"""
+ENGINES_OWN = "vllm torch transformers numpy"
+
+
+@pytest.mark.parametrize(
+    ("words", "unwanted"),
+    [
+        ("import servekit.cli", f"{ENGINES_OWN} urllib3 prometheus_client"),
+        (RUN_CHECK, ENGINES_OWN),
+        ("import servekit.cli, servekit.serving, servekit.checkpoint.demo", ENGINES_OWN),
+    ],
+)
+def test_imports(root: Path, words: str, unwanted: str) -> None:
+    """servekit never imports the engine or its libraries, and to begin with no HTTP library either."""
+    program = f"{words}\nimport sys\nprint('left:', [name for name in {unwanted.split()} if name in sys.modules])"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["left: []"], done.stdout + done.stderr
+
+
+def write_program(path: Path, line: str) -> Path:
+    """Write an executable that does one shell command."""
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return path
+
+
+def help_of(name: str) -> str:
+    """Return a command's help on a wide terminal."""
+    found = CliRunner().invoke(cli.command, [name, "--help"], terminal_width=200, max_content_width=200)
+    assert isinstance(cli.command.commands[name], click.Command)
+    assert found.exit_code == 0
+    return found.output

@@ -1,0 +1,63 @@
+"""Settings: flags over variables over defaults, and every mistake at once."""
+
+from pathlib import Path
+
+import pytest
+
+from servekit.errors import ConfigurationError
+from servekit.logs import LogFormat
+from servekit.settings import Settings, Target, flag_of, read_settings, variable_of
+
+
+def test_defaults() -> None:
+    """Nothing given is the card's profile on loopback."""
+    settings = read_settings({}, {})
+    assert settings.config == Path("vllm_config.yaml")
+    assert (settings.host, settings.port, settings.observe_port) == ("127.0.0.1", 8000, 9400)
+    assert settings.target is Target.AUTO
+
+
+def test_flags_win_over_variables_and_empty_means_not_given() -> None:
+    """A flag beats its variable; an empty variable counts as none."""
+    environ = {"SERVEKIT_PORT": "8001", "SERVEKIT_LOG_FORMAT": "json", "SERVEKIT_HOST": "", "PORT": "1"}
+    settings = read_settings({"port": "8002", "host": None, "deviate": ()}, environ)
+    assert (settings.port, settings.log_format, settings.host) == (8002, LogFormat.JSON, "127.0.0.1")
+
+
+def test_lists_and_paths() -> None:
+    """A list is comma-separated in a variable; a path may begin with ~."""
+    settings = read_settings({}, {"SERVEKIT_DEVIATE": "quantization, kv-cache-dtype", "SERVEKIT_CACHE_DIR": "~/c"})
+    assert settings.deviate == ("quantization", "kv-cache-dtype")
+    assert settings.cache_dir == Path.home() / "c"
+
+
+def test_xdg_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """State and caches go where the desktop convention says."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/s")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert (Settings().state_dir, Settings().cache_dir) == (Path("/s/servekit"), Path("/c/servekit"))
+
+
+def test_all_mistakes_at_once() -> None:
+    """Each mistake names the flag or the variable it came from, what was got and what to do."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({"port": "70000", "target": "tpu"}, {"SERVEKIT_DRAIN_S": "long", "SERVEKIT_PROT": "1"})
+    text = str(caught.value)
+    assert "SERVEKIT_PROT: no such setting; did you mean SERVEKIT_PORT?" in text
+    assert "--port: input should be less than or equal to 65535 (got '70000')" in text
+    assert "--target: input should be 'auto', 'cuda' or 'cpu' (got 'tpu')" in text
+    assert "SERVEKIT_DRAIN_S: input should be a valid integer" in text
+    assert len(caught.value.mistakes) == 4
+
+
+def test_kubernetes_service_links() -> None:
+    """What Kubernetes says about a service named servekit is passed over, or explained where it collides."""
+    links = {"SERVEKIT_SERVICE_HOST": "10.0.0.1", "SERVEKIT_PORT_8000_TCP": "tcp://10.0.0.1:8000"}
+    assert read_settings({}, links).port == 8000
+    with pytest.raises(ConfigurationError, match="enableServiceLinks: false"):
+        read_settings({}, {"SERVEKIT_PORT": "tcp://10.0.0.1:8000"})
+
+
+def test_names() -> None:
+    """A field has one flag and one variable."""
+    assert (flag_of("observe_port"), variable_of("observe_port")) == ("--observe-port", "SERVEKIT_OBSERVE_PORT")
