@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast lint types lock engine-args docs bench
+.PHONY: help install serve doctor test test-fast lint types lock engine-args docs bench sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -15,6 +15,10 @@ install:  ## servekit into .venv, vLLM 0.20.2 for the CPU into .venv-engine
 serve: install  ## serve the embedded demo checkpoint on the CPU (ARGS="--port 8001" and the like)
 	@exec $(BIN)/servekit serve --target cpu $(ARGS)
 
+doctor:  ## Docker, driver and Compose project of this host, before the first `docker compose up`
+	@scripts/install.sh base
+	@$(BIN)/servekit doctor $(ARGS)
+
 test:  ## install what is needed, then all tests; the real engine included
 	@scripts/install.sh dev engine tools
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
@@ -23,10 +27,12 @@ test-fast:  ## only the tests that start no engine
 	@scripts/install.sh dev tools
 	$(BIN)/pytest -m "not engine" $(ARGS)
 
-lint:  ## ruff and the formatter
+lint:  ## ruff and the formatter, hadolint, shellcheck
 	@scripts/install.sh dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck scripts/*.sh .ci/run .ci/*.sh
 
 types:  ## mypy, strict
 	@scripts/install.sh dev
@@ -46,3 +52,9 @@ docs:  ## write docs/configuration.md from the code
 bench:  ## run the benchmarks that need no GPU
 	@scripts/install.sh dev engine
 	$(BIN)/python -m benchmarks
+
+sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, and the CPU engine
+	@scripts/install.sh dev
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements/image.txt --output-reproducible --of JSON -o dist/servekit.cdx.json
+	$(BIN)/cyclonedx-py requirements requirements/engine-cpu.txt --output-reproducible --of JSON -o dist/engine-cpu.cdx.json

@@ -129,6 +129,31 @@ def plan(output: str, gpu: str | None, **flags: Any) -> None:
 
 @command.command(
     epilog="\b\nExamples:\n"
+    "  servekit doctor                                          the project of this folder, compose.yaml\n"
+    "  servekit doctor -f compose.yaml -f compose.cpu.yaml      without a GPU\n"
+    "  servekit doctor --env-file tenant-b.env\n"
+    "\b\nExit codes: 0 all good, 3 `docker compose up` would fail, or end badly."
+)
+@click.option(
+    "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Compose file, as of docker."
+)
+@click.option("--env-file", type=click.Path(path_type=Path), help="Variables for the Compose files, as of docker.")
+@_FORMAT
+def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
+    """Check Docker, the driver and the Compose project of this host, before the first `up`. Changes nothing."""
+    from servekit.preflight.doctor import diagnose
+    from servekit.serve.plan import STOP_MARGIN_S
+    from servekit.shown import diagnosis_text
+
+    drain_s = int(Settings.model_fields["drain_s"].default)
+    found = diagnose(files, env_file, drain_s=drain_s, margin_s=STOP_MARGIN_S)
+    click.echo(json.dumps(found.as_dict(), indent=2) if output == "json" else diagnosis_text(found))
+    if found.failed:
+        sys.exit(ExitCode.PREFLIGHT)
+
+
+@command.command(
+    epilog="\b\nExamples:\n"
     "  servekit serve --target cpu                          the embedded demo checkpoint, no GPU needed\n"
     "  servekit serve --model /models/gemma4-E4B-opt        a checkpoint folder on the GPU\n"
     "\b\nExit codes: 0 stopped and drained, 2 configuration, 3 preflight, 4 not started, 5 engine died,\n"

@@ -8,6 +8,7 @@ from servekit.preflight.findings import render
 from servekit.preflight.memory_report import render_plan
 
 if TYPE_CHECKING:
+    from servekit.preflight.doctor import Diagnosis
     from servekit.preflight.examine import Examination
     from servekit.preflight.memory import MemoryPlan
     from servekit.profile import Profile
@@ -28,6 +29,16 @@ def examination_text(found: "Examination") -> str:
     if found.memory:
         parts.append(render_plan(found.memory))
     return "\n\n".join(parts)
+
+
+def diagnosis_text(found: "Diagnosis") -> str:
+    """Write what Docker said of itself, and the findings."""
+    docker = found.docker
+    said = (
+        [f"Docker Engine {docker.engine}, Compose {docker.compose or 'none'}, {docker.architecture}"] if docker else []
+    )
+    said += [f"NVIDIA driver {found.driver}"] if found.driver else []
+    return "\n".join([*said, render(found.findings) or "nothing to say against `docker compose up`"])
 
 
 def memory_text(memory: "MemoryPlan | None", why: str) -> str:

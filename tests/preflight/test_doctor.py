@@ -1,12 +1,16 @@
-"""The doctor: Docker's answers judged, Compose files read, and the real engine asked where it runs."""
+"""The doctor: Docker's answers and the host's driver judged, and the real engine asked where it runs."""
 
+import dataclasses
+import gc
 import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servekit.preflight.doctor import DockerFacts, check_compose_file, check_docker, inspect_docker
+from servekit.preflight.cards import GIB
+from servekit.preflight.doctor import DockerFacts, check_docker, check_driver_of_host, inspect_docker
+from servekit.preflight.gpus import GpuFacts, GpuSurvey
 
 GOOD = DockerFacts(
     engine="28.5.1", compose="2.40.0", architecture="x86_64", runtimes=("runc", "nvidia"), images={"a:1": "linux/amd64"}
@@ -15,9 +19,9 @@ CDI = DockerFacts(engine="28.5.1", compose="2.40.0", architecture="x86_64", cdi_
 
 
 def names(**changes: Any) -> list[str]:
-    """What is found of altered facts, for target cuda."""
+    """What is found of altered facts, for a container with a GPU."""
     facts = DockerFacts(**{**vars(GOOD), **changes})
-    return [finding.name for finding in check_docker(facts, "cuda")]
+    return [finding.name for finding in check_docker(facts, gpu=True)]
 
 
 @pytest.mark.parametrize(
@@ -41,43 +45,18 @@ def test_each_lack_is_found(changes: dict[str, Any], expected: list[str]) -> Non
 
 
 def test_cdi_stands_in_for_the_runtime() -> None:
-    """Devices by CDI are as good as the NVIDIA runtime."""
-    assert check_docker(CDI, "cuda") == ()
+    """Devices by CDI are as good as the NVIDIA runtime; a container without a GPU needs neither."""
+    assert check_docker(CDI, gpu=True) == ()
+    assert check_docker(dataclasses.replace(CDI, cdi_devices=()), gpu=False) == ()
 
 
-def test_cpu_target_needs_no_runtime() -> None:
-    """On target cpu the missing runtime is a note with the trap it holds."""
-    (finding,) = check_docker(DockerFacts("28.5.1", "2.40.0", "x86_64"), "cpu")
-    assert str(finding.severity) == "note"
-    assert "!reset" in finding.message
-
-
-COMPOSE = """
-services:
-  endpoint:
-    build: .
-    gpus: all
-    deploy: !reset null
-  helper:
-    image: x
-    init: true
-"""
-
-
-def test_compose_traps_are_found(tmp_path: Path) -> None:
-    """`gpus` is ignored by older Compose, and a service that is built wants an init."""
-    path = tmp_path / "compose.yaml"
-    path.write_text(COMPOSE)
-    assert [finding.name for finding in check_compose_file(path, "2.26.1-4")] == ["compose-gpus", "compose-init"]
-    assert [finding.name for finding in check_compose_file(path, "2.40.0")] == ["compose-init"]
-
-
-@pytest.mark.parametrize("content", ["", "services: 3", "a: [", "services:\n  a: b\n  c: [1"])
-def test_broken_compose_files_are_findings(tmp_path: Path, content: str) -> None:
-    """A Compose file that is none is a finding, no traceback."""
-    path = tmp_path / "compose.yaml"
-    path.write_text(content)
-    assert [finding.name for finding in check_compose_file(path, "2.40.0")] == ["docker-compose"]
+def test_driver_of_the_host() -> None:
+    """No driver, a driver without a GPU and one too old for CUDA 13 are found."""
+    gpu = GpuFacts(0, "GPU-1", "NVIDIA L4", 24 * GIB, 24 * GIB, (8, 9))
+    assert check_driver_of_host(GpuSurvey("580.1", (13, 0), (gpu,))) == ()
+    surveys = (None, GpuSurvey("580.1", (13, 0), ()), GpuSurvey("550.54", (12, 4), (gpu,)))
+    names = [finding.name for survey in surveys for finding in check_driver_of_host(survey)]
+    assert names == ["gpu-missing", "gpu-missing", "gpu-driver"]
 
 
 def test_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +81,15 @@ def test_dead_engine_is_a_finding(free_port: int) -> None:
     assert (facts, finding.name) == (None, "docker-unreachable")
 
 
+def test_missing_socket_is_a_finding_and_leaves_nothing_open(tmp_path: Path) -> None:
+    """A socket that is not there is a finding; an open socket left behind would be a warning, hence a failure."""
+    pytest.importorskip("docker")
+    facts, (finding,) = inspect_docker(base_url=f"unix://{tmp_path}/docker.sock")
+    gc.collect()
+    assert (facts, finding.name) == (None, "docker-unreachable")
+    assert "No such file" in finding.message
+
+
 def test_real_engine_is_understood() -> None:
     """A running Docker Engine gives its versions, its architecture and which images it lacks."""
     pytest.importorskip("docker")
@@ -111,4 +99,4 @@ def test_real_engine_is_understood() -> None:
     assert facts.engine
     assert facts.runtimes
     assert facts.images == {"servekit-no-such-image:1": ""}
-    assert "docker-image" in [finding.name for finding in check_docker(facts, "cpu")]
+    assert "docker-image" in [finding.name for finding in check_docker(facts, gpu=False)]

@@ -101,6 +101,8 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "docker-image": "The image is not there.",
         "docker-platform": "The image or the engine is not for linux/amd64.",
         "compose-gpus": "The Compose file asks for GPUs in a way this Compose ignores.",
-        "compose-init": "A service runs without an init process.",
+        "compose-grace": "Docker would kill the container before its drain is over.",
+        "compose-mount": "A file or folder that the Compose project mounts does not exist.",
+        "compose-secret": "The container could not use the key file.",
     }
 )

@@ -1,17 +1,17 @@
 """`servekit doctor`: whether Docker on this host can run the endpoint; asks the engine, changes nothing."""
 
 import importlib
-import json
-import shutil
-import subprocess
-from collections.abc import Iterator, Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from servekit.preflight.findings import Finding, error, in_order, note, warning
+from servekit.preflight.compose import check_project, compose_version, images_of, read_project, reserves_gpu
+from servekit.preflight.findings import Finding, error, has_errors, in_order, warning
+from servekit.preflight.gpu_rules import check_driver, one_gpu
+from servekit.preflight.gpus import GpuSurvey, SurveyGpus, survey_gpus
 
 ENGINE_NEEDED: Final = (25, 0)
 """The first Docker Engine with `start_interval` in health checks."""
@@ -19,8 +19,7 @@ API_VERSION: Final = "1.44"
 """The API of Docker Engine 25, and the oldest that Engine 29 speaks."""
 COMPOSE_NEEDED: Final = (2, 24)
 """The first Compose with `!reset`, which the CPU override needs."""
-GPUS_KEY_SINCE: Final = (2, 30)
-"""The first Compose that acts on a service's `gpus`; before, 2.26 reads it without a word."""
+_SOCKET: Final = "unix:///var/run/docker.sock"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,60 @@ class DockerFacts:
     """Wanted images and their platform such as `linux/amd64`; an empty platform where the image is not there."""
 
 
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor saw and found. `docker` is None where it does not answer, `driver` empty without one."""
+
+    docker: DockerFacts | None
+    driver: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether `docker compose up` would fail, or end badly."""
+        return has_errors(self.findings)
+
+    def as_dict(self) -> dict[str, object]:
+        """Give the diagnosis as values that JSON can hold."""
+        facts = self.docker and {
+            "engine": self.docker.engine,
+            "compose": self.docker.compose,
+            "architecture": self.docker.architecture,
+            "runtimes": list(self.docker.runtimes),
+            "cdi_devices": list(self.docker.cdi_devices),
+            "images": dict(self.docker.images or {}),
+        }
+        found = [finding.as_dict() for finding in self.findings]
+        return {"docker": facts, "driver": self.driver, "failed": self.failed, "findings": found}
+
+
+def diagnose(
+    files: Sequence[Path],
+    env_file: Path | None,
+    *,
+    drain_s: int,
+    margin_s: int,
+    survey: SurveyGpus = survey_gpus,
+) -> Diagnosis:
+    """Examine this host and the Compose project in the working folder, or of `files`.
+
+    `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills.
+    """
+    project, findings = read_project(files, env_file)
+    facts, unreachable = inspect_docker(images_of(project) if project else ())
+    findings += unreachable
+    gpu = reserves_gpu(project) if project else True
+    if facts:
+        findings += check_docker(facts, gpu=gpu)
+        if project:
+            compose = version_of(facts.compose)
+            findings += check_project(project, compose=compose, drain_s=drain_s, margin_s=margin_s)
+    found = survey() if gpu else None
+    if gpu:
+        findings += check_driver_of_host(found)
+    return Diagnosis(facts, found.driver if found else "", in_order(findings))
+
+
 def inspect_docker(
     images: tuple[str, ...] = (), base_url: str | None = None
 ) -> tuple[DockerFacts | None, tuple[Finding, ...]]:
@@ -49,6 +102,8 @@ def inspect_docker(
             remedy="install servekit with its extra: servekit[doctor]",
         )
         return None, (missing,)
+    if refusal := _refused(base_url or os.environ.get("DOCKER_HOST") or _SOCKET):
+        return None, (_unreachable(refusal),)
     try:
         # a version of its own: the SDK would ask for one while it is made, and leave its socket open if that fails
         client = (
@@ -60,7 +115,7 @@ def inspect_docker(
         return None, (_unreachable(problem),)
     try:
         engine = str(client.version(api_version=False).get("Version", ""))
-        if _version(engine) < ENGINE_NEEDED:
+        if version_of(engine) < ENGINE_NEEDED:
             return None, (_too_old(engine),)
         info = client.info()
         facts = DockerFacts(
@@ -78,29 +133,11 @@ def inspect_docker(
     return facts, ()
 
 
-def compose_version() -> str:
-    """Ask for the version of the Compose plugin, empty when there is none."""
-    program = shutil.which("docker")
-    if program is None:
-        return ""
-    try:
-        answer = subprocess.run(
-            [program, "compose", "version", "--format", "json"],
-            capture_output=True,
-            timeout=5,
-            check=True,
-        )
-        return str(json.loads(answer.stdout)["version"]).removeprefix("v")
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def check_docker(facts: DockerFacts, target: str) -> tuple[Finding, ...]:
-    """Judge what Docker said for target "cuda" or "cpu"."""
+def check_docker(facts: DockerFacts, *, gpu: bool) -> tuple[Finding, ...]:
+    """Judge what Docker said; `gpu`: whether a container is to have one."""
     findings = [*_check_versions(facts), *_check_images(facts)]
-    nvidia = "nvidia" in facts.runtimes
-    cdi = [device for device in facts.cdi_devices if device.startswith("nvidia.com/gpu")]
-    if target == "cuda" and not nvidia and not cdi:
+    cdi = any(device.startswith("nvidia.com/gpu") for device in facts.cdi_devices)
+    if gpu and "nvidia" not in facts.runtimes and not cdi:
         findings.append(
             error(
                 "docker-gpu",
@@ -109,70 +146,37 @@ def check_docker(facts: DockerFacts, target: str) -> tuple[Finding, ...]:
                 remedy="install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker",
             )
         )
-    if target == "cpu" and not nvidia:
-        findings.append(
-            note(
-                "docker-gpu",
-                "no NVIDIA runtime: the CPU override must clear deploy.resources with !reset",
-            )
-        )
     return in_order(findings)
 
 
-def check_compose_file(path: Path, compose: str) -> tuple[Finding, ...]:
-    """Find what the installed Compose would silently ignore in a Compose file."""
-    try:
-        content = yaml.load(path.read_bytes(), Loader=_ComposeLoader)  # noqa: S506 - a SafeLoader that knows !reset
-        services = content["services"].items()
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as problem:
-        unreadable = error("docker-compose", f"no Compose file with services: {problem}", subject=path.name)
-        return (unreadable,)
-    findings: list[Finding] = []
-    for name, service in services:
-        subject = f"{path.name}: {name}"
-        if not isinstance(service, dict):
-            continue
-        if "gpus" in service and _version(compose) < GPUS_KEY_SINCE:
-            findings.append(
-                error(
-                    "compose-gpus",
-                    f"Compose {compose or 'of unknown version'} ignores `gpus`: the container starts without a GPU",
-                    subject=subject,
-                    remedy="use deploy.resources.reservations.devices",
-                )
-            )
-        if service.get("init") is not True and "build" in service:
-            findings.append(
-                warning(
-                    "compose-init",
-                    "no `init: true`: as PID 1 a Python program makes `down` wait for its time limit",
-                    subject=subject,
-                    remedy="add init: true, or an init in the image",
-                )
-            )
-    return tuple(findings)
+def check_driver_of_host(survey: GpuSurvey | None) -> tuple[Finding, ...]:
+    """Judge the NVIDIA driver of this host, which its containers use."""
+    if survey is None or not survey.gpus:
+        return one_gpu(survey, {})[1]
+    return tuple(check_driver(survey))
 
 
-class _ComposeLoader(yaml.SafeLoader):
-    """Reads Compose's own tags `!reset` and `!override` as what stands behind them."""
+def _refused(url: str) -> OSError | None:
+    """Say why a Docker Engine's Unix socket refuses a connection.
 
-
-def _plain(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
+    Tried before the SDK does: docker 7.2 leaves its socket open when it cannot connect (transport/unixconn.py).
+    """
+    scheme, _, path = url.partition("://")
+    if scheme not in {"unix", "http+unix"}:
+        return None
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(path)
+        except OSError as problem:
+            return problem
     return None
 
 
-_ComposeLoader.add_constructor("!reset", _plain)
-_ComposeLoader.add_constructor("!override", _plain)
-
-
 def _check_versions(facts: DockerFacts) -> Iterator[Finding]:
-    if _version(facts.engine) < ENGINE_NEEDED:
+    if version_of(facts.engine) < ENGINE_NEEDED:
         yield _too_old(facts.engine)
-    if _version(facts.compose) < COMPOSE_NEEDED:
+    if version_of(facts.compose) < COMPOSE_NEEDED:
         yield error(
             "docker-compose",
             f"Compose {facts.compose or 'is not installed'}, {_dotted(COMPOSE_NEEDED)} is the first with !reset",
@@ -185,11 +189,11 @@ def _check_versions(facts: DockerFacts) -> Iterator[Finding]:
 def _check_images(facts: DockerFacts) -> Iterator[Finding]:
     for image, system in (facts.images or {}).items():
         if not system:
-            yield error(
+            yield warning(
                 "docker-image",
-                "the image is not on this host",
+                "the image is not on this host: the first `up` pulls or builds it",
                 subject=image,
-                remedy=f"docker pull {image}, or build it",
+                remedy="fetch it before: docker compose pull, docker compose build",
             )
         elif system != "linux/amd64":
             yield error(
@@ -233,7 +237,8 @@ def _unreachable(problem: Exception) -> Finding:
     )
 
 
-def _version(text: str) -> tuple[int, int]:
+def version_of(text: str) -> tuple[int, int]:
+    """Return the first two numbers of a version, 0.0 where there are none."""
     parts = text.split(".")
     try:
         return int(parts[0]), int(parts[1])

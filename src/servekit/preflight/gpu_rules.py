@@ -35,6 +35,16 @@ def one_gpu(survey: GpuSurvey | None, environ: Mapping[str, str]) -> tuple[GpuFa
     return None, (wrong,)
 
 
+def check_driver(survey: GpuSurvey) -> Iterator[Finding]:
+    """Judge the driver of all GPUs of a host."""
+    if survey.cuda < CUDA_NEEDED:
+        yield error(
+            "gpu-driver",
+            f"driver {survey.driver} runs CUDA {survey.cuda[0]}.{survey.cuda[1]}; vLLM 0.20.2 is built for CUDA 13",
+            remedy="install driver 580 or newer on the host",
+        )
+
+
 def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     """Judge one GPU against the profile."""
     if gpu.capability < FP8_CAPABILITY:
@@ -44,13 +54,7 @@ def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: Mapping[str, Any]) ->
             subject=gpu.name,
             remedy="take an L4, L40S, H100 or newer",
         )
-    if survey.cuda < CUDA_NEEDED:
-        yield error(
-            "gpu-driver",
-            f"driver {survey.driver} runs CUDA {survey.cuda[0]}.{survey.cuda[1]}; vLLM 0.20.2 is built for CUDA 13",
-            subject=gpu.name,
-            remedy="install driver 580 or newer on the host",
-        )
+    yield from check_driver(survey)
     yield from _check_gpu_memory(gpu, arguments)
     if gpu.mig:
         yield warning(

@@ -8,6 +8,8 @@ from pathlib import Path
 _KILLED = re.compile(r"(?:Memory cgroup out of memory|Out of memory)[^:]*: Killed process \d+ \([^)]*\)[^;\n]*")
 _RECORD_BYTES = 8192
 """The longest record of /dev/kmsg (the kernel's Documentation/ABI/testing/dev-kmsg)."""
+_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+"""Where a control group counts its kills: version 2, version 1."""
 
 
 class KernelWord:
@@ -17,7 +19,7 @@ class KernelWord:
     the count of the control group, which a container has even where the log is closed.
     """
 
-    def __init__(self, log: Path = Path("/dev/kmsg"), events: Path = Path("/sys/fs/cgroup/memory.events")) -> None:
+    def __init__(self, log: Path = Path("/dev/kmsg"), events: tuple[Path, ...] = _EVENTS) -> None:
         self._events = events
         self._log = _open_at_end(log)
         self._kills = _count_kills(events)
@@ -61,9 +63,10 @@ def _open_at_end(log: Path) -> int | None:
     return None
 
 
-def _count_kills(events: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in events.read_text(encoding="ascii").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
+def _count_kills(events: tuple[Path, ...]) -> int | None:
+    for path in events:
+        with contextlib.suppress(OSError, ValueError):
+            for line in path.read_text(encoding="ascii").splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return None
