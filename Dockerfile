@@ -25,7 +25,7 @@ RUN --mount=type=cache,target=/root/.cache \
  && export UV_LINK_MODE=copy VIRTUAL_ENV=/opt/vllm \
  && /tmp/uv/bin/uv pip install -q --no-deps --require-hashes -r /tmp/engine/engine-cpu.txt \
  && /tmp/uv/bin/uv pip install -q --no-deps --build-constraints /tmp/engine/build.txt /tmp/engine/cpu \
- && rm -rf /tmp/*
+ && rm -rf /tmp/* /opt/vllm/.lock
 ENV PATH=/opt/vllm/bin:$PATH
 
 # One of the two stages above.
@@ -46,7 +46,8 @@ COPY pyproject.toml README.md LICENSE /tmp/servekit/
 COPY src /tmp/servekit/src
 RUN --mount=type=cache,target=/root/.cache \
     UV_LINK_MODE=copy VIRTUAL_ENV=/opt/servekit /tmp/uv/bin/uv pip install -q --no-deps \
-      --build-constraints /tmp/servekit/requirements/build.txt /tmp/servekit
+      --build-constraints /tmp/servekit/requirements/build.txt /tmp/servekit \
+ && rm -f /opt/servekit/.lock
 
 # One of the two stages above.
 # hadolint ignore=DL3006

@@ -9,8 +9,15 @@ base=servekit-ci/debian:bookworm
 
 main() {
   case ${1:-} in
-    up) packages && daemon && images ;;
-    restart) stop && daemon ;;
+    up)
+      packages
+      daemon
+      images
+      ;;
+    restart)
+      stop
+      daemon
+      ;;
     *) sed -n '2,4s/^# //p' "$0" >&2; exit 2 ;;
   esac
 }
@@ -66,7 +73,8 @@ stop() {
 
 images() {
   if ! docker image inspect "$base" >/dev/null 2>&1; then
-    # shellcheck disable=SC2016 - $1 is mmdebstrap's
+    # $1 is the folder mmdebstrap works in.
+    # shellcheck disable=SC2016
     mmdebstrap --variant=minbase --include=ca-certificates --aptopt='Acquire::Check-Valid-Until "false"' \
       --customize-hook='mkdir -p "$1/usr/local/share/ca-certificates"' \
       --customize-hook='cp /usr/local/share/ca-certificates/*.crt "$1/usr/local/share/ca-certificates/" 2>/dev/null || true' \

@@ -1,0 +1,139 @@
+"""A Compose project of this repository's own files, driven by the real Compose and seen through the Docker SDK."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+import httpx
+import openai
+from docker.models.containers import Container
+
+from tests.conftest import ROOT, find_free_port, wait_until
+
+CPU_FILES = ("compose.yaml", "compose.cpu.yaml", "tests/container/quick.yaml")
+START_S = 300
+"""Seconds a start may take here: two cores, the bytecode of the engine compiled on the way."""
+
+
+class Stack:
+    """One tenant: its project, its environment file, its container."""
+
+    def __init__(
+        self, name: str, folder: Path, files: tuple[str, ...] = CPU_FILES, *, client: docker.DockerClient, **env: str
+    ) -> None:
+        self.name, self.files, self.docker = name, files, client
+        self.first_health = ""
+        self.port, self.observe_port = find_free_port(), find_free_port()
+        self.url, self.observe_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.observe_port}"
+        self.env_file = folder / f"{name}.env"
+        values = {"SERVEKIT_PORT": str(self.port), "SERVEKIT_OBSERVE_PORT": str(self.observe_port), **env}
+        self.env_file.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+
+    def compose(self, *arguments: str, within_s: float = START_S, check: bool = True) -> str:
+        """Run Compose as a user does, without any variable of the tests' own; return what it says."""
+        files = [f"--file={name}" for name in self.files]
+        command = ["docker", "compose", "-p", self.name, f"--env-file={self.env_file}", *files, *arguments]
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
+        done = subprocess.run(
+            command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=within_s, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()}")
+        return done.stdout + done.stderr
+
+    @property
+    def container(self) -> Container:
+        """The endpoint's container as it is now."""
+        label = f"com.docker.compose.project={self.name}"
+        filters: dict[str, str | list[str] | bool] = {"label": [label, "com.docker.compose.service=servekit"]}
+        return self.docker.containers.list(all=True, filters=filters)[0]
+
+    @property
+    def health(self) -> str:
+        """What Docker says of the container: starting, healthy or unhealthy."""
+        return str(self.container.attrs["State"].get("Health", {}).get("Status"))
+
+    def until_health(self, status: str, within_s: float = START_S) -> None:
+        """Wait until Docker says so; fail with the log otherwise."""
+        end = time.monotonic() + within_s
+        while self.health != status:
+            if time.monotonic() > end:
+                raise AssertionError(f"not {status} within {within_s} s, but {self.health}:\n{self.log()}")
+            time.sleep(0.2)
+
+    def log(self, lines: int = 60) -> str:
+        """Return the end of the container's log."""
+        label = f"com.docker.compose.project={self.name}"
+        containers = self.docker.containers.list(all=True, filters={"label": label})
+        return "\n".join(each.logs(tail=lines).decode(errors="replace") for each in containers)
+
+    def run(self, *command: str, user: str = "") -> tuple[int, str]:
+        """Run a program inside the container; return its exit code and output."""
+        done = self.container.exec_run(list(command), user=user)
+        output = done.output if isinstance(done.output, bytes) else b"".join(done.output)
+        return done.exit_code or 0, output.decode(errors="replace")
+
+    def python(self, program: str) -> str:
+        """Run a Python program inside the container, with the engine's interpreter; return what it prints."""
+        code, output = self.run("python3", "-c", program)
+        assert code == 0, output
+        return output.strip()
+
+    def process(self, part: str) -> int:
+        """Return the process inside the container whose command line contains `part`."""
+        found = self.python(_FIND_PROCESS.format(part=part))
+        assert found, f"no process with {part!r}"
+        return int(found.split()[0])
+
+    def kill(self, part: str, signal: str) -> None:
+        """Send a signal to the process inside the container whose command line contains `part`."""
+        code, output = self.run("bash", "-c", f"kill -{signal} {self.process(part)}")
+        assert code == 0, output
+
+    def key(self) -> str:
+        """Return the key servekit made, or the first of the key file, as an operator asks for it."""
+        code, output = self.run("servekit", "key", "--show")
+        assert code == 0, output
+        return output.strip()
+
+    def openai(self, key: str | None = None) -> openai.OpenAI:
+        """Return OpenAI's own client, with this tenant's key unless another is given."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key(), max_retries=0, timeout=60)
+
+    def ready_after_s(self) -> float:
+        """Return the seconds of the last start, as servekit tells them."""
+        status: dict[str, Any] = httpx.get(f"{self.observe_url}/status").json()
+        return float(status["start_seconds"])
+
+    @contextmanager
+    def ends(self) -> Iterator[list[dict[str, str]]]:
+        """Collect the ends of this container meanwhile: exit code and time of each, as Docker tells them."""
+        seen: list[dict[str, str]] = []
+        since, ident = time.time(), self.container.id
+        yield seen
+        wait_until(self.docker.api.ping, within_s=60, what="the daemon")
+        until = time.time() + 1
+        events = self.docker.events(since=int(since), until=int(until), filters={"container": ident}, decode=True)
+        seen += [event["Actor"]["Attributes"] for event in events if event.get("Action") == "die"]
+
+    def down(self) -> None:
+        """End everything, volumes included."""
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "20", check=False)
+
+
+_FIND_PROCESS = """
+import pathlib
+for entry in pathlib.Path("/proc").iterdir():
+    if entry.name.isdigit():
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if {part!r} in line and "pathlib" not in line:
+            print(entry.name)
+"""

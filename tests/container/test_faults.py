@@ -1,0 +1,201 @@
+"""What breaks, in a container: what clients see, the exit code, and the time until Docker has it healthy again."""
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.conftest import wait_until
+from tests.container.conftest import REQUIRED
+from tests.container.stack import Stack
+from tests.engine.test_serving import MODEL
+
+Note = Callable[[str], None]
+
+SERVEKIT = "/opt/servekit/bin/python /opt/servekit/bin/servekit serve"
+HOG = """
+import time
+kept = []
+while True:
+    kept.append(b"x" * (64 * 1024 ** 2))
+    time.sleep(0.01)
+"""
+
+
+class Stream:
+    """A client that reads a long answer meanwhile: what it got, and how it ended."""
+
+    def __init__(self, stack: Stack, tokens: int) -> None:
+        self.client = stack.openai()
+        self.pieces, self.finish, self.error, self.ended_s = 0, "", "", 0.0
+        self._thread = threading.Thread(target=self._read, args=(tokens,), daemon=True)
+        self._thread.start()
+        wait_until(lambda: self.pieces > 2 or self.error, within_s=30, what="the stream's beginning")
+
+    def _read(self, tokens: int) -> None:
+        options: dict[str, Any] = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
+        try:
+            for chunk in self.client.completions.create(model=MODEL, prompt="1", stream=True, **options):
+                self.pieces += 1
+                self.finish = chunk.choices[0].finish_reason or self.finish
+        except (openai.OpenAIError, httpx.HTTPError) as error:
+            self.error = type(error).__name__
+        self.ended_s = time.monotonic()
+
+    def seen(self, since_s: float) -> str:
+        """Say what the client saw, once its stream has ended."""
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the client still waits"
+        how = self.error or f"finish_reason {self.finish or 'none'}"
+        return f"{how} after {self.ended_s - since_s:.1f} s, {self.pieces} pieces"
+
+
+def healthy_again(stack: Stack, since_s: float, ident: int) -> float:
+    """Wait until another life of the container is healthy; return the seconds since `since_s`."""
+    wait_until(lambda: stack.container.attrs["State"]["Pid"] not in {0, ident}, within_s=60, what="a new start")
+    stack.until_health("healthy")
+    return time.monotonic() - since_s
+
+
+@pytest.mark.parametrize(
+    ("what", "exit_code", "said"),
+    [("VLLM::EngineCore", "5", "exit code 5"), ("VLLM::Worker", "5", "exit code 5"), (SERVEKIT, "137", "")],
+    ids=["EngineCore", "worker", "servekit"],
+)
+def test_killed_process(healthy: Stack, note: Note, what: str, exit_code: str, said: str) -> None:
+    """A part of the endpoint is killed: the client learns it, the container ends with the code, and comes back."""
+    stream, pid = Stream(healthy, 20000), healthy.container.attrs["State"]["Pid"]
+    with healthy.ends() as ends:
+        began = time.monotonic()
+        healthy.kill(what, "KILL")
+        seen = stream.seen(began)
+        took = healthy_again(healthy, began, pid)
+    assert stream.error
+    assert [end["exitCode"] for end in ends] == [exit_code]
+    assert said in healthy.log(4000)
+    note(f"kill -9: client {seen}; exit {exit_code}; healthy again after {took:.0f} s")
+
+
+def test_killed_container(healthy: Stack, note: Note) -> None:
+    """The container's first process is killed from the host: Docker starts it again."""
+    if os.getuid():
+        pytest.skip("only root may kill a container's process from the host")
+    stream, pid = Stream(healthy, 20000), healthy.container.attrs["State"]["Pid"]
+    with healthy.ends() as ends:
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        seen = stream.seen(began)
+        took = healthy_again(healthy, began, pid)
+    assert stream.error
+    assert [end["exitCode"] for end in ends] == ["137"]
+    note(f"kill -9 of the container: client {seen}; exit 137; healthy again after {took:.0f} s")
+
+
+def test_memory_limit(healthy: Stack, note: Note) -> None:
+    """The kernel kills the worker at the container's memory limit: the log says so, exit 5."""
+    pid, worker = healthy.container.attrs["State"]["Pid"], healthy.process("VLLM::Worker")
+    code, output = healthy.run("bash", "-c", f"echo 1000 >/proc/{worker}/oom_score_adj")
+    assert code == 0, output
+    with healthy.ends() as ends:
+        began = time.monotonic()
+        code, output = healthy.run("python3", "-c", HOG)
+        took = healthy_again(healthy, began, pid)
+    assert code == 137, output
+    assert [end["exitCode"] for end in ends] == ["5"]
+    said = next(line for line in healthy.log(4000).splitlines() if "memory limit was reached" in line)
+    assert "killed by signal 9" in said
+    note(f"memory limit: exit 5, {said.partition('| ')[2]}; healthy again after {took:.0f} s")
+
+
+def test_hung_engine(healthy: Stack, note: Note) -> None:
+    """A stopped EngineCore is found by the requests that wait for it: exit 6, and a new start."""
+    stream, pid = Stream(healthy, 20000), healthy.container.attrs["State"]["Pid"]
+    with healthy.ends() as ends:
+        began = time.monotonic()
+        healthy.kill("VLLM::EngineCore", "STOP")
+        seen = stream.seen(began)
+        took = healthy_again(healthy, began, pid)
+    assert stream.error
+    assert [end["exitCode"] for end in ends] == ["6"]
+    note(f"SIGSTOP of EngineCore, hang time 20 s: client {seen}; exit 6; healthy again after {took:.0f} s")
+
+
+def test_wedged_servekit_is_unhealthy(healthy: Stack, note: Note) -> None:
+    """servekit itself stopped: its probes go unanswered and Docker says `unhealthy`; continued, `healthy` again."""
+    began = time.monotonic()
+    healthy.kill(SERVEKIT, "STOP")
+    try:
+        healthy.until_health("unhealthy", within_s=60)
+        took = time.monotonic() - began
+        assert healthy.openai().completions.create(model=MODEL, prompt="1", max_tokens=4).usage
+    finally:
+        healthy.kill(SERVEKIT, "CONT")
+    healthy.until_health("healthy", within_s=60)
+    note(f"SIGSTOP of servekit: unhealthy after {took:.0f} s (interval 2 s), the endpoint itself answers on")
+
+
+def test_stop_during_a_stream(healthy: Stack, note: Note) -> None:
+    """`docker stop` while an answer is written: the answer comes whole, exit 0; a start finds the caches."""
+    stream = Stream(healthy, 300)
+    before = healthy.python("import os; print(os.stat('/var/cache/servekit/bytecode').st_ino)")
+    began = time.monotonic()
+    healthy.container.stop(timeout=60)
+    took = time.monotonic() - began
+    seen = stream.seen(began)
+    assert (stream.finish, stream.error) == ("length", "")
+    assert healthy.container.attrs["State"]["ExitCode"] == 0
+    healthy.container.start()
+    healthy.until_health("healthy")
+    assert healthy.python("import os; print(os.stat('/var/cache/servekit/bytecode').st_ino)") == before
+    note(f"docker stop during a stream: client {seen}; exit 0 after {took:.1f} s")
+
+
+def test_stop_during_the_start(healthy: Stack, note: Note) -> None:
+    """`docker stop` while the engine loads ends in seconds, with 0."""
+    healthy.container.restart(timeout=60)
+    wait_until(lambda: "starting: imports" in healthy.log(5), within_s=30, what="the engine's start")
+    assert healthy.health == "starting"
+    began = time.monotonic()
+    healthy.container.stop(timeout=60)
+    took = time.monotonic() - began
+    assert healthy.container.attrs["State"]["ExitCode"] == 0
+    assert took < 30, "the grace ran out"
+    healthy.container.start()
+    note(f"docker stop during the start: exit 0 after {took:.1f} s")
+
+
+def test_daemon_restart(healthy: Stack, note: Note) -> None:
+    """The Docker daemon is restarted: the endpoint drains, and is there again without a hand."""
+    command = os.environ.get("SERVEKIT_TEST_DOCKER_RESTART")
+    if not command:
+        reason = "restarting Docker would disturb others: SERVEKIT_TEST_DOCKER_RESTART names the command"
+        pytest.fail(reason) if REQUIRED else pytest.skip(reason)
+    stream, pid = Stream(healthy, 300), healthy.container.attrs["State"]["Pid"]
+    began = time.monotonic()
+    subprocess.run(shlex.split(command), check=True, capture_output=True)
+    back = time.monotonic() - began
+    seen = stream.seen(began)
+    took = healthy_again(healthy, began, pid)
+    assert (stream.finish, stream.error) == ("length", "")
+    note(f"daemon restarted ({back:.0f} s): client {seen}; healthy again after {took:.0f} s")
+
+
+def test_second_start_is_quicker(healthy: Stack, make_stack: Callable[..., Stack], note: Note) -> None:
+    """A container made anew finds the compile caches in its volume; figures of both starts, side by side."""
+    fresh = make_stack("fresh")
+    fresh.compose("up", "--detach", "--wait")
+    first = fresh.ready_after_s()
+    fresh.compose("up", "--detach", "--wait", "--force-recreate")
+    second = fresh.ready_after_s()
+    fresh.down()
+    note(f"start with empty caches {first:.1f} s, with kept ones {second:.1f} s: {second / first:.2f}")
+    assert second < first
+    assert healthy.health == "healthy"

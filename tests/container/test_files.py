@@ -1,0 +1,123 @@
+"""The Compose files as Compose resolves them: every combination valid, nothing that could drift apart."""
+
+import itertools
+import json
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+import yaml
+
+from servekit.preflight.compose import seconds_of
+from servekit.serve.plan import STOP_MARGIN_S
+from servekit.settings import Settings, variable_of
+from tests.conftest import ROOT
+from tests.container.stack import Stack
+
+OVERLAYS = ("compose.cpu.yaml", "compose.offline.yaml")
+PROFILES = ("", "observability", "tls", "*")
+COMBINATIONS = [
+    pytest.param(("compose.yaml", *overlays), profile, id="+".join([*overlays, profile or "none"]))
+    for count in range(len(OVERLAYS) + 1)
+    for overlays in itertools.combinations(OVERLAYS, count)
+    for profile in PROFILES
+]
+FIXED_IN_THE_IMAGE = {"config", "engine", "target", "state_dir", "cache_dir", "tls_cert", "tls_key"}
+"""Settings that are no business of .env: paths inside the container, and what the image was built for."""
+
+
+Resolve = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def resolve(client: docker.DockerClient, tmp_path: Path) -> Resolve:
+    """Let Compose resolve the project as a user has it, without what this machine puts in its images' place."""
+
+    def ask(files: tuple[str, ...] = ("compose.yaml",), profile: str = "", **env: str) -> dict[str, Any]:
+        name = f"servekit-test-{secrets.token_hex(3)}"
+        options = ["--profile", profile] if profile else []
+        stack = Stack(name, tmp_path, files, client=client, **env)
+        output: dict[str, Any] = json.loads(stack.compose(*options, "config", "--format=json"))
+        return output
+
+    return ask
+
+
+@pytest.mark.parametrize(("files", "profile"), COMBINATIONS)
+def test_every_combination_is_valid(resolve: Resolve, files: tuple[str, ...], profile: str) -> None:
+    """Each combination of files and profiles resolves, and none lets a container have more than it needs."""
+    for name, service in resolve(files, profile)["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"], name
+        assert int(service["mem_limit"]) > 0, name
+        assert service["pids_limit"] > 0, name
+        assert service["logging"]["options"]["max-size"], name
+        assert service["restart"] == "unless-stopped", name
+        addresses = [port.get("host_ip") for port in service.get("ports", [])]
+        assert name == "caddy" or set(addresses) <= {"127.0.0.1"}, name
+
+
+def test_grace_is_longer_than_the_drain(resolve: Resolve) -> None:
+    """Stop grace > servekit's own end > drain, in compose.yaml and in what the Dockerfile says."""
+    drain_s = Settings.model_fields["drain_s"].default
+    grace_s = seconds_of(resolve()["services"]["servekit"]["stop_grace_period"])
+    assert grace_s > drain_s + STOP_MARGIN_S > drain_s
+    advised = re.search(r"--stop-timeout (\d+)", (ROOT / "Dockerfile").read_text())
+    assert advised
+    assert int(advised[1]) == grace_s
+
+
+def test_every_setting_can_be_set(resolve: Resolve) -> None:
+    """Every setting that .env may hold reaches the container, and the example explains it; nothing else is in there."""
+    variables = {variable_of(name) for name in Settings.model_fields if name not in FIXED_IN_THE_IMAGE}
+    published = {"SERVEKIT_HOST", "SERVEKIT_PORT", "SERVEKIT_OBSERVE_HOST", "SERVEKIT_OBSERVE_PORT"}
+    service = resolve()["services"]["servekit"]
+    assert {name for name in service["environment"] if name.startswith("SERVEKIT_")} == variables - published
+    example = (ROOT / ".env.example").read_text()
+    used = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / name).read_text() for name in ("compose.yaml", *OVERLAYS))))
+    explained = set(re.findall(r"^# ?([A-Z_]+)=", example, re.MULTILINE))
+    assert explained == used | variables | {"HF_TOKEN", "HF_HUB_OFFLINE", "COMPOSE_FILE", "COMPOSE_PROFILES"}
+
+
+def test_example_shows_the_defaults(resolve: Resolve) -> None:
+    """With every line of .env.example switched on the project is the one without .env, but for what has no default."""
+    lines = re.findall(r"^# ?([A-Z_]+=\S+)", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    shown = dict(line.split("=", 1) for line in lines if not line.startswith(("COMPOSE_", "SERVEKIT_API_KEYS_FILE")))
+    plain, full = resolve(profile="*"), resolve(profile="*", **shown)
+    for project in (plain, full):
+        project.pop("name"), project.pop("volumes"), project.pop("networks"), project.pop("secrets")
+        for service in project["services"].values():
+            service.pop("environment", None)
+            for port in service.get("ports", []):
+                port.pop("published")
+    assert full == plain
+
+
+def test_second_tenant_is_the_same_file(resolve: Resolve) -> None:
+    """Another project, GPU, port and key: nothing of the two is shared."""
+    first = resolve()
+    second = resolve(ENDPOINT_GPU="1", SERVEKIT_API_KEYS_FILE="./b.keys")
+    devices = [
+        project["services"]["servekit"]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        for project in (first, second)
+    ]
+    assert devices == [["0"], ["1"]]
+    assert second["secrets"]["api_keys"]["file"] == str(ROOT / "b.keys")
+    names = [{each["name"] for each in project["volumes"].values()} for project in (first, second)]
+    assert not names[0] & names[1]
+
+
+def test_images_are_pinned() -> None:
+    """No image is taken by a moving tag."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    images = [service["image"] for service in compose["services"].values()]
+    images += re.findall(r"^ARG \w*BASE_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    for image in images:
+        tag = image.rstrip("}").rpartition(":")[2]
+        assert tag not in {"latest", "stable", ""}, image
+        assert re.search(r"\d|bookworm", tag), image

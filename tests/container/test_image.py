@@ -1,0 +1,98 @@
+"""The image as it was built: nobody's rights, nothing left behind, the engine's packages untouched."""
+
+import json
+import subprocess
+from typing import Any
+
+import docker
+import pytest
+
+from servekit import __version__
+from servekit.settings import Settings
+from tests.conftest import ROOT
+from tests.container.conftest import build_image
+
+FREEZE = """
+import importlib.metadata as metadata
+print("\\n".join(sorted(f"{each.name}=={each.version}" for each in metadata.distributions())))
+"""
+
+
+def run(client: docker.DockerClient, image: str, *command: str, **options: Any) -> str:
+    """Run a program of the image and return what it prints."""
+    output: bytes = client.containers.run(image, list(command), remove=True, **options)
+    return output.decode().strip()
+
+
+def test_engine_has_the_same_packages(client: docker.DockerClient, image: str) -> None:
+    """Between the engine's stage and the finished image no package of the engine's came, went or moved."""
+    build_image("servekit-test:engine", "engine-cpu")
+    before, after = (
+        run(client, each, "-c", FREEZE, entrypoint="/opt/vllm/bin/python") for each in ("servekit-test:engine", image)
+    )
+    assert "vllm==0.20.2+cpu" in before
+    assert after == before
+
+
+def test_metadata(client: docker.DockerClient, image: str) -> None:
+    """User, signal, health check, labels and start command stand in the image."""
+    config = client.images.get(image).attrs["Config"]
+    assert config["User"] == "10001:0"
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Entrypoint"][0].endswith("dumb-init")
+    assert config["Cmd"] == ["serve"]
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.version"] == __version__
+    health = config["Healthcheck"]
+    assert health["Test"] == ["CMD", "/opt/servekit/bin/servekit", "probe", "ready"]
+    assert health["StartPeriod"] >= Settings.model_fields["start_s"].default * 1e9
+
+
+def test_nothing_is_left_behind(client: docker.DockerClient, image: str) -> None:
+    """No compiler, no installer, no package lists, no cache; nothing of servekit may be written by its user."""
+    program = (
+        "command -v gcc cc g++ clang uv pip; "
+        "find /root/.cache /tmp /var/lib/apt/lists /var/cache/servekit /var/lib/servekit /models -mindepth 1; "
+        "find /opt/servekit /opt/vllm /etc/servekit /usr /etc -xdev -writable -not -type l; true"
+    )
+    assert run(client, image, "-c", program, entrypoint="/bin/bash", stderr=False) == ""
+
+
+def test_commands_need_no_writable_root(client: docker.DockerClient, image: str) -> None:
+    """`check`, `plan` and `--version` run with a read-only root, without network, rights or a home."""
+    strict = {"read_only": True, "network_mode": "none", "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
+    assert run(client, image, "--version", **strict).startswith(f"servekit {__version__}, for vLLM 0.20.2")
+    assert "all good" in run(client, image, "check", "--profile-only", **strict)
+    plan = json.loads(run(client, image, "plan", "--format", "json", **strict))
+    assert plan["target"] == "cpu"
+
+
+def test_any_user_of_group_0(client: docker.DockerClient, image: str) -> None:
+    """Another user of group 0 may use the folders that volumes are mounted on, as OpenShift and key files need."""
+    program = "touch /var/lib/servekit/a /var/cache/servekit/a /models/a && id -u"
+    assert run(client, image, "-c", program, entrypoint="/bin/bash", user="4711:0") == "4711"
+
+
+def test_bill_of_materials(client: docker.DockerClient, image: str) -> None:
+    """`make sbom` lists what really is installed, by name and version."""
+    subprocess.run(["make", "-s", "sbom"], cwd=ROOT, check=True, capture_output=True)  # noqa: S607 - as a user does
+    listed = set()
+    for part in ("servekit", "engine-cpu"):
+        components = json.loads((ROOT / f"dist/{part}.cdx.json").read_text())["components"]
+        listed |= {f"{each['name'].lower()}=={each['version']}" for each in components}
+    pythons = ("/opt/servekit/bin/python", "/opt/vllm/bin/python")
+    installed = {
+        line.lower() for python in pythons for line in run(client, image, "-c", FREEZE, entrypoint=python).split()
+    }
+    own = {f"servekit=={__version__}", "vllm==0.20.2+cpu"}
+    assert {name.replace("_", "-") for name in installed - own} <= {name.replace("_", "-") for name in listed}
+
+
+@pytest.mark.parametrize("name", ["SERVEKIT_PROT", "SERVEKIT_PORT"])
+def test_wrong_variables_end_with_2(client: docker.DockerClient, image: str, name: str) -> None:
+    """A mistake in a variable ends the container with 2 and names it."""
+    with pytest.raises(docker.errors.ContainerError) as caught:
+        run(client, image, environment={name: "x"})
+    assert caught.value.exit_status == 2
+    assert name in str(caught.value)
