@@ -34,14 +34,15 @@ _KV_BYTES: Final[Mapping[str, int]] = {
 class Overheads:
     """What vLLM 0.20.2 takes on CUDA beside weights and KV cache, measured and adjustable.
 
-    Measured with gemma-4-E4B on an H100, max-num-seqs 1024, max-num-batched-tokens 4096, torch.compile: budgets of 20.2
-    GiB left 6.36 GiB for W4A16 with FP8 KV and 0.94 GiB for BF16.
+    Measured with gemma-4-E4B on two H100 hosts, max-num-seqs 1024, max-num-batched-tokens 4096, torch.compile: of 20.08
+    GiB 6.36 were left for W4A16 with FP8 KV and 0.94 for BF16, of 20.20 GiB 6.48 and 1.06.
     """
 
     graphs_bytes: int = round(0.54 * GIB)
     """CUDA graphs; none with `enforce-eager`."""
-    base_bytes: int = round(0.60 * GIB)
-    """CUDA context, libraries, and activations of one step: what is left of the 4.1 GiB measured after the sampler."""
+    base_bytes: int = round(0.52 * GIB)
+    """CUDA context, libraries, and activations of one step: what is left after the sampler of the 4.5 GiB measured
+    beside weights and KV cache."""
     sampler_bytes_per_logit: int = 14
     """The sampler's warm-up holds, for `max-num-seqs` rows of the vocabulary, the logits in BF16 and three FP32 tensors
     (logits, probabilities, masked or random ones): v1/worker/gpu_model_runner.py, _dummy_sampler_run."""
