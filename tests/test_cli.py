@@ -259,7 +259,7 @@ def test_help_teaches(name: str) -> None:
     assert f"servekit {name}" in text.partition("Example")[2]
 
 
-@pytest.mark.parametrize("name", ["check", "plan", "probe", "serve"])
+@pytest.mark.parametrize("name", ["check", "doctor", "plan", "probe", "serve"])
 def test_help_tells_exit_codes(name: str) -> None:
     """The commands whose exit codes scripts rely on tell them."""
     assert "Exit codes: 0" in help_of(name)

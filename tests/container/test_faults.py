@@ -39,6 +39,7 @@ class Stream:
         self._thread = threading.Thread(target=self._read, args=(tokens,), daemon=True)
         self._thread.start()
         wait_until(lambda: self.pieces > 2 or self.error, within_s=30, what="the stream's beginning")
+        assert not self.error, self.error
 
     def _read(self, tokens: int) -> None:
         options: dict[str, Any] = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
@@ -47,7 +48,7 @@ class Stream:
                 self.pieces += 1
                 self.finish = chunk.choices[0].finish_reason or self.finish
         except (openai.OpenAIError, httpx.HTTPError) as error:
-            self.error = type(error).__name__
+            self.error = f"{type(error).__name__}: {str(error)[:80]}"
         self.ended_s = time.monotonic()
 
     def seen(self, since_s: float) -> str:
@@ -72,7 +73,7 @@ def healthy_again(stack: Stack, since_s: float, ident: int) -> float:
 )
 def test_killed_process(healthy: Stack, note: Note, what: str, exit_code: str, said: str) -> None:
     """A part of the endpoint is killed: the client learns it, the container ends with the code, and comes back."""
-    stream, pid = Stream(healthy, 20000), healthy.container.attrs["State"]["Pid"]
+    stream, pid = Stream(healthy, 15000), healthy.container.attrs["State"]["Pid"]
     with healthy.ends() as ends:
         began = time.monotonic()
         healthy.kill(what, "KILL")
@@ -88,7 +89,7 @@ def test_killed_container(healthy: Stack, note: Note) -> None:
     """The container's first process is killed from the host: Docker starts it again."""
     if os.getuid():
         pytest.skip("only root may kill a container's process from the host")
-    stream, pid = Stream(healthy, 20000), healthy.container.attrs["State"]["Pid"]
+    stream, pid = Stream(healthy, 15000), healthy.container.attrs["State"]["Pid"]
     with healthy.ends() as ends:
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
@@ -111,13 +112,12 @@ def test_memory_limit(healthy: Stack, note: Note) -> None:
     assert code == 137, output
     assert [end["exitCode"] for end in ends] == ["5"]
     said = next(line for line in healthy.log(4000).splitlines() if "memory limit was reached" in line)
-    assert "killed by signal 9" in said
     note(f"memory limit: exit 5, {said.partition('| ')[2]}; healthy again after {took:.0f} s")
 
 
 def test_hung_engine(healthy: Stack, note: Note) -> None:
     """A stopped EngineCore is found by the requests that wait for it: exit 6, and a new start."""
-    stream, pid = Stream(healthy, 20000), healthy.container.attrs["State"]["Pid"]
+    stream, pid = Stream(healthy, 15000), healthy.container.attrs["State"]["Pid"]
     with healthy.ends() as ends:
         began = time.monotonic()
         healthy.kill("VLLM::EngineCore", "STOP")

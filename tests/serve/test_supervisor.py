@@ -130,7 +130,7 @@ def test_what_the_kernel_says_of_a_death(supervise: Supervise, monkeypatch: pyte
     monkeypatch.setattr("servekit.serve.supervisor.KernelWord.read", lambda _self: said)
     run = supervise("--exit-after", "0.3")
     assert run.end() is ExitCode.ENGINE_DIED
-    assert f"exit code 0; the kernel says: {said}" in run.status.reason
+    assert f"has died; the kernel says: {said}" in run.status.reason
 
 
 def test_failed_start_names_the_cause(supervise: Supervise, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,7 @@ class Supervisor:
                     cause = find_cause(self._heard_since(-math.inf)) or "no reason found in its output"
                     return self._end(
                         ExitCode.START_FAILED,
-                        f"the engine ended before it was ready, {self._how(code)}: {cause}",
+                        f"the engine ended before it was ready, {self._with_kernel(describe_exit(code))}: {cause}",
                     )
                 case None:
                     self._kill()
@@ -184,16 +184,17 @@ class Supervisor:
 
     def _died(self, code: int) -> ExitCode:
         self._repeat_lines()
-        how = self._how(code)
+        how = describe_exit(code)
         if code == 0:
             how += ", which vLLM gives also when its EngineCore has died"
+        how = self._with_kernel(how)
         cause = find_cause(self._heard_since(self._clock() - _RECENT_S))
         return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
 
-    def _how(self, code: int) -> str:
-        """Say how the engine ended, with what the kernel says about memory where it says something."""
+    def _with_kernel(self, how: str) -> str:
+        """Add what the kernel says about memory where it says something."""
         said = self._kernel.read()
-        return f"{describe_exit(code)}; the kernel says: {said}" if said else describe_exit(code)
+        return f"{how}; the kernel says: {said}" if said else how
 
     def _drain(self, by: str) -> ExitCode:
         """Let running requests finish; kill what is left when the time is over or somebody asks again."""

@@ -1,0 +1,75 @@
+"""What stands beside the endpoint: an internal network, Caddy in front, Prometheus behind."""
+
+from collections.abc import Callable
+
+import docker
+import httpx
+import openai
+import pytest
+
+from servekit.checkpoint.demo import build_demo_model
+from tests.conftest import find_free_port, wait_until
+from tests.container.stack import CPU_FILES, Stack
+
+MODEL = "demo"
+OUTSIDE = """
+import socket
+for address in (("192.0.2.1", 443), ("example.org", 443)):
+    try:
+        socket.create_connection(address, timeout=3)
+        print("reached", address)
+    except OSError as error:
+        print(type(error).__name__, error.errno)
+"""
+
+
+@pytest.fixture(scope="module")
+def offline(make_stack: Callable[..., Stack], tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A tenant in an internal network, its weights mounted, Caddy in front of it."""
+    models = tmp_path_factory.mktemp("models")
+    build_demo_model(models / MODEL)
+    models.chmod(0o755)
+    (models / MODEL).chmod(0o755)
+    made = make_stack(
+        "offline",
+        files=(*CPU_FILES, "compose.offline.yaml"),
+        ENDPOINT_MODELS=str(models),
+        SERVEKIT_MODEL=f"/models/{MODEL}",
+        CADDY_HTTP=str(find_free_port()),
+        CADDY_HTTPS=str(find_free_port()),
+    )
+    made.compose("--profile", "tls", "up", "--detach", "--wait")
+    return made
+
+
+def test_no_way_out(offline: Stack) -> None:
+    """Mounted weights are served without a network; the container reaches nothing, and no port of it is published."""
+    assert "reached" not in offline.python(OUTSIDE)
+    settings = offline.container.attrs["NetworkSettings"]
+    assert not any(settings["Ports"].values())
+    (network,) = settings["Networks"].values()
+    client = openai.OpenAI(base_url=f"http://{network['IPAddress']}:8000/v1", api_key=offline.key())
+    assert client.completions.create(model=MODEL, prompt="Hello", max_tokens=4).usage
+
+
+def test_caddy_in_front(offline: Stack, client: docker.DockerClient) -> None:
+    """Caddy serves the endpoint by HTTPS; without the key, and for servekit's own routes, nothing is to be had."""
+    label = f"com.docker.compose.project={offline.name}"
+    (caddy,) = client.containers.list(filters={"label": [label, "com.docker.compose.service=caddy"]})
+    port = int(caddy.attrs["NetworkSettings"]["Ports"]["443/tcp"][0]["HostPort"])
+    with httpx.Client(base_url=f"https://localhost:{port}", verify=False) as https:  # noqa: S501 - its own authority
+        wait_until(lambda: _answers(https), within_s=30, what="Caddy's certificate")
+        assert https.get("/v1/models").status_code == 401
+        assert https.get("/status").status_code == 404
+        assert https.get("/metrics").status_code == 404
+        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 4}
+        answer = https.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {offline.key()}"})
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+def _answers(https: httpx.Client) -> bool:
+    try:
+        return https.get("/health").status_code == 200
+    except httpx.HTTPError:
+        return False
