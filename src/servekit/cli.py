@@ -277,7 +277,7 @@ def _plan_memory(plan: "Plan", settings: Settings, gpu: str | None) -> "tuple[Me
         raise click.BadParameter(str(error), param_hint="--gpu") from error
     if plan.demo and not Path(plan.model).exists():
         return None, "the demo checkpoint is built on first use"
-    found = examine(dataclasses.replace(start_of(plan, settings), addresses={}), card=card)
+    found = examine(dataclasses.replace(start_of(plan, settings), addresses={}, engine=""), card=card)
     return found.memory, next((finding.message for finding in found.findings), "")
 
 

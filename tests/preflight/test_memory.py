@@ -82,6 +82,17 @@ def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: dict[str, A
     assert "max-num-seqs: 64 requests" in plan_as_dict(few)["first_bottleneck"]
 
 
+@pytest.mark.parametrize(("share", "tight"), [(0.9, False), (0.93, False), (0.94, True), (0.95, True)])
+def test_too_large_a_share_of_an_l4(e4b: TextConfig, arguments: dict[str, Any], *, share: float, tight: bool) -> None:
+    """The card's 0.9 leaves an L4 enough beside the budget; more than 0.93 does not, and the remedy says so."""
+    card = parse_card("l4")
+    plan = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "gpu-memory-utilization": share}, card)
+    found = {finding.name: finding for finding in check_plan(plan, card)}
+    assert ("memory-headroom" in found) is tight
+    if tight:
+        assert found["memory-headroom"].remedy == "set gpu-memory-utilization to 0.93 or less"
+
+
 def test_max_num_seqs_costs_memory(e4b: TextConfig, arguments: dict[str, Any]) -> None:
     """Fewer sequences leave more for the cache, by the sampler's rows."""
     many = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)

@@ -92,6 +92,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "memory-layout": "vLLM cannot lay out a KV cache for this configuration.",
         "memory-unplanned": "The memory cannot be planned.",
         "memory-bottleneck": "What runs out first.",
+        "memory-headroom": "The budget leaves too little of the GPU for what the engine holds beside it.",
         # Docker.
         "docker-sdk": "The docker SDK is not installed.",
         "docker-unreachable": "The Docker Engine does not answer.",

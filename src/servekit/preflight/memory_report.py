@@ -8,6 +8,9 @@ from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.memory import MemoryPlan
 
 FP8_CAPABILITY: Final = (8, 9)
+OUTSIDE_BYTES: Final = round(1.5 * GIB)
+"""What the engine's process held of the GPU beyond its budget, by NVML, on an H100 (benchmarks/gpu/results): the CUDA
+context, and what PyTorch's allocator keeps of steps larger than the rehearsed ones."""
 
 
 def first_bottleneck(plan: MemoryPlan) -> str:
@@ -57,6 +60,15 @@ def check_plan(plan: MemoryPlan, card: Card | None = None, kv_cache_dtype: str =
     else:
         say = warning if plan.full_requests < 2 else note  # noqa: PLR2004 - one long request would block all others
         yield say("memory-bottleneck", f"runs out first: {first_bottleneck(plan)}", subject=plan.device)
+    if plan.budget_bytes and plan.budget_bytes + OUTSIDE_BYTES > plan.total_bytes:
+        share = int((plan.total_bytes - OUTSIDE_BYTES) / plan.total_bytes * 100) / 100
+        yield warning(
+            "memory-headroom",
+            f"of {_gib(plan.total_bytes)} the budget takes {_gib(plan.budget_bytes)}, the engine's process was seen to "
+            f"hold {_gib(OUTSIDE_BYTES)} beside it: it may run out of memory under load",
+            subject=plan.device,
+            remedy=f"set gpu-memory-utilization to {share} or less",
+        )
 
 
 def render_plan(plan: MemoryPlan) -> str:
