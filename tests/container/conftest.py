@@ -64,11 +64,11 @@ def build_image(tag: str, stage: str) -> None:
     assert built.returncode == 0, built.stderr
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def make_stack(
     client: docker.DockerClient, image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Stack]]:
-    """Make tenants whose every trace is gone at the end."""
+    """Make tenants whose every trace is gone at the end of these tests."""
     folder = tmp_path_factory.mktemp("stacks")
     made: list[Stack] = []
 
@@ -84,7 +84,7 @@ def make_stack(
         stack.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A key file as docs/container.md has it made: of this user, or root's for group 0."""
     path = tmp_path_factory.mktemp("keys") / "api_keys"
@@ -93,7 +93,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(make_stack: Callable[..., Stack], key_file: Path) -> Stack:
     """The first tenant: healthy, with a key file, a short hang time and a short drain."""
     user = f"{os.getuid()}:0" if os.getuid() else "10001:0"
