@@ -4,7 +4,8 @@
 #   base    .venv with servekit          dev  the same with the tests' and linters' packages
 #   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes)
 #   tools   the programs that tests call: curl, openssl, Chromium
-#   servers Caddy, whose package may start a service: for CI; without it those tests are skipped and say so
+#   servers Caddy and Prometheus, which the tests start themselves: for CI; without them those tests are skipped and say
+#           so. Their packages start a service on a common port at once and at every boot: a fresh one is switched off.
 # What is missing of Debian's packages is installed with apt-get, as root or through sudo.
 # A finished step is remembered by a stamp that names the lock it was made from, and is not done again.
 set -euo pipefail
@@ -16,7 +17,7 @@ main() {
       base | dev) servekit_environment "$part" ;;
       engine) engine_environment ;;
       tools) programs curl openssl chromium chromedriver:chromium-driver ;;
-      servers) programs caddy ;;
+      servers) server caddy && server prometheus ;;
       *) echo "install.sh: unknown part '$part' (base, dev, engine, tools, servers)" >&2; exit 2 ;;
     esac
   done
@@ -63,6 +64,18 @@ programs() {
     command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
   done
   [ ${#missing[@]} = 0 ] || debian_packages "${missing[@]}"
+}
+
+# A program whose package brings a service of the same name, which is not what it is installed for.
+server() {
+  command -v "$1" >/dev/null && return # also where somebody runs it on purpose: not ours to stop
+  debian_packages "$1"
+  if [ -d /run/systemd/system ]; then
+    as_root systemctl -q disable --now "$1"
+  else
+    as_root systemctl -q disable "$1" 2>/dev/null || true # an image that may boot one day
+    [ ! -x "/etc/init.d/$1" ] || as_root "/etc/init.d/$1" stop >&2 || true
+  fi
 }
 
 debian_packages() {

@@ -1,0 +1,160 @@
+"""The shipped Grafana files: they fit together, panels are complete, expressions parse and read what exists."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from servekit.observe.gpu_metrics import GpuCollector
+from servekit.observe.guard_metrics import GuardCollector
+from servekit.observe.metrics import StatusCollector, exposition, make_registry
+from servekit.profile import load_profile
+from servekit.serve.contract import ContractItem
+from servekit.serve.plan import build_plan
+from servekit.serve.status import Board, Phase, State
+from servekit.settings import Target, read_settings
+from tests.conftest import ROOT
+from tests.deploy.dashboard import NVML_ROW, expressions, metric_names, panels, rules
+from tests.deploy.prometheus import FOLDER
+from tests.deploy.test_rules import promtool
+from tests.observe.test_gpu_metrics import SURVEY, Nvml
+from tests.observe.test_guard_metrics import Canaries, Engine
+
+GRAFANA = ROOT / "deploy" / "grafana"
+DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana reads it."""
+    body = json.loads(DASHBOARD.read_text())
+    assert isinstance(body, dict)
+    return body
+
+
+def provisioned(kind: str) -> Iterator[dict[str, Any]]:
+    """Yield what the provisioning files of one kind hold."""
+    for path in sorted((GRAFANA / "provisioning" / kind).glob("*.yml")):
+        yield from yaml.safe_load(path.read_text())["datasources" if kind == "datasources" else "providers"]
+
+
+def test_every_expression_parses(tmp_path: Path) -> None:
+    """Prometheus' own parser takes every expression of the dashboard, once Grafana's variables are replaced."""
+    every = expressions(DASHBOARD)
+    assert len(every) > 40
+    written = [{"record": f"expression:{number}", "expr": each.text} for number, each in enumerate(every)]
+    file = tmp_path / "expressions.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": written}]}))
+    promtool("check", "rules", "--lint=none", file)
+
+
+def test_every_name_of_servekit_exists() -> None:
+    """What the dashboard and the rules read of servekit's is exported by the code, the GPU's families included."""
+    exported = names_of_servekit()
+    recorded = {rule.where for rule in rules(FOLDER / "rules") if rule.by_default}
+    read = {
+        name
+        for each in (*expressions(DASHBOARD), *rules(FOLDER / "rules"))
+        for name in metric_names(each.text)
+        if "servekit" in name
+    }
+    assert len(read) > 25
+    assert read <= exported | recorded
+
+
+def names_of_servekit() -> set[str]:
+    """Return every name servekit's own collectors give, with a guard that answers and an L4 that tells everything."""
+    plan = build_plan(
+        load_profile(ROOT / "vllm_config.yaml"),
+        read_settings({}, {}),
+        target=Target.CPU,
+        demo_model=Path("/demo"),
+        environ={},
+    )
+    board = Board()
+    board.enter(State.STARTING, "")
+    board.see_phase(Phase.PREFLIGHT)
+    board.note(contract=(ContractItem("max-num-seqs", 1024, 1024),))
+    gauges = ("in_flight", "max_in_flight", "buffered_bytes", "max_buffered_bytes", "authentication", "keys")
+    counters = dict.fromkeys(gauges, 1) | {"requests": [{"route": "/v1/models", "outcome": "allowed", "count": 1}]}
+    registry = make_registry(
+        StatusCollector(plan, board),
+        GuardCollector(Engine(counters), Canaries()),
+        GpuCollector(survey=lambda: SURVEY, nvml=Nvml(), environ={}),
+    )
+    page = exposition(registry, lambda: "").decode()
+    return {line.partition(" ")[0].partition("{")[0] for line in page.splitlines() if not line.startswith("#")}
+
+
+def test_names_are_found_in_an_expression() -> None:
+    """Only what is read as a series counts: no function, label, duration, string or word of the language."""
+    text = (
+        'sum by (le, a) (rate(x:y_z{b="c{d}", e=~"f"}[5m])) / on (g) group_left (h) min_over_time(i[1m]) > 0 or j * 2'
+    )
+    assert metric_names(text) == {"x:y_z", "i", "j"}
+
+
+def test_every_panel_is_complete(dashboard: dict[str, Any]) -> None:
+    """Each says what it shows, in which unit, from the chosen data source; those without NVML empty say so."""
+    for row, panel in panels(dashboard):
+        title = panel["title"]
+        assert row, title
+        assert panel["description"].endswith("."), title
+        assert panel["fieldConfig"]["defaults"]["unit"], title
+        assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"], title
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, title
+        assert panel["targets"], title
+        assert ("Empty without NVML." in panel["description"]) == (row == NVML_ROW), title
+
+
+def test_gpu_figures_stand_in_their_row() -> None:
+    """What needs NVML is read in that row and nowhere else, so that an empty panel is told from a broken one."""
+    nvml = {rule.where for rule in rules(FOLDER / "rules") if rule.needs_nvml}
+    for each in expressions(DASHBOARD):
+        reads = {name for name in metric_names(each.text) if name.startswith("servekit_gpu_") or name in nvml}
+        assert bool(reads) == each.needs_nvml, each.where
+
+
+def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
+    """Every panel has an id and a place of its own on the 24 columns."""
+    every = dashboard["panels"]
+    ids = [panel["id"] for panel in every]
+    assert len(ids) == len(set(ids))
+    places = [(panel["title"], panel["gridPos"]) for panel in every]
+    assert all(place["x"] + place["w"] <= 24 for _, place in places)
+    for (one, a), (other, b) in itertools.combinations(places, 2):
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        below = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        assert beside or below, f"{one} and {other}"
+
+
+def test_rates_follow_the_time_range(dashboard: dict[str, Any]) -> None:
+    """No fixed window in the dashboard: a small time range needs a small one, and never less than four scrapes."""
+    for _, panel in panels(dashboard):
+        for target in panel["targets"]:
+            windows = [part.partition("]")[0] for part in target["expr"].split("[")[1:]]
+            assert set(windows) <= {"$__rate_interval", "$__range"}, panel["title"]
+    interval = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    (source,) = provisioned("datasources")
+    assert source["jsonData"]["timeInterval"] == interval
+
+
+def test_files_fit_together(dashboard: dict[str, Any]) -> None:
+    """The dashboard's first data source is the provisioned one, and its address the shipped configuration's own."""
+    (source,) = provisioned("datasources")
+    variables = {each["name"]: each for each in dashboard["templating"]["list"]}
+    assert variables["datasource"]["current"]["value"] == source["uid"] == "servekit-prometheus"
+    assert variables["datasource"]["query"] == source["type"] == "prometheus"
+    assert source["url"] == "http://prometheus:9090"
+    assert dashboard["uid"] == "servekit"
+    (provider,) = provisioned("dashboards")
+    assert provider["options"]["path"] == "/etc/grafana/dashboards"
+    jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    assert {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs} == {
+        "servekit": ["servekit:9400"],
+        "prometheus": ["localhost:9090"],
+    }
