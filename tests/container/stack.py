@@ -28,10 +28,11 @@ class Stack:
     ) -> None:
         self.name, self.files, self.docker = name, files, client
         self.first_health = ""
-        self.port, self.observe_port = find_free_port(), find_free_port()
+        self.port, self.observe_port, self.prometheus_port = (find_free_port() for _ in range(3))
         self.url, self.observe_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.observe_port}"
         self.env_file = folder / f"{name}.env"
-        values = {"SERVEKIT_PORT": str(self.port), "SERVEKIT_OBSERVE_PORT": str(self.observe_port), **env}
+        ports = {"SERVEKIT_PORT": self.port, "SERVEKIT_OBSERVE_PORT": self.observe_port}
+        values = {**ports, "PROMETHEUS_PORT": self.prometheus_port, **env}
         self.env_file.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
 
     def compose(self, *arguments: str, within_s: float = START_S, check: bool = True) -> str:

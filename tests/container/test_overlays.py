@@ -10,6 +10,10 @@ import pytest
 from servekit.checkpoint.demo import build_demo_model
 from tests.conftest import find_free_port, wait_until
 from tests.container.stack import CPU_FILES, Stack
+from tests.deploy.dashboard import expressions, rules
+from tests.deploy.prometheus import FOLDER, alerts, ask, rule_errors
+from tests.deploy.test_dashboard import DASHBOARD
+from tests.deploy.visitors import question, with_load
 
 MODEL = "demo"
 OUTSIDE = """
@@ -72,4 +76,24 @@ def _answers(https: httpx.Client) -> bool:
     try:
         return https.get("/health").status_code == 200
     except httpx.HTTPError:
+        return False
+
+
+def test_prometheus_of_the_profile(healthy: Stack) -> None:
+    """Prometheus in its container scrapes the endpoint in its own: every panel and every recording rule has data."""
+    healthy.compose("--profile", "observability", "up", "--detach", "prometheus")
+    url = f"http://127.0.0.1:{healthy.prometheus_port}"
+    wait_until(lambda: _up(url), within_s=60, what="the target")
+    every = [each for each in (*rules(FOLDER / "rules"), *expressions(DASHBOARD)) if each.by_default]
+    wanted = {each.where: question(each.where, each.text) for each in every if not each.needs_nvml}
+    missing = lambda: [where for where, asked in wanted.items() if not ask(url, asked)]  # noqa: E731
+    with_load(healthy.url, healthy.key(), missing, within_s=150)
+    assert rule_errors(url) == {}
+    assert "firing" not in alerts(url).values()
+
+
+def _up(url: str) -> bool:
+    try:
+        return [each["value"] for each in ask(url, 'up{job="servekit"}')] == [1]
+    except OSError:
         return False

@@ -1,0 +1,53 @@
+"""Clients of every kind, so that every figure of the dashboard has something to tell."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
+import openai
+
+from tests.engine.test_serving import MODEL, look_at
+
+SCRAPE_EVERY_S = 2
+
+
+def question(where: str, text: str) -> str:
+    """A panel is asked its expression; a rule is asked what it has recorded."""
+    return text if " / " in where else where
+
+
+def with_load(url: str, key: str, missing: Callable[[], list[str]], *, within_s: float = 45) -> None:
+    """Let clients come until nothing is missing any more; fail with what still is."""
+    end = time.monotonic() + within_s
+    over = threading.Event()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60) as client:
+        clients = [threading.Thread(target=_visit, args=(client, url, over)) for _ in range(2)]
+        for each in clients:
+            each.start()
+        try:
+            while left := missing():
+                assert time.monotonic() < end, f"no value for {left}"
+                over.wait(SCRAPE_EVERY_S / 2)
+        finally:
+            over.set()
+            for each in clients:
+                each.join(60)
+
+
+def _visit(client: openai.OpenAI, url: str, over: threading.Event) -> None:
+    """Chat, stream, show an image, show too many, and knock without a key and at a door that is not there."""
+    while not over.is_set():
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Count to ten, please"}], max_tokens=12
+        )
+        for _ in client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=24, stream=True
+        ):
+            pass
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": look_at(1)}], max_tokens=4)
+        for refused in ({"messages": [{"role": "user", "content": look_at(4)}], "model": MODEL}, {"model": "other"}):
+            headers = {"Authorization": f"Bearer {client.api_key}"}
+            assert httpx.post(f"{url}/v1/chat/completions", json=refused, headers=headers).status_code >= 400
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        assert httpx.get(f"{url}/metrics").status_code == 404
