@@ -36,10 +36,13 @@ FROM engine-${ENGINE} AS servekit-packages
 USER 0:0
 SHELL ["/bin/bash", "-o", "pipefail", "-ec"]
 COPY requirements/uv.txt requirements/build.txt requirements/image.txt /tmp/servekit/requirements/
+# An engine's image may come without ensurepip, or without pip.
+RUN { python3 -m venv /tmp/uv \
+      && /tmp/uv/bin/pip install -q --no-cache-dir --require-hashes -r /tmp/servekit/requirements/uv.txt; } \
+ || { rm -rf /tmp/uv \
+      && python3 -m pip install -q --no-cache-dir --target /tmp/uv --require-hashes -r /tmp/servekit/requirements/uv.txt; }
 RUN --mount=type=cache,target=/root/.cache \
-    python3 -m venv /tmp/uv \
- && /tmp/uv/bin/pip install -q --require-hashes -r /tmp/servekit/requirements/uv.txt \
- && /tmp/uv/bin/uv venv -q --python "$(command -v python3)" /opt/servekit \
+    /tmp/uv/bin/uv venv -q --python "$(command -v python3)" /opt/servekit \
  && UV_LINK_MODE=copy VIRTUAL_ENV=/opt/servekit /tmp/uv/bin/uv pip install -q \
       --require-hashes -r /tmp/servekit/requirements/image.txt
 COPY pyproject.toml README.md LICENSE /tmp/servekit/
@@ -53,15 +56,13 @@ RUN --mount=type=cache,target=/root/.cache \
 # hadolint ignore=DL3006
 FROM engine-${ENGINE} AS servekit
 ARG ENGINE
-ARG BASE_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="servekit" \
       org.opencontainers.image.description="One validated file, one command, one dedicated OpenAI-compatible vLLM endpoint." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE_IMAGE}"
+      org.opencontainers.image.revision="${REVISION}"
 USER 0:0
 # Folders that volumes are mounted on: a new volume takes over owner and mode. Any user of group 0 may write them, so
 # that the container can run as another user (`user: 1000:0`); group 0 has no other right here.

@@ -52,12 +52,13 @@ def image(client: docker.DockerClient) -> str:
     return IMAGE
 
 
-def build_image(tag: str, stage: str) -> None:
-    """Build one stage of the Dockerfile for the CPU engine."""
-    options = ["--build-arg", "ENGINE=cpu", "--target", stage, "--tag", tag]
+def build_image(tag: str, stage: str, **arguments: str) -> None:
+    """Build one stage of the Dockerfile, for the CPU engine unless the build arguments say otherwise."""
+    given = {"ENGINE": "cpu", **arguments}
     if base := os.environ.get("CPU_BASE_IMAGE"):
-        options += ["--build-arg", f"CPU_BASE_IMAGE={base}"]
-    command = ["docker", "build", "--quiet", *options, str(ROOT)]
+        given["CPU_BASE_IMAGE"] = base
+    options = [f"--build-arg={name}={value}" for name, value in given.items()]
+    command = ["docker", "build", "--quiet", *options, "--target", stage, "--tag", tag, str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if "failed to resolve source metadata" in built.stderr and not REQUIRED:
         pytest.skip(f"no base image to build on: {built.stderr.splitlines()[-1]}")

@@ -12,6 +12,7 @@ import docker
 import pytest
 import yaml
 
+from servekit import __version__
 from servekit.preflight.compose import seconds_of
 from servekit.serve.plan import STOP_MARGIN_S
 from servekit.settings import Settings, variable_of
@@ -110,6 +111,13 @@ def test_second_tenant_is_the_same_file(resolve: Resolve) -> None:
     assert second["secrets"]["api_keys"]["file"] == str(ROOT / "b.keys")
     names = [{each["name"] for each in project["volumes"].values()} for project in (first, second)]
     assert not names[0] & names[1]
+
+
+def test_own_image_is_tagged_with_the_version(resolve: Resolve) -> None:
+    """The image's tag is servekit's version, on the CPU with a mark of its own."""
+    assert resolve()["services"]["servekit"]["image"] == f"servekit:{__version__}"
+    on_cpu = resolve(("compose.yaml", "compose.cpu.yaml"))
+    assert on_cpu["services"]["servekit"]["image"] == f"servekit:{__version__}-cpu"
 
 
 def test_images_are_pinned() -> None:

@@ -34,6 +34,18 @@ def test_engine_has_the_same_packages(client: docker.DockerClient, image: str) -
     assert after == before
 
 
+def test_builds_on_a_base_image_of_its_own(client: docker.DockerClient, image: str) -> None:
+    """On BASE_IMAGE, as on vLLM's own image, the same steps give an image for the GPU; without one it says so."""
+    assert image
+    build_image("servekit-test:engine", "engine-cpu")
+    build_image("servekit-test:cuda", "servekit", ENGINE="cuda", BASE_IMAGE="servekit-test:engine")
+    assert json.loads(run(client, "servekit-test:cuda", "plan", "--format", "json"))["target"] == "cuda"
+    with pytest.raises(docker.errors.ContainerError) as caught:
+        run(client, "servekit-test:cuda", "serve", environment={"HF_HUB_OFFLINE": "1"})
+    assert caught.value.exit_status == 3
+    assert "gpu-missing: no NVIDIA driver answers on this host" in str(caught.value)
+
+
 def test_metadata(client: docker.DockerClient, image: str) -> None:
     """User, signal, health check, labels and start command stand in the image."""
     config = client.images.get(image).attrs["Config"]
