@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
@@ -20,6 +20,8 @@ from servekit.serve.status import Board, State
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
+_ACCEPTED_S = "servekit.accepted_s"
+"""The monotonic second at which the connection of a request was taken."""
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
 _HTML = "text/html; charset=utf-8"
@@ -58,9 +60,12 @@ class Endpoints:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
         status, content_type, body = self.answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        served_ms = 1000 * (time.monotonic() - environ.get(_ACCEPTED_S, time.monotonic()))
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
+            # How long servekit took, for whoever wonders whether a late answer was late here.
+            ("Server-Timing", f"servekit;dur={served_ms:.3f}"),
             *_HEADERS,
         ]
         start_response(status, headers)
@@ -166,10 +171,26 @@ class _Server(ThreadingWSGIServer):
     # Also right after a restart, while connections of the last run linger; never beside a living listener.
     allow_reuse_address = True
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.accepted_s: dict[int, float] = {}
+        super().__init__(*arguments, **named)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection, and note when: before a thread is there that answers on it."""
+        connection, address = super().get_request()
+        self.accepted_s[connection.fileno()] = time.monotonic()
+        return connection, address
+
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10  # an idle client gives its thread back
+    server: _Server
     wbufsize = 64 * 1024  # status, headers and body go out together: no half an answer when the process ends
+
+    def get_environ(self) -> "WSGIEnvironment":
+        """Hand the time of the connection on."""
+        accepted_s = self.server.accepted_s.pop(self.connection.fileno())
+        return super().get_environ() | {_ACCEPTED_S: accepted_s}
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         """Say nothing: probes come every second."""

@@ -67,6 +67,11 @@ def describe_exit(code: int) -> str:
     return f"killed by signal {-code} ({name}){hint}"
 
 
+def without_prefix(line: str) -> str:
+    """Return what a line of the engine says, without process, level, time and place before it."""
+    return _PREFIX.sub("", line).strip()
+
+
 def find_cause(lines: Iterable[str]) -> str:
     """Return the engine's own reason in its last lines, with a remedy where one is known; empty if there is none.
 
@@ -74,7 +79,7 @@ def find_cause(lines: Iterable[str]) -> str:
     so the first one that is no such consequence is taken.
     """
     for line in lines:
-        text = _PREFIX.sub("", line).strip()
+        text = without_prefix(line)
         usage = _USAGE.match(text) or _CANNOT_START.match(text)
         if usage:
             return _with_remedy(usage.group(1))
