@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
-from prometheus_client.exposition import ThreadingWSGIServer
 
 from servekit.errors import Mistake, PreflightError
 from servekit.observe.metrics import exposition
 from servekit.observe.page import CONTENT_SECURITY_POLICY, render_page
 from servekit.serve.plan import Plan
 from servekit.serve.status import Board, State
+from servekit.workers import Workers
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 _ACCEPTED_S = "servekit.accepted_s"
 """The monotonic second at which the connection of a request was taken."""
+_KEPT_WORKERS = 8
+"""Probes, a scrape or two and a page at once."""
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
 _HTML = "text/html; charset=utf-8"
@@ -165,7 +167,7 @@ class Server:
         self._server.server_close()
 
 
-class _Server(ThreadingWSGIServer):
+class _Server(WSGIServer):
     # A probe every second must not find the backlog full behind a slow scrape.
     request_queue_size = 1024
     # Also right after a restart, while connections of the last run linger; never beside a living listener.
@@ -173,6 +175,7 @@ class _Server(ThreadingWSGIServer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.accepted_s: dict[int, float] = {}
+        self._workers = Workers(_KEPT_WORKERS)
         super().__init__(*arguments, **named)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -180,6 +183,23 @@ class _Server(ThreadingWSGIServer):
         connection, address = super().get_request()
         self.accepted_s[connection.fileno()] = time.monotonic()
         return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a worker."""
+        self._workers.run(lambda: self._answer(request, client_address))
+
+    def server_close(self) -> None:
+        """Close the port, and let the workers go."""
+        super().server_close()
+        self._workers.close()
+
+    def _answer(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except Exception:  # noqa: BLE001 - whatever it is, it is this connection's alone
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -1,7 +1,6 @@
 """The end that was asked for: new requests are refused, running ones finish or are cut, and both are counted."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ from servekit.serve.cause import describe_exit
 from servekit.serve.connections import count_connections
 from servekit.serve.plan import Plan
 from servekit.serve.probe import EngineClient, Settled
+from servekit.workers import Workers
 
 _ANSWER_S = 1.0
 """What the guard may take to answer beside the settling. One that does not answer must not hold up the stop."""
@@ -58,11 +58,11 @@ class Drain:
         self.settling = True
         """Whether the engine has still to be told to stop."""
 
-    def settle(self, client: EngineClient, post: Callable[[Settled], None]) -> None:
-        """Ask the guard, in a thread of its own, and post what it says."""
+    def settle(self, client: EngineClient, workers: Workers, post: Callable[[Settled], None]) -> None:
+        """Ask the guard, on a worker, and post what it says."""
         client.close()  # a connection the server has just given up would make the guard seem to be gone
         within_s = self._plan.settle_s + _ANSWER_S
-        threading.Thread(target=lambda: post(client.drain(within_s=within_s)), name="drain", daemon=True).start()
+        workers.run(lambda: post(client.drain(within_s=within_s)))
 
     def begin(self, settled: Settled) -> None:
         """Take down what runs; the engine is told to stop now."""

@@ -22,6 +22,7 @@ from servekit.serve.plan import Plan
 from servekit.serve.probe import EngineClient, Settled
 from servekit.serve.status import Board, Phase, State
 from servekit.serve.watch import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
+from servekit.workers import Workers
 
 _PROGRESS_S = 5.0
 """A line this often while the engine loads or drains."""
@@ -75,6 +76,7 @@ class Supervisor:
             plan.argv, environment, on_line=self._hear, on_exit=lambda code: self._events.put(Exited(code))
         )
         self._kernel = KernelWord()
+        self._workers = Workers(1)
         self._watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
     def ask_to_stop(self, by: str) -> None:
@@ -104,6 +106,7 @@ class Supervisor:
         finally:
             self._watch.stop()
             self._kernel.close()
+            self._workers.close()
 
     def _await_ready(self, started_s: float) -> ExitCode | None:
         """Wait until the engine is ready; return the exit code if it never became so."""
@@ -198,7 +201,7 @@ class Supervisor:
         self._board.enter(State.DRAINING, by)
         self._watch.stop()
         drain = Drain(by, self._plan, self._clock)
-        drain.settle(self._client, self._events.put)
+        drain.settle(self._client, self._workers, self._events.put)
         while True:
             match self._next(drain.deadline_s, drain.tell, drain.look):
                 case Exited(code):
