@@ -87,6 +87,7 @@ def test_killed_engine(serve: Serve, victim: str) -> None:
     assert endpoint.end(within_s=30) == 5
     assert not any(is_running(pid) for pid in below)
     assert any("the engine ended while serving" in line for line in endpoint.lines)
+    assert "NVIDIA" not in endpoint.lines[-1], "an exception of the workers' tidying up is no cause"
 
 
 def test_killed_servekit_leaves_no_engine(serve: Serve) -> None:

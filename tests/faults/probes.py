@@ -1,34 +1,50 @@
-"""What /livez and /readyz answer over time, asked without a pause by one thread each."""
+"""What /livez and /readyz answer over time, asked without a pause by one program each."""
 
-import http.client
+import json
+import subprocess
+import sys
 import threading
-import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from tests.engine.conftest import descendants
 
-_INTERVAL_S = 0.01
+_ASKER = Path(__file__).parent / "asker.py"
 _PROCESSES_INTERVAL_S = 0.25
-_TIMEOUT_S = 10
+_TIMEOUT_S = 15
 
 Answer = tuple[str, int]
 """The state a probe's text names, and its HTTP status."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """How long one question took."""
+
+    seconds: float = 0.0
+    """As the asker saw it."""
+    served_s: float = 0.0
+    """From the moment servekit took the connection to its answer, as servekit says."""
+    waited_s: float = 0.0
+    """Of `seconds`, what the asker itself stood in the queue for a core."""
+
+
 class Probes:
-    """The answers of both probes in order, repetitions left out, and the longest time one took, in seconds."""
+    """The answers of both probes in order, repetitions left out, and the question that took longest."""
 
     def __init__(self, url: str, pid: int) -> None:
         self.live: list[Answer] = []
         self.ready: list[Answer] = []
-        self.slowest_s = 0.0
+        self.slowest = Question()
         self.processes: set[int] = set()
         """Every process below servekit that was seen."""
-        self._address = url.removeprefix("http://")
         self._pid = pid
         self._over = threading.Event()
+        host, _, port = url.removeprefix("http://").partition(":")
+        self._askers = [_start(host, port, path) for path in ("/livez", "/readyz")]
         self._threads = [
-            threading.Thread(target=self._ask, args=("/livez", self.live), daemon=True),
-            threading.Thread(target=self._ask, args=("/readyz", self.ready), daemon=True),
+            threading.Thread(target=self._note, args=(self._askers[0], self.live), daemon=True),
+            threading.Thread(target=self._note, args=(self._askers[1], self.ready), daemon=True),
             threading.Thread(target=self._look, daemon=True),
         ]
         for thread in self._threads:
@@ -37,26 +53,28 @@ class Probes:
     def stop(self) -> None:
         """Ask no more."""
         self._over.set()
+        for asker in self._askers:
+            assert asker.stdin is not None
+            asker.stdin.close()
+            asker.wait(_TIMEOUT_S)
         for thread in self._threads:
             thread.join(_TIMEOUT_S)
 
-    def _ask(self, path: str, answers: list[Answer]) -> None:
-        while not self._over.wait(_INTERVAL_S):
-            connection = http.client.HTTPConnection(self._address, timeout=_TIMEOUT_S)
-            began_s = time.monotonic()
-            try:
-                connection.request("GET", path)
-                response = connection.getresponse()
-                text = response.read().decode()
-            except (OSError, http.client.HTTPException):
-                continue
-            finally:
-                connection.close()
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
-            answer = (text.replace(":", " ").split()[0], response.status)
-            if not answers or answers[-1] != answer:
-                answers.append(answer)
+    def _note(self, asker: "subprocess.Popen[str]", answers: list[Answer]) -> None:
+        assert asker.stdout is not None
+        with asker.stdout:
+            for line in asker.stdout:
+                said = json.loads(line)
+                if "state" in said:
+                    answers.append((said["state"], said["status"]))
+                elif said["seconds"] > self.slowest.seconds:
+                    self.slowest = Question(**said)
 
     def _look(self) -> None:
         while not self._over.wait(_PROCESSES_INTERVAL_S):
             self.processes.update(descendants(self._pid))
+
+
+def _start(host: str, port: str, path: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-I", "-S", str(_ASKER), host, port, path]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

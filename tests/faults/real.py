@@ -20,16 +20,14 @@ def drain_streams(launch: Launch) -> Check:
     headers = {"Authorization": f"Bearer {launch.key}"}
     pool = launch.things.enter_context(urllib3.PoolManager(headers=headers, retries=False, timeout=120, maxsize=9))
     streams = [pool.request("POST", f"{launch.url}/v1/completions", json=body, preload_content=False) for _ in range(8)]
-    # A request that has not reached EngineCore when SIGTERM comes is answered empty by vLLM 0.20.2, with [DONE].
-    began = [stream.read1(65536) for stream in streams]
     launch.process.send_signal(signal.SIGTERM)
     launch.until_says("draining", 5)
     assert get(f"{launch.observe_url}/livez")[0] == 200
     launch.until(lambda: refused(launch), "refusal of new connections", 5)
 
     def check() -> None:
-        for first, stream in zip(began, streams, strict=True):
-            text = (first + stream.read()).decode()
+        for stream in streams:
+            text = stream.read().decode()
             assert '"completion_tokens":400' in text, text[-900:]
             assert '"finish_reason":"length"' in text
             assert text.rstrip().endswith("data: [DONE]")
@@ -75,7 +73,7 @@ FAULTS = (
         engine="real",
         flags=("--hang-s", "10"),
         provoke=kill("server", signal.SIGSTOP),
-        within_s=30,
+        within_s=15,
     ),
     Fault(
         "hangs: EngineCore stands still while idle, found by a canary",

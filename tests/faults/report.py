@@ -5,7 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_HEAD = ("fault", "engine", "/readyz", "/livez", "exit", "ended after", "slowest probe", "left", "message")
+from tests.faults.probes import Question
+
+_HEAD = (
+    "fault",
+    "engine",
+    "/readyz",
+    "/livez",
+    "exit",
+    "ended after",
+    "slowest probe",
+    "of it servekit",
+    "asker queued",
+    "left",
+    "message",
+)
 _BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
 _MESSAGE_CHARACTERS = 110
 
@@ -21,16 +35,17 @@ class Row:
     exit_code: int
     seconds: float
     """From the provocation to the end of the process."""
-    slowest_s: float
+    slowest: Question
     left: int
     message: str
 
     def cells(self) -> tuple[str, ...]:
         """Return one text for each column."""
-        slowest = f"{1000 * self.slowest_s:.0f} ms" if self.ready else ""
+        parts = (self.slowest.seconds, self.slowest.served_s, self.slowest.waited_s)
+        slowest = (f"{1000 * part:.0f} ms" if self.ready else "" for part in parts)
         return (
             *(self.name, self.engine, _over_time(self.ready), _statuses(self.live), str(self.exit_code)),
-            *(f"{self.seconds:.1f} s", slowest, str(self.left), _short(self.message)),
+            *(f"{self.seconds:.1f} s", *slowest, str(self.left), _short(self.message)),
         )
 
 

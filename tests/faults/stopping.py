@@ -45,6 +45,19 @@ FAULTS = (
         within_s=15,
     ),
     Fault(
+        "SIGTERM, and the guard does not answer",
+        *(DRAINED, 0, "SIGTERM: drained"),
+        faults=("--deaf-to-drain",),
+        provoke=send(SIGTERM),
+    ),
+    Fault(
+        "SIGTERM twice, and the guard does not answer",
+        *(DRAINED, 8, "SIGTERM while draining: running requests cut"),
+        faults=("--deaf-to-drain",),
+        provoke=send(SIGTERM, SIGTERM),
+        within_s=2,
+    ),
+    Fault(
         "SIGTERM, on which the engine crashes",
         *(DRAINED, 8, f"SIGTERM: the drain did not finish: killed by signal {signal.SIGSEGV:d}"),
         faults=("--crash-on-sigterm",),

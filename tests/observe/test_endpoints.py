@@ -1,6 +1,7 @@
 """servekit's own server: truthful in every state, over real HTTP."""
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -92,6 +93,22 @@ def test_probes_in_every_state(server: Server, board: Board, state: State, live:
     assert get(f"{server.url}/readyz") == (ready, text)
     assert ask_server(server.url, "ready") == (ready == 200, text.strip())
     assert ask_server(server.url, "live")[0] is (live == 200)
+
+
+def test_an_answer_says_how_long_servekit_took(plan: Plan, board: Board) -> None:
+    """The time counts from the connection: a thread that comes late to answer on it is no excuse."""
+
+    class Late(Endpoints):
+        def answer(self, method: str, path: str) -> tuple[str, str, bytes]:
+            time.sleep(0.2)
+            return super().answer(method, path)
+
+    endpoints = Late(plan, board, make_registry(), lambda: "")
+    with Server(endpoints, "127.0.0.1", 0) as server, urllib.request.urlopen(f"{server.url}/livez") as answer:
+        header = answer.headers["Server-Timing"]
+    name, _, milliseconds = header.partition(";dur=")
+    assert name == "servekit"
+    assert 200 <= float(milliseconds) < 5000
 
 
 def test_probe_without_a_server(free_port: int) -> None:

@@ -18,7 +18,11 @@ requests that run when SIGTERM comes, and ends with 0. Its faults:
   --slow-health-s S     take S seconds for each answer of /health, once it has made a token
   --mute-metrics-after S    never answer /metrics from S seconds after its first token
   --wedge               never make a token
-  --complain            print an exception that it survives, with its first token
+  --complain            print an exception that it survives, with each token but the first
+  --complain-loading    print an exception that it survives while it loads
+  --late-s S            let S seconds go by before a request reaches the core; one that is not there when SIGTERM
+                        comes is answered with nothing, as vLLM 0.20.2 does
+  --deaf-to-drain       never answer servekit's question at the beginning of a drain, and refuse nothing
   --no-guard            answer servekit's own routes with 404
   --crash-on-sigterm    kill itself by SIGSEGV when SIGTERM comes
   --wrong-name          serve another model name than asked for
@@ -105,6 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mute-metrics-after", type=float)
     parser.add_argument("--slow-request-s", type=float, default=0)
     parser.add_argument("--wedge-after", type=float)
+    parser.add_argument("--late-s", type=float, default=0)
     parser.add_argument("--runs-with-kv-cache-dtype", default="auto")
     parser.add_argument("--runs-with", type=json.loads, action="append", default=[])
     parser.add_argument("--orphan")
@@ -113,7 +118,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(flag, action="store_true")
     for flag in ("--end-loading", "--sick", "--no-guard", "--crash-on-sigterm", "--flood-while-serving"):
         parser.add_argument(flag, action="store_true")
-    for flag in ("--wedge", "--complain"):
+    for flag in ("--wedge", "--complain", "--complain-loading", "--deaf-to-drain"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--enable-prefix-caching", "--enable-chunked-prefill"):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction)
@@ -139,6 +144,8 @@ def load(options: argparse.Namespace) -> None:
     for line in lines:
         print(line, flush=True)
         time.sleep(options.load_s / len(lines))
+    if options.complain_loading:
+        print("RuntimeError: Found no NVIDIA driver on your system", flush=True)
     if options.end_loading:
         end(options)
     if options.fail_with:
@@ -160,7 +167,9 @@ class Server(ThreadingHTTPServer):
         self.options = options
         self.first_token = math.inf
         self.running = 0
+        self.late = 0
         self.made = 0
+        self.draining = self.stopping = False
         self.lock = threading.Lock()
 
     def is_past(self, seconds: float | None) -> bool:
@@ -173,6 +182,7 @@ class Server(ThreadingHTTPServer):
 
     def stop(self, drain_s: float) -> None:
         """Stop listening, let what runs finish for `drain_s`, and end as vLLM does: with 0, drained or not."""
+        self.stopping = True
         self.shutdown()
         self.socket.close()
         end = time.monotonic() + drain_s
@@ -229,16 +239,27 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Generate, slowly if asked to; servekit's own one-token request is never slow."""
         options = self.server.options
+        if self.path == "/_servekit/drain":
+            self.drain()
+            return
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
-            self.server.running += 1
+            refused = self.server.draining
+            self.server.running += not refused
+            self.server.late += not refused
+        if refused:
+            self.answer(503, b'{"error": {"code": "server_draining"}}')
+            return
         try:
+            if not self.reach_core():
+                self.answer(200, json.dumps({"usage": {"completion_tokens": 0}}).encode())
+                return
             if request["max_tokens"] > 1:
                 time.sleep(options.slow_request_s)
             while options.wedge or self.server.is_past(options.wedge_after):
                 time.sleep(0.05)
             made = 0 if options.no_token else request["max_tokens"]
-            if options.complain and not self.server.made:
+            if options.complain and self.server.made:
                 print("ValueError: a client's mistake", flush=True)
             self.server.made += made
             self.server.first_token = min(self.server.first_token, time.monotonic())
@@ -246,6 +267,24 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with self.server.lock:
                 self.server.running -= 1
+
+    def reach_core(self) -> bool:
+        """Go the way to the core; return whether it took the request."""
+        time.sleep(self.server.options.late_s)
+        with self.server.lock:
+            self.server.late -= 1
+        return not self.server.stopping
+
+    def drain(self) -> None:
+        """Do as the guard does: refuse what is new, and answer when the core has all that was let in before."""
+        while self.server.options.deaf_to_drain:
+            time.sleep(0.05)
+        with self.server.lock:
+            self.server.draining = True
+        end = time.monotonic() + 2
+        while self.server.late and time.monotonic() < end:
+            time.sleep(0.005)
+        self.answer(200, json.dumps({"in_flight": self.server.running, "settled": not self.server.late}).encode())
 
     def answer(self, status: int, body: bytes) -> None:
         """Send one answer."""

@@ -50,6 +50,29 @@ def test_cause_is_the_innermost_exception(lines: list[str], cause: str) -> None:
     assert find_cause(lines).startswith(cause)
 
 
+TIDYING = [
+    "(Worker pid=31) Traceback (most recent call last):",
+    '(Worker pid=31)   File "/v/vllm/v1/worker/gpu_worker.py", line 1021, in shutdown',
+    '(Worker pid=31)   File "/v/torch/cuda/__init__.py", line 478, in _lazy_init',
+    "(Worker pid=31) RuntimeError: Found no NVIDIA driver on your system.",
+    "(APIServer pid=29) ERROR 11-24 02:52:19 [async_llm.py:704] vllm.v1.engine.exceptions.EngineDeadError: See above",
+    "(Worker pid=31) Exception ignored in: <function CPUDNNLGEMMHandler.__del__ at 0x7fd4519a6fc0>",
+    "(Worker pid=31) Traceback (most recent call last):",
+    '(Worker pid=31)   File "/v/vllm/_custom_ops.py", line 3248, in __del__',
+    "(Worker pid=31) AttributeError: 'NoneType' object has no attribute 'ops'",
+]
+"""What vLLM 0.20.2 for the CPU prints when its EngineCore is killed."""
+
+
+def test_an_exception_of_the_tidying_up_is_no_cause() -> None:
+    """What a process raises while it ends has not ended the engine; the next traceback of the same process counts."""
+    assert find_cause(TIDYING) == ""
+    other = "(EngineCore pid=30) ValueError: the reason"
+    assert find_cause([*TIDYING[:3], other, *TIDYING[3:]]) == "ValueError: the reason"
+    later = ["(Worker pid=31) Traceback (most recent call last):", "(Worker pid=31) ValueError: the reason"]
+    assert find_cause([*TIDYING, *later]) == "ValueError: the reason"
+
+
 def test_no_cause_is_made_up() -> None:
     """Lines without an exception give no cause."""
     assert find_cause(["all is well", "(Worker pid=1) INFO 11-23 12:16:47 [x.py:1] no Error: here", ""]) == ""

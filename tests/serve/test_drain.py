@@ -1,12 +1,26 @@
-"""How many requests a drain waits for, and cuts."""
+"""The end that was asked for: what is refused, what is finished, what is cut, and how that is counted."""
 
+import json
+import logging
+import os
+import signal
 import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import urllib3
 
+from servekit.errors import ExitCode
 from servekit.serve.connections import count_connections
 from servekit.serve.drain import Remaining
+from servekit.serve.status import State
+from tests.serve.conftest import Run
+from tests.serve.test_supervisor import Eventually, Supervise, generate, running, until_ready
 
 
 def test_connections_of_a_port(free_port: int) -> None:
@@ -42,3 +56,136 @@ def test_remaining(began_with: int | None, connections: int | None, count: int |
     assert remaining.count == began_with
     assert remaining.look() == count
     assert str(remaining) == text
+
+
+def test_drain_finishes_running_requests(supervise: Supervise, eventually: Eventually) -> None:
+    """A request that runs when SIGTERM comes is answered; readiness falls at once; the exit code is 0."""
+    run = supervise("--slow-request-s", "1.0")
+    until_ready(run, eventually)
+    answers: list[int] = []
+    request = threading.Thread(target=lambda: answers.append(generate(run)))
+    request.start()
+    eventually(lambda: running(run) == 1, what="the request")
+    run.supervisor.ask_to_stop("SIGTERM")
+    eventually(lambda: run.status.state is State.DRAINING, within_s=0.5, what="draining")
+    assert run.end() is ExitCode.STOPPED
+    request.join()
+    assert answers == [200]
+
+
+def test_drain_that_runs_out(supervise: Supervise, eventually: Eventually) -> None:
+    """An engine that cuts its requests when its own time is over ends with 0; servekit says 8."""
+    run = supervise("--slow-request-s", "30", drain_s=1)
+    until_ready(run, eventually)
+    threading.Thread(target=generate, args=(run,), daemon=True).start()
+    eventually(lambda: running(run) == 1, what="the request")
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert "the drain did not finish: 1 running request cut after 1 s" in run.status.reason
+
+
+def test_second_signal_ends_the_drain(
+    supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asked twice, servekit does not wait: the running request is cut and the exit code is 8."""
+    run = supervise("--slow-request-s", "30", drain_s=60)
+    until_ready(run, eventually)
+    threading.Thread(target=generate, args=(run,), daemon=True).start()
+    eventually(lambda: running(run) == 1, what="the request")
+    caplog.set_level(logging.INFO)
+    run.supervisor.ask_to_stop("SIGTERM")
+    eventually(lambda: "SIGTERM: draining, 1 running request" in caplog.text, what="the engine's SIGTERM")
+    run.supervisor.ask_to_stop("SIGINT")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert run.status.reason == "SIGINT while draining: 1 running request cut"
+
+
+def test_engine_that_ignores_sigterm_is_killed(
+    supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the drain time and vLLM's margin are over, the engine is killed and the exit code is 8."""
+    monkeypatch.setattr("servekit.serve.plan.STOP_MARGIN_S", 1)
+    run = supervise("--ignore-sigterm", drain_s=0)
+    until_ready(run, eventually)
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert "killed" in run.status.reason
+
+
+def test_requests_in_the_moment_of_the_stop(supervise: Supervise, eventually: Eventually) -> None:
+    """Clients that never pause get whole answers or are refused; none is answered with nothing."""
+    run = supervise("--late-s", "0.2")
+    until_ready(run, eventually)
+    with clients(run, 8) as answers:
+        eventually(lambda: answers["whole"] >= 8, what="answers")
+        run.supervisor.ask_to_stop("SIGTERM")
+        assert run.end() is ExitCode.STOPPED
+    assert set(answers) <= {"whole", "503", "no answer"}
+    assert answers["503"]
+
+
+def test_a_guard_that_does_not_answer(
+    supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guard that is deaf to the drain delays the stop by a short time only; nobody is promised anything then."""
+    run = supervise("--late-s", "0.2", "--deaf-to-drain")
+    until_ready(run, eventually)
+    with clients(run, 8) as answers:
+        eventually(lambda: answers["whole"] >= 8, what="answers")
+        began = time.monotonic()
+        run.supervisor.ask_to_stop("SIGTERM")
+        assert run.end() is ExitCode.STOPPED
+    assert time.monotonic() - began < run.plan.settle_s + 1 + 2
+    assert "the guard does not answer" in caplog.text
+    assert answers["empty"], "the fake engine does what vLLM does, or the test above shows nothing"
+
+
+def test_second_signal_while_the_guard_is_asked(supervise: Supervise, eventually: Eventually) -> None:
+    """Asked twice, servekit does not wait for the guard's answer either."""
+    run = supervise("--deaf-to-drain", drain_s=60)
+    until_ready(run, eventually)
+    began = time.monotonic()
+    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.DRAIN_RAN_OUT
+    assert time.monotonic() - began < 2
+    assert run.status.reason == "SIGTERM while draining: running requests cut"
+
+
+def test_engine_that_dies_while_the_guard_is_asked(supervise: Supervise, eventually: Eventually) -> None:
+    """An engine that is killed before it is told to stop ends the drain at once."""
+    run = supervise("--deaf-to-drain", drain_s=60)
+    until_ready(run, eventually)
+    run.supervisor.ask_to_stop("SIGTERM")
+    eventually(lambda: run.status.state is State.DRAINING, what="draining")
+    assert run.status.engine_pid is not None
+    os.kill(run.status.engine_pid, signal.SIGKILL)
+    assert run.end(within_s=2) is ExitCode.DRAIN_RAN_OUT
+    assert "killed by signal 9" in run.status.reason
+
+
+@contextmanager
+def clients(run: Run, count: int) -> Iterator[Counter[str]]:
+    """Let clients ask one after the other until the port is closed; yield what they were answered, growing."""
+    answers: Counter[str] = Counter()
+
+    def ask() -> None:
+        with urllib3.PoolManager(retries=False, timeout=20) as pool:
+            while True:
+                try:
+                    answer = pool.request("POST", f"{run.plan.url}/v1/completions", json={"max_tokens": 5})
+                except urllib3.exceptions.NewConnectionError:
+                    return
+                except urllib3.exceptions.HTTPError:
+                    answers["no answer"] += 1
+                    continue
+                made = json.loads(answer.data).get("usage", {}).get("completion_tokens")
+                answers["whole" if made == 5 else "empty" if answer.status == 200 else str(answer.status)] += 1
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    yield answers
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -1,6 +1,7 @@
 """The life of an endpoint, provoked with an engine that misbehaves on demand."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -39,56 +40,6 @@ def test_start_and_stop(supervise: Supervise, eventually: Eventually, caplog: py
     ]
     assert "ready after" in caplog.text
     assert "Starting to load model" in caplog.text, "the engine's lines are passed on"
-
-
-def test_drain_finishes_running_requests(supervise: Supervise, eventually: Eventually) -> None:
-    """A request that runs when SIGTERM comes is answered; readiness falls at once; the exit code is 0."""
-    run = supervise("--slow-request-s", "1.0")
-    until_ready(run, eventually)
-    answers: list[int] = []
-    request = threading.Thread(target=lambda: answers.append(_generate(run)))
-    request.start()
-    eventually(lambda: _running(run) == 1, what="the request")
-    run.supervisor.ask_to_stop("SIGTERM")
-    eventually(lambda: run.status.state is State.DRAINING, within_s=0.5, what="draining")
-    assert run.end() is ExitCode.STOPPED
-    request.join()
-    assert answers == [200]
-
-
-def test_drain_that_runs_out(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that cuts its requests when its own time is over ends with 0; servekit says 8."""
-    run = supervise("--slow-request-s", "30", drain_s=1)
-    until_ready(run, eventually)
-    threading.Thread(target=_generate, args=(run,), daemon=True).start()
-    eventually(lambda: _running(run) == 1, what="the request")
-    run.supervisor.ask_to_stop("SIGTERM")
-    assert run.end() is ExitCode.DRAIN_RAN_OUT
-    assert "the drain did not finish: 1 running request cut after 1 s" in run.status.reason
-
-
-def test_second_signal_ends_the_drain(supervise: Supervise, eventually: Eventually) -> None:
-    """Asked twice, servekit does not wait: the running request is cut and the exit code is 8."""
-    run = supervise("--slow-request-s", "30", drain_s=60)
-    until_ready(run, eventually)
-    threading.Thread(target=_generate, args=(run,), daemon=True).start()
-    eventually(lambda: _running(run) == 1, what="the request")
-    run.supervisor.ask_to_stop("SIGTERM")
-    run.supervisor.ask_to_stop("SIGINT")
-    assert run.end() is ExitCode.DRAIN_RAN_OUT
-    assert run.status.reason == "SIGINT while draining: 1 running request cut"
-
-
-def test_engine_that_ignores_sigterm_is_killed(
-    supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the drain time and vLLM's margin are over, the engine is killed and the exit code is 8."""
-    monkeypatch.setattr("servekit.serve.plan.STOP_MARGIN_S", 1)
-    run = supervise("--ignore-sigterm", drain_s=0)
-    until_ready(run, eventually)
-    run.supervisor.ask_to_stop("SIGTERM")
-    assert run.end() is ExitCode.DRAIN_RAN_OUT
-    assert "killed" in run.status.reason
 
 
 def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> None:
@@ -150,15 +101,35 @@ def test_death_with_exit_code_zero(supervise: Supervise) -> None:
     assert "exit code 0, which vLLM gives also when its EngineCore has died" in run.status.reason
 
 
-def test_an_exception_long_ago_is_no_cause(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_long_ago_is_no_cause(
+    supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An engine that is killed has not died of an exception that it survived."""
-    run = supervise("--complain", "--exit-after", "0.5")
+    run = supervise("--complain", "--exit-after", "1")
+    until_ready(run, eventually)
+    generate(run)
     assert run.end() is ExitCode.ENGINE_DIED
     assert "a client's mistake" in run.status.reason
     monkeypatch.setattr("servekit.serve.supervisor._RECENT_S", 0.2)
     run = supervise("--complain", "--exit-after", "1", "--die-by", str(int(signal.SIGKILL)))
+    until_ready(run, eventually)
+    generate(run)
     assert run.end() is ExitCode.ENGINE_DIED
     assert "a client's mistake" not in run.status.reason
+
+
+def test_an_exception_of_the_start_is_no_cause(supervise: Supervise) -> None:
+    """An engine that dies while serving has not died of what it survived before it was ready, however short ago."""
+    run = supervise("--complain-loading", "--exit-after", "0.5", "--die-by", str(int(signal.SIGKILL)))
+    assert run.end() is ExitCode.ENGINE_DIED
+    assert run.status.reason.endswith("killed by signal 9 (SIGKILL): perhaps out of memory, or killed by hand")
+
+
+def test_an_exception_of_the_start_is_the_cause_of_a_failed_start(supervise: Supervise) -> None:
+    """Before it is ready, the same line is what the engine has ended of."""
+    run = supervise("--complain-loading", "--end-loading", "--exit-code", "1")
+    assert run.end() is ExitCode.START_FAILED
+    assert "RuntimeError: Found no NVIDIA driver on your system" in run.status.reason
 
 
 def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
@@ -214,19 +185,32 @@ def test_wedged_engine_with_a_request(supervise: Supervise, eventually: Eventual
     run = supervise("--wedge-after", "0.5", hang_s=2)
     until_ready(run, eventually)
     time.sleep(0.6)
-    threading.Thread(target=_generate, args=(run,), daemon=True).start()
-    eventually(lambda: _running(run) == 1, what="the request")
+    threading.Thread(target=generate, args=(run,), daemon=True).start()
+    eventually(lambda: running(run) == 1, what="the request")
     began = time.monotonic()
     assert run.end() is ExitCode.ENGINE_HUNG
     assert 1 < time.monotonic() - began < 5
     assert "made no progress for" in run.status.reason
 
 
+@pytest.mark.parametrize("fault", ["stands still", "mutes its metrics"])
+def test_mute_server(supervise: Supervise, eventually: Eventually, fault: str) -> None:
+    """A server that answers nothing is found within the hang time and a tick, however short that is."""
+    run = supervise(*(["--mute-metrics-after", "0"] if fault == "mutes its metrics" else []), hang_s=2)
+    until_ready(run, eventually)
+    began = time.monotonic()
+    if fault == "stands still":
+        assert run.status.engine_pid is not None
+        os.kill(run.status.engine_pid, signal.SIGSTOP)
+    assert run.end() is ExitCode.ENGINE_HUNG
+    assert 1 < time.monotonic() - began < 3.5
+
+
 def test_a_slow_request_is_no_hang(supervise: Supervise, eventually: Eventually) -> None:
     """A request that makes no token for longer than the hang time is no hang while a canary still gets its token."""
     run = supervise("--slow-request-s", "4", hang_s=1.5)
     until_ready(run, eventually)
-    assert _generate(run) == 200
+    assert generate(run) == 200
     assert run.status.state is State.READY
 
 
@@ -246,7 +230,8 @@ def test_missing_engine(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -
     assert "cannot start" in run.status.reason
 
 
-def _generate(run: Run) -> int:
+def generate(run: Run) -> int:
+    """Ask for five tokens and return the HTTP status; 0 where there was no answer."""
     body = {"model": "m", "prompt": "1", "max_tokens": 5}
     try:
         return int(
@@ -256,6 +241,7 @@ def _generate(run: Run) -> int:
         return 0
 
 
-def _running(run: Run) -> int:
+def running(run: Run) -> int:
+    """Return the requests in the engine."""
     counters = urllib3.request("GET", f"{run.plan.url}/_servekit/counters").json()
     return int(counters["in_flight"])

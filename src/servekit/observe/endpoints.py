@@ -5,21 +5,25 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
-from prometheus_client.exposition import ThreadingWSGIServer
 
 from servekit.errors import Mistake, PreflightError
 from servekit.observe.metrics import exposition
 from servekit.observe.page import CONTENT_SECURITY_POLICY, render_page
 from servekit.serve.plan import Plan
 from servekit.serve.status import Board, State
+from servekit.workers import Workers
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
+_ACCEPTED_S = "servekit.accepted_s"
+"""The monotonic second at which the connection of a request was taken."""
+_KEPT_WORKERS = 8
+"""Probes, a scrape or two and a page at once."""
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
 _HTML = "text/html; charset=utf-8"
@@ -58,9 +62,12 @@ class Endpoints:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
         status, content_type, body = self.answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        served_ms = 1000 * (time.monotonic() - environ.get(_ACCEPTED_S, time.monotonic()))
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
+            # How long servekit took, for whoever wonders whether a late answer was late here.
+            ("Server-Timing", f"servekit;dur={served_ms:.3f}"),
             *_HEADERS,
         ]
         start_response(status, headers)
@@ -160,16 +167,50 @@ class Server:
         self._server.server_close()
 
 
-class _Server(ThreadingWSGIServer):
+class _Server(WSGIServer):
     # A probe every second must not find the backlog full behind a slow scrape.
     request_queue_size = 1024
     # Also right after a restart, while connections of the last run linger; never beside a living listener.
     allow_reuse_address = True
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.accepted_s: dict[int, float] = {}
+        self._workers = Workers(_KEPT_WORKERS)
+        super().__init__(*arguments, **named)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection, and note when: before a thread is there that answers on it."""
+        connection, address = super().get_request()
+        self.accepted_s[connection.fileno()] = time.monotonic()
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a worker."""
+        self._workers.run(lambda: self._answer(request, client_address))
+
+    def server_close(self) -> None:
+        """Close the port, and let the workers go."""
+        super().server_close()
+        self._workers.close()
+
+    def _answer(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except Exception:  # noqa: BLE001 - whatever it is, it is this connection's alone
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10  # an idle client gives its thread back
+    server: _Server
     wbufsize = 64 * 1024  # status, headers and body go out together: no half an answer when the process ends
+
+    def get_environ(self) -> "WSGIEnvironment":
+        """Hand the time of the connection on."""
+        accepted_s = self.server.accepted_s.pop(self.connection.fileno())
+        return super().get_environ() | {_ACCEPTED_S: accepted_s}
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         """Say nothing: probes come every second."""

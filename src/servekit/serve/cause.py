@@ -7,6 +7,9 @@ from collections.abc import Iterable
 # "EngineCore pid=12" and the like, a level, a time and a place stand before what vLLM 0.20.2 has to say.
 _PREFIX = re.compile(r"^(\([A-Za-z_0-9]+ pid=\d+\) )?((INFO|WARNING|ERROR) [\d: .-]+\[[^\]]+\] )?")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Exit|Interrupt))(?::\s*(.+))?$")
+_SOURCE = re.compile(r"^\([A-Za-z_0-9]+ pid=\d+\)")
+_TRACEBACK = "Traceback (most recent call last):"
+_CLEAN_UP = re.compile(r'^File ".*", line \d+, in (shutdown|__del__)$')
 _CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError")
 _USAGE = re.compile(r"^vllm(?: serve)?: error: (.+)$")
 _CANNOT_START = re.compile(r"^(cannot start .+)$")
@@ -67,19 +70,32 @@ def describe_exit(code: int) -> str:
     return f"killed by signal {-code} ({name}){hint}"
 
 
+def without_prefix(line: str) -> str:
+    """Return what a line of the engine says, without process, level, time and place before it."""
+    return _PREFIX.sub("", line).strip()
+
+
 def find_cause(lines: Iterable[str]) -> str:
     """Return the engine's own reason in its last lines, with a remedy where one is known; empty if there is none.
 
     vLLM ends with `Engine core initialization failed`; what helps is the first exception of the innermost process,
-    so the first one that is no such consequence is taken.
+    so the first one that is no such consequence is taken. Nor is one that a process raises while it tidies up: on the
+    CPU each worker of vLLM 0.20.2 that has lost its EngineCore ends with `Found no NVIDIA driver`.
     """
+    tidying: set[str] = set()
     for line in lines:
-        text = _PREFIX.sub("", line).strip()
+        text = without_prefix(line)
+        source = _SOURCE.match(line)
+        process = source.group() if source else ""
+        if text == _TRACEBACK:
+            tidying.discard(process)
+        elif _CLEAN_UP.match(text):
+            tidying.add(process)
         usage = _USAGE.match(text) or _CANNOT_START.match(text)
         if usage:
             return _with_remedy(usage.group(1))
         found = _EXCEPTION.match(text)
-        if found and not any(consequence in text for consequence in _CONSEQUENCES):
+        if found and process not in tidying and not any(consequence in text for consequence in _CONSEQUENCES):
             return _with_remedy(f"{found.group(1)}: {found.group(2)}" if found.group(2) else found.group(1))
     return ""
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from servekit.serve.probe import Settled
 from servekit.serve.status import Phase
 from servekit.serve.watch import Observation
 
@@ -27,4 +28,4 @@ class Entered:
     phase: Phase
 
 
-Event = StopAsked | Exited | Entered | Observation
+Event = StopAsked | Exited | Entered | Settled | Observation

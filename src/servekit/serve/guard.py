@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from servekit.errors import ConfigurationError, Mistake
 
-from .inside.servekit_guard.gate import COUNTERS, EFFECTIVE, TOKEN_HEADER
+from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER
 from .inside.servekit_guard.media import CONNECTOR
 from .inside.servekit_guard.rules import CONFIG_VARIABLE, Rules
 from .keys import OWNER_ONLY, OWNER_ONLY_FOLDER, ensure_key_file, load_keys, own_key_file
@@ -23,6 +23,7 @@ MIDDLEWARE = "servekit_guard.engine.Guard"
 CONFIG_FILE_NAME = "guard.json"
 EFFECTIVE_PATH = EFFECTIVE.path
 COUNTERS_PATH = COUNTERS.path
+DRAIN_PATH = DRAIN.path
 MEBIBYTE = 1024**2
 
 DEFAULT_MAX_BODY_BYTES = 32 * MEBIBYTE
@@ -51,6 +52,8 @@ class GuardSettings:
     """The address the engine listens on."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     media_domains: tuple[str, ...] = ()
+    settle_s: float = 2.0
+    """How long a drain may wait for requests to reach EngineCore."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def _rules(settings: GuardSettings, key_file: Path | None, token: str) -> Rules:
         max_in_flight=settings.max_in_flight,
         max_buffered_bytes=BUFFERED_BODIES * settings.max_body_bytes,
         media_domains=settings.media_domains,
+        settle_s=settings.settle_s,
     )
 
 

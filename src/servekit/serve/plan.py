@@ -23,6 +23,8 @@ DEMO_SERVED_NAME = "gemma4-demo"
 
 STOP_MARGIN_S = 10
 """What servekit adds to vLLM's own shutdown timeout before it kills: vLLM tidies up for some seconds."""
+LONGEST_SETTLE_S = 2.0
+"""EngineCore takes new requests between two steps; on a busy GPU that is tens of milliseconds."""
 
 # CPU build of vLLM 0.20.2. Its FP8 cache does not work with chunked prefill or prefix caching and falls back silently
 # without them (v1/attention/backends/cpu_attn.py), hence the deviation; the others only make the start quick.
@@ -99,6 +101,11 @@ class Plan:
     def contract(self) -> dict[str, Value]:
         """The contract's values as this run holds them, deviations applied; None where nothing is wanted."""
         return {key: self.arguments.get(key) for key in CONTRACT}
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds of the drain in which requests let in just before may reach EngineCore, before its SIGTERM."""
+        return min(LONGEST_SETTLE_S, self.drain_s / 4)
 
     @property
     def stop_s(self) -> int:

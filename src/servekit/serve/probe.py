@@ -2,22 +2,31 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import urllib3
 
-from servekit.serve.guard import COUNTERS_PATH
+from servekit.serve.guard import DRAIN_PATH
 
-_TIMEOUT_S = 5.0
-_IN_FLIGHT_TIMEOUT_S = 2.0
-"""Asked just before the engine is told to stop, which must not wait for it."""
+TIMEOUT_S = 5.0
 _TOKEN_TIMEOUT_S = 120.0
 """The first token of a start may wait for kernels that are compiled on first use."""
 
 
 class ProbeError(Exception):
     """A probe got no answer, or not the one of a working server; the text says which."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the guard answers at the beginning of a drain."""
+
+    in_flight: int | None
+    """Requests that run; None where the guard did not answer."""
+    arrived: bool
+    """Whether EngineCore has all of them."""
 
 
 class EngineClient:
@@ -33,17 +42,17 @@ class EngineClient:
     def health(self) -> bool:
         """Whether `/health` answers 200. False says little: the port is closed while the engine loads."""
         try:
-            return self._pool.request("GET", f"{self.url}/health", timeout=_TIMEOUT_S).status == HTTPStatus.OK
+            return self._pool.request("GET", f"{self.url}/health", timeout=TIMEOUT_S).status == HTTPStatus.OK
         except urllib3.exceptions.HTTPError:
             return False
 
-    def refuses_health(self) -> bool:
+    def refuses_health(self, *, timeout_s: float = TIMEOUT_S) -> bool:
         """Whether `/health` answers, and with something else than 200, or the port is closed.
 
         A time-out is no refusal: a server that is busy to the brim may take long to answer.
         """
         try:
-            return self._pool.request("GET", f"{self.url}/health", timeout=_TIMEOUT_S).status != HTTPStatus.OK
+            return self._pool.request("GET", f"{self.url}/health", timeout=timeout_s).status != HTTPStatus.OK
         except urllib3.exceptions.NewConnectionError:
             return True
         except urllib3.exceptions.HTTPError:
@@ -67,36 +76,36 @@ class EngineClient:
         except (KeyError, TypeError) as error:
             raise ProbeError(f"/v1/completions: unexpected answer {str(body)[:200]}") from error
 
-    def metrics(self) -> str:
+    def metrics(self, *, timeout_s: float = TIMEOUT_S) -> str:
         """Return the engine's own metrics in the Prometheus text format."""
-        return self._request("GET", "/metrics").decode()
+        return self._request("GET", "/metrics", timeout_s=timeout_s).decode()
 
-    def in_flight(self) -> int | None:
-        """Return how many requests for text the guard has let in and are not finished; None where it does not tell."""
+    def drain(self, *, within_s: float) -> Settled:
+        """Let the guard refuse every new request and wait until EngineCore has the ones before; never raises."""
         try:
-            counters = self._json("GET", COUNTERS_PATH, timeout_s=_IN_FLIGHT_TIMEOUT_S)
-            return int(counters["in_flight"])
+            said = self._json("POST", DRAIN_PATH, timeout_s=within_s)
+            return Settled(int(said["in_flight"]), arrived=said["settled"] is True)
         except (ProbeError, KeyError, TypeError, ValueError):
-            return None
+            return Settled(None, arrived=False)
 
     def close(self) -> None:
         """Close the connections that are kept open between calls; a later call opens a new one."""
         self._pool.clear()
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         """Return the JSON object at `path`."""
-        body = self._json("GET", path)
+        body = self._json("GET", path, timeout_s=timeout_s)
         if not isinstance(body, dict):
             raise ProbeError(f"{path}: not a JSON object")
         return body
 
-    def _json(self, method: str, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S) -> Any:
+    def _json(self, method: str, path: str, body: object = None, *, timeout_s: float = TIMEOUT_S) -> Any:
         try:
             return json.loads(self._request(method, path, body, timeout_s=timeout_s))
         except ValueError as error:
             raise ProbeError(f"{path}: not JSON") from error
 
-    def _request(self, method: str, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S) -> bytes:
+    def _request(self, method: str, path: str, body: object = None, *, timeout_s: float = TIMEOUT_S) -> bytes:
         try:
             answer = self._pool.request(method, f"{self.url}{path}", json=body, timeout=timeout_s)
         except urllib3.exceptions.HTTPError as error:

@@ -35,6 +35,10 @@ class Progress:
             self._marks = reading.marks
         return now_s - self._moved_s
 
+    def left_s(self, now_s: float, hang_s: float) -> float:
+        """Return the seconds until `hang_s` without progress are over; negative afterwards."""
+        return self._moved_s + hang_s - now_s
+
 
 def progress_marks(metrics: str) -> tuple[float, ...]:
     """Return the values of the progress counters in vLLM's metrics page, in a fixed order."""

@@ -1,6 +1,5 @@
 """Start the engine, watch it, stop it, and say how it ended. One loop decides; threads and signals only post events."""
 
-import collections
 import logging
 import math
 import queue
@@ -11,17 +10,19 @@ from typing import Protocol
 
 from servekit.errors import ExitCode, StartError
 from servekit.logs import ENGINE_LOGGER
-from servekit.serve.cause import describe_exit, find_cause
+from servekit.serve.cause import describe_exit
 from servekit.serve.deadlines import deadline_of
-from servekit.serve.drain import Remaining
+from servekit.serve.drain import Drain
 from servekit.serve.engine import Engine
 from servekit.serve.events import Entered, Event, Exited, StopAsked
+from servekit.serve.heard import Heard
 from servekit.serve.oom import KernelWord
 from servekit.serve.phases import phase_of
 from servekit.serve.plan import Plan
-from servekit.serve.probe import EngineClient
+from servekit.serve.probe import EngineClient, Settled
 from servekit.serve.status import Board, Phase, State
 from servekit.serve.watch import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
+from servekit.workers import Workers
 
 _PROGRESS_S = 5.0
 """A line this often while the engine loads or drains."""
@@ -32,8 +33,6 @@ _DYING_S = 15.0
 """After `/health` has turned 503, vLLM 0.20.2 ends within 3 to 4 s; longer than this it is killed."""
 _KILL_S = 10.0
 """How long the keeper may take to kill everything before the process group is killed from here."""
-_REPEATED_LINES = 20
-_KEPT_LINES = 400
 _RECENT_S = 30.0
 """An exception the engine survived for longer than this is not what it died of."""
 
@@ -72,11 +71,12 @@ class Supervisor:
         self._client = client
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._lines: collections.deque[tuple[float, str]] = collections.deque(maxlen=_KEPT_LINES)
+        self._heard = Heard(clock)
         self._engine = make_engine(
             plan.argv, environment, on_line=self._hear, on_exit=lambda code: self._events.put(Exited(code))
         )
         self._kernel = KernelWord()
+        self._workers = Workers(1)
         self._watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
     def ask_to_stop(self, by: str) -> None:
@@ -106,6 +106,7 @@ class Supervisor:
         finally:
             self._watch.stop()
             self._kernel.close()
+            self._workers.close()
 
     def _await_ready(self, started_s: float) -> ExitCode | None:
         """Wait until the engine is ready; return the exit code if it never became so."""
@@ -126,7 +127,7 @@ class Supervisor:
                     return self._end(exit_code, reason)
                 case Exited(code):
                     self._repeat_lines()
-                    cause = find_cause(self._heard_since(-math.inf)) or "no reason found in its output"
+                    cause = self._heard.cause() or "no reason found in its output"
                     return self._end(
                         ExitCode.START_FAILED,
                         f"the engine ended before it was ready, {self._with_kernel(describe_exit(code))}: {cause}",
@@ -188,7 +189,7 @@ class Supervisor:
         if code == 0:
             how += ", which vLLM gives also when its EngineCore has died"
         how = self._with_kernel(how)
-        cause = find_cause(self._heard_since(self._clock() - _RECENT_S))
+        cause = self._heard.cause(max(self._clock() - _RECENT_S, self._board.read().ready_at or -math.inf))
         return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
 
     def _with_kernel(self, how: str) -> str:
@@ -199,40 +200,31 @@ class Supervisor:
     def _drain(self, by: str) -> ExitCode:
         """Let running requests finish; kill what is left when the time is over or somebody asks again."""
         self._board.enter(State.DRAINING, by)
-        began_s = self._clock()
         self._watch.stop()
-        remaining = Remaining(self._client.in_flight(), self._plan.port)
-        logger.info("%s: draining, %s, at most %d s to finish", by, remaining, self._plan.drain_s)
-        self._client.close()  # an idle connection of servekit's own would look like a request
-        self._engine.terminate()
-
-        def progress() -> None:
-            spent_s = self._clock() - began_s
-            logger.info("draining for %.0f s of at most %d s, %s left", spent_s, self._plan.drain_s, remaining)
-
-        def look() -> None:
-            if self._clock() - began_s < max(self._plan.drain_s, 1):  # later, vLLM has begun to cut
-                remaining.look()
-
+        drain = Drain(by, self._plan, self._clock)
+        drain.settle(self._client, self._workers, self._events.put)
         while True:
-            match self._next(began_s + self._plan.stop_s, progress, look):
+            match self._next(drain.deadline_s, drain.tell, drain.look):
                 case Exited(code):
-                    # vLLM kills its EngineCore when its own timeout runs out, and then ends with 0 all the same.
-                    in_time = self._clock() - began_s < max(self._plan.drain_s, 1)
-                    if code == 0 and (in_time or remaining.count == 0):
-                        return self._end(ExitCode.STOPPED, f"{by}: drained")
-                    why = describe_exit(code) if code else f"{remaining} cut after {self._plan.drain_s} s"
-                    return self._end(ExitCode.DRAIN_RAN_OUT, f"{by}: the drain did not finish: {why}")
+                    return self._end(*drain.ended(code))
                 case StopAsked(again):
-                    remaining.look()
+                    ending = drain.cut_short(again)
                     self._kill()
-                    return self._end(ExitCode.DRAIN_RAN_OUT, f"{again} while draining: {remaining} cut")
+                    return self._end(*ending)
+                case Settled() as settled if drain.settling:
+                    self._stop_engine(drain, settled)
+                case None if drain.settling:
+                    self._stop_engine(drain, Settled(None, arrived=False))
                 case None:
                     self._kill()
-                    reason = f"{by}: killed, not drained after {self._plan.stop_s} s: {remaining} cut"
-                    return self._end(ExitCode.DRAIN_RAN_OUT, reason)
+                    return self._end(*drain.ran_out())
                 case _:
                     pass
+
+    def _stop_engine(self, drain: Drain, settled: Settled) -> None:
+        drain.begin(settled)
+        self._client.close()  # an idle connection of servekit's own would look like a request
+        self._engine.terminate()
 
     def _kill(self) -> int:
         """Kill every process of the engine and wait for the news; return its exit code."""
@@ -273,7 +265,7 @@ class Supervisor:
 
     def _hear(self, line: str) -> None:
         engine_log.info("%s", line)
-        self._lines.append((self._clock(), line))
+        self._heard.add(line)
         phase = phase_of(line)
         if phase is not None:
             self._events.put(Entered(phase))
@@ -295,11 +287,8 @@ class Supervisor:
         logger.info("ready after %.1f s: %s", status.start_seconds(now), parts)
         logger.info("model %s on %s/v1", self._plan.served_name, self._plan.url)
 
-    def _heard_since(self, since_s: float) -> list[str]:
-        return [line for heard_s, line in list(self._lines) if heard_s >= since_s]
-
     def _repeat_lines(self) -> None:
-        last = self._heard_since(-math.inf)[-_REPEATED_LINES:]
+        last = self._heard.last()
         logger.error("the engine's last %d lines:", len(last))
         for line in last:
             logger.error("  %s", line)

@@ -10,7 +10,7 @@ from servekit.errors import ExitCode
 from servekit.profile import Value
 from servekit.serve.contract import ContractItem, broken, compare_contract
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH
-from servekit.serve.probe import EngineClient, ProbeError
+from servekit.serve.probe import TIMEOUT_S, EngineClient, ProbeError
 from servekit.serve.progress import Progress, Reading, progress_marks
 
 _START_INTERVAL_S = 0.25
@@ -18,6 +18,7 @@ _SERVE_INTERVAL_S = 1.0
 _PROGRESS_INTERVAL_S = 5.0
 """Reading the engine's metrics costs its server some 10 ms, so it is done this rarely, or more often for a short
 hang time."""
+_SHORTEST_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -132,31 +133,37 @@ class Watch:
         return Answered()
 
     def _watch_serving(self) -> None:
-        interval_s = min(_PROGRESS_INTERVAL_S, self._patience.hang_s / 4)
+        hang_s = self._patience.hang_s
+        interval_s = min(_PROGRESS_INTERVAL_S, hang_s / 4)
+        tick_s = min(_SERVE_INTERVAL_S, interval_s)
         progress = Progress(self._clock())
         read_s = asked_s = self._clock()
-        while not self._over.wait(min(_SERVE_INTERVAL_S, interval_s)):
-            if self._client.refuses_health():
+
+        def left_s() -> float:
+            return progress.left_s(self._clock(), hang_s)
+
+        # No pause and no question lasts longer than the hang time does: what is not answered then is the hang.
+        while not self._over.wait(max(_SHORTEST_S, min(tick_s, left_s()))):
+            if self._client.refuses_health(timeout_s=max(_SHORTEST_S, min(TIMEOUT_S, interval_s, left_s()))):
                 self._tell(Unhealthy())
                 return
-            now_s = self._clock()
-            if now_s - read_s < interval_s:
+            if self._clock() - read_s < interval_s and left_s() > 0:
                 continue
-            read_s = now_s
-            reading = self._read()
+            reading = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
+            now_s = read_s = self._clock()
             stalled_s = progress.observe(now_s, reading)
-            if stalled_s >= self._patience.hang_s:
+            if stalled_s >= hang_s:
                 self._tell(Hung(stalled_s))
                 return
             idle = not reading.pending and 0 < self._patience.canary_s <= now_s - asked_s
-            if (stalled_s >= self._patience.hang_s / 2 or idle) and not self._canary_pending():
+            if (stalled_s >= hang_s / 2 or idle) and not self._canary_pending():
                 asked_s = now_s
                 self._send_canary()
 
-    def _read(self) -> Reading:
+    def _read(self, timeout_s: Callable[[], float]) -> Reading:
         try:
-            in_flight = int(self._client.get(COUNTERS_PATH)["in_flight"])
-            marks = progress_marks(self._client.metrics())
+            in_flight = int(self._client.get(COUNTERS_PATH, timeout_s=timeout_s())["in_flight"])
+            marks = progress_marks(self._client.metrics(timeout_s=timeout_s()))
         except (ProbeError, KeyError):
             return Reading(pending=True, marks=None)
         return Reading(pending=in_flight > 0 or self._canary_pending(), marks=marks)

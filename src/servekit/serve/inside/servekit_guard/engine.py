@@ -34,4 +34,5 @@ class Guard(Gate):
             app, kinds = scope["app"], mistakes.client_mistakes()
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
             mistakes.answer_messages(app.state, kinds)
+            self.passage.watch(app.state.engine_client)
         await super().__call__(scope, receive, send)

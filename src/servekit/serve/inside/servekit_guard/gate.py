@@ -11,6 +11,7 @@ from typing import Any
 from .effective import describe, vocabulary_size
 from .intake import ClientGoneError, Intake, replay
 from .keyring import Keyring
+from .passage import Passage
 from .payload import objection
 from .refusals import (
     NOT_FOUND,
@@ -54,7 +55,8 @@ CLIENT_ROUTES = (
 
 EFFECTIVE = Route("/_servekit/effective", "GET")
 COUNTERS = Route("/_servekit/counters", "GET")
-OWN_ROUTES = (*CLIENT_ROUTES, Route("/metrics", "GET"), EFFECTIVE, COUNTERS)
+DRAIN = Route("/_servekit/drain", "POST")
+OWN_ROUTES = (*CLIENT_ROUTES, Route("/metrics", "GET"), EFFECTIVE, COUNTERS, DRAIN)
 """What servekit may reach with its private token."""
 
 _CLIENT_TABLE = {(route.path, route.method): route for route in CLIENT_ROUTES}
@@ -72,6 +74,7 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
+        self.passage = Passage()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on one connection's request."""
@@ -104,11 +107,12 @@ class Gate:
             self._counts[label, "client_gone"] += 1
 
     def _admitted(self, route: Route | None, scope: Scope) -> Route:
-        """Return the route when there is one and the request may use it; raises RefusedError (401, 404)."""
+        """Return the route when there is one and the request may use it; raises RefusedError (401, 404, 503)."""
         if route is None:
             raise RefusedError(NOT_FOUND)
         if not route.public and self._keys is not None and not _has_key(scope, self._keys):
             raise RefusedError(UNAUTHORIZED)
+        self._intake.check(unread=route.generates)
         return route
 
     def _is_own(self, scope: Scope) -> bool:
@@ -125,6 +129,8 @@ class Gate:
             await answer(scope, send, 200, json.dumps(describe(scope["app"])).encode(), [])
         elif route is COUNTERS:
             await answer(scope, send, 200, json.dumps(self.counters()).encode(), [])
+        elif route is DRAIN:
+            await answer(scope, send, 200, json.dumps(await self._drain()).encode(), [])
         else:
             await self._app(scope, receive, send)
 
@@ -140,7 +146,14 @@ class Gate:
             if refusal is not None:
                 raise RefusedError(refusal)
             self._counts[route.path, "allowed"] += 1
-            await self._app(scope, replay(body, receive), send)
+            with self.passage.follow():
+                await self._app(scope, replay(body, receive), send)
+
+    async def _drain(self) -> dict[str, Any]:
+        """Refuse every client from now on; return what runs when EngineCore has all that was let in before."""
+        self._intake.close()
+        settled = await self.passage.settle(self._rules.settle_s)
+        return {"in_flight": self._intake.in_flight, "settled": settled}
 
     def counters(self) -> dict[str, Any]:
         """Return what servekit exports on its own metrics page."""

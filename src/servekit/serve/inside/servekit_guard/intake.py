@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from .refusals import Message, Receive, RefusedError, Scope, too_busy, too_large, too_slow
+from .refusals import Message, Receive, RefusedError, Scope, draining, too_busy, too_large, too_slow
 from .rules import Rules
 
 MAX_LENGTH_DIGITS = 18
@@ -25,6 +25,21 @@ class Intake:
         self._too_large = too_large(rules.max_body_bytes)
         self._too_slow = too_slow(rules.max_body_s)
         self._too_busy = too_busy(rules.retry_after_s)
+        self._draining = draining(rules.retry_after_s)
+        self._closed = False
+        self._reading: set[asyncio.Timeout] = set()
+
+    def close(self) -> None:
+        """Take nothing in any more; who still sends a body is refused at once, not when it has arrived."""
+        self._closed = True
+        for limit in self._reading:
+            if not limit.expired():
+                limit.reschedule(0)
+
+    def check(self, *, unread: bool) -> None:
+        """Raise RefusedError (503) once closed; `unread`: a body may follow."""
+        if self._closed:
+            raise RefusedError(self._draining, unread=unread)
 
     def enter(self) -> "Slot":
         """Return a slot to be used in a `with`; raises RefusedError (429) when none is free."""
@@ -33,13 +48,18 @@ class Intake:
         return Slot(self)
 
     async def read(self, slot: "Slot", scope: Scope, receive: Receive) -> bytes:
-        """Return the request's whole body. Raises RefusedError (408, 413, 429) or ClientGoneError."""
+        """Return the request's whole body. Raises RefusedError (408, 413, 429, 503) or ClientGoneError."""
         self._reserve(slot, _declared_bytes(scope), unread=True)
+        limit = asyncio.timeout(self._rules.max_body_s)
+        self._reading.add(limit)
         try:
-            async with asyncio.timeout(self._rules.max_body_s):
+            async with limit:
                 return await self._collect(slot, receive)
         except TimeoutError:
+            self.check(unread=True)
             raise RefusedError(self._too_slow) from None
+        finally:
+            self._reading.discard(limit)
 
     async def _collect(self, slot: "Slot", receive: Receive) -> bytes:
         chunks: list[bytes] = []

@@ -79,6 +79,14 @@ def too_busy(retry_after_s: int) -> Refusal:
     return Refusal(429, "too_busy", "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
 
 
+def draining(retry_after_s: int) -> Refusal:
+    """Refuse a request because the server is about to stop."""
+    message = f"The server is draining: it finishes what runs and then stops; try again in {retry_after_s} s."
+    # Closed, so that the next attempt finds another server, or a closed port.
+    headers = ((b"retry-after", str(retry_after_s).encode()), (b"connection", b"close"))
+    return Refusal(503, "draining", "server_error", "server_draining", message, headers=headers)
+
+
 def harmful(param: str | None, message: str) -> Refusal:
     """Refuse a field that vLLM would let harm the engine."""
     return Refusal(400, "harmful", "invalid_request_error", "invalid_value", message, param)

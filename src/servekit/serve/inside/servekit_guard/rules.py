@@ -34,7 +34,9 @@ class Rules:
     max_head_s: float = 10.0
     """The request line and the headers must have arrived within this time."""
     retry_after_s: int = 1
-    """What a client is told to wait for after a 429."""
+    """What a client is told to wait for after a 429, and after a 503 of a drain."""
+    settle_s: float = 2.0
+    """How long a drain may wait for requests to reach EngineCore."""
 
     def to_json(self) -> str:
         """Write the file's text."""

@@ -1,0 +1,89 @@
+"""Requests between the guard and EngineCore: a drain may begin only when there is none.
+
+vLLM 0.20.2 answers a request that EngineCore meets after SIGTERM with an empty completion and no error
+(`v1/engine/core.py`, `_reject_add_in_shutdown`), and one whose prompt is still being rendered then with 500. Which
+requests are on that way is told by `AsyncLLM.add_request`, which ends when the request was sent to EngineCore.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+_request: ContextVar[object | None] = ContextVar("servekit_request", default=None)
+"""The client's request a piece of vLLM's work belongs to; the tasks vLLM makes for it inherit it."""
+
+
+class TooLateError(Exception):
+    """A request that would reach EngineCore after the drain has begun, and be answered with nothing."""
+
+
+class Passage:
+    """Which requests were passed on to vLLM and have not reached its EngineCore."""
+
+    def __init__(self) -> None:
+        self._underway: set[object] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._engine: Any = None
+        self._closed = False
+
+    def watch(self, engine: Any) -> None:
+        """Learn from vLLM's engine client (`AsyncLLM`) when a request has been sent to EngineCore."""
+        self._engine = engine
+        add_request = engine.add_request
+
+        async def add_and_tell(*arguments: Any, **named: Any) -> Any:
+            request = _request.get()
+            if self._closed and request is not None:
+                raise TooLateError("the server is draining: the request came too late for it")
+            added = await add_request(*arguments, **named)
+            self._leave(request)
+            return added
+
+        engine.add_request = add_and_tell
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[None]:
+        """Count what is done within as one request, until it has reached EngineCore or has ended."""
+        request = object()
+        self._underway.add(request)
+        self._empty.clear()
+        before = _request.set(request)
+        try:
+            yield
+        finally:
+            _request.reset(before)
+            self._leave(request)
+
+    async def settle(self, within_s: float) -> bool:
+        """Wait until EngineCore has every request, then let no other through; return whether it has them.
+
+        At most `within_s` seconds, which are taken off the time vLLM gives its EngineCore after SIGTERM.
+        """
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._empty.wait()
+                # EngineCore takes what it is sent in order: its answer to this means that it has all before it.
+                await self._engine.engine_core.get_supported_tasks_async()
+        except Exception:  # noqa: BLE001 - a dead engine, a slow one, another vLLM: the drain goes on without
+            return False
+        else:
+            return True
+        finally:
+            self._closed = True
+            self._take_off(loop.time() - began_s)
+
+    def _leave(self, request: object | None) -> None:
+        self._underway.discard(request)
+        if not self._underway:
+            self._empty.set()
+
+    def _take_off(self, seconds: float) -> None:
+        """Shorten the time that vLLM's server (`entrypoints/launcher.py`) reads when SIGTERM comes."""
+        config = getattr(self._engine, "vllm_config", None)
+        if config is not None:
+            config.shutdown_timeout = max(0.0, config.shutdown_timeout - seconds)
