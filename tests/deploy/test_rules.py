@@ -85,4 +85,4 @@ def test_a_wedged_engine_is_no_target_that_is_down() -> None:
     """Prometheus waits longer than servekit waits for the two answers a scrape needs of the engine."""
     settings = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["global"]
     timeout_s, interval_s = (float(settings[name].removesuffix("s")) for name in ("scrape_timeout", "scrape_interval"))
-    assert 2 * probe._TIMEOUT_S < timeout_s < interval_s
+    assert 2 * probe.TIMEOUT_S < timeout_s < interval_s
