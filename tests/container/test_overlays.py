@@ -13,7 +13,7 @@ from tests.container.stack import CPU_FILES, Stack
 from tests.deploy.dashboard import expressions, rules
 from tests.deploy.prometheus import FOLDER, alerts, ask, rule_errors
 from tests.deploy.test_dashboard import DASHBOARD
-from tests.deploy.visitors import question, with_load
+from tests.deploy.visitors import with_load, without_data
 
 MODEL = "demo"
 OUTSIDE = """
@@ -85,9 +85,8 @@ def test_prometheus_of_the_profile(healthy: Stack) -> None:
     url = f"http://127.0.0.1:{healthy.prometheus_port}"
     wait_until(lambda: _up(url), within_s=60, what="the target")
     every = [each for each in (*rules(FOLDER / "rules"), *expressions(DASHBOARD)) if each.by_default]
-    wanted = {each.where: question(each.where, each.text) for each in every if not each.needs_nvml}
-    missing = lambda: [where for where, asked in wanted.items() if not ask(url, asked)]  # noqa: E731
-    with_load(healthy.url, healthy.key(), missing, within_s=150)
+    wanted = [each for each in every if not each.needs_nvml]
+    with_load(healthy.url, healthy.key(), lambda: without_data(url, wanted), within_s=150)
     assert rule_errors(url) == {}
     assert "firing" not in alerts(url).values()
 

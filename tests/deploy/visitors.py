@@ -2,19 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import httpx
 import openai
 
+from tests.deploy.dashboard import Expression
+from tests.deploy.prometheus import ask
 from tests.engine.test_serving import MODEL, look_at
 
 SCRAPE_EVERY_S = 2
 
 
-def question(where: str, text: str) -> str:
-    """A panel is asked its expression; a rule is asked what it has recorded."""
-    return text if " / " in where else where
+def without_data(url: str, wanted: Iterable[Expression]) -> list[str]:
+    """Return the expressions that have no value in the Prometheus at `url`, each with where it stands."""
+    return [f"{each.where}: {each.text}" for each in wanted if not ask(url, each.text)]
 
 
 def with_load(url: str, key: str, missing: Callable[[], list[str]], *, within_s: float = 45) -> None:
@@ -38,9 +40,8 @@ def with_load(url: str, key: str, missing: Callable[[], list[str]], *, within_s:
 def _visit(client: openai.OpenAI, url: str, over: threading.Event) -> None:
     """Chat, stream, show an image, show too many, and knock without a key and at a door that is not there."""
     while not over.is_set():
-        client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "Count to ten, please"}], max_tokens=12
-        )
+        for _ in range(6):  # few are refused beside them, or ServekitRefusing would rightly wait to fire
+            client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
         for _ in client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=24, stream=True
         ):
