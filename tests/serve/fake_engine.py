@@ -289,6 +289,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes) -> None:
         """Send one answer."""
         self.send_response(status)
+        if self.server.stopping:
+            self.send_header("connection", "close")  # as uvicorn does; the base class closes with it
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
