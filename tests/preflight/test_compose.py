@@ -1,18 +1,17 @@
 """The Compose project as the doctor reads it: resolved by the real Compose, or given as values."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servekit.preflight.compose import check_project, images_of, read_project, reserves_gpu, seconds_of
+from servekit.preflight.compose import check_project, compose_version, images_of, read_project, reserves_gpu, seconds_of
 
 DEVICE = {"driver": "nvidia", "capabilities": ["gpu"]}
 SERVICE: dict[str, Any] = {"image": "x:1", "environment": {"SERVEKIT_DRAIN_S": None}, "stop_grace_period": "1m20s"}
 
-needs_compose = pytest.mark.skipif(not shutil.which("docker"), reason="no program `docker` here")
+needs_compose = pytest.mark.skipif(not compose_version(), reason="no Docker Compose here")
 
 
 def found(secret: Path | None = None, **changes: Any) -> list[str]:
