@@ -1,6 +1,7 @@
 """The host against the profile, with NVML's answers and a small proc made up."""
 
 import dataclasses
+import shutil
 import socket
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 from servekit.preflight.cards import GIB, MIB
 from servekit.preflight.findings import Finding
 from servekit.preflight.gpus import GpuFacts, GpuSurvey, survey_gpus, visible_gpus
-from servekit.preflight.host import HostFacts, _check_libraries, host_memory, inspect_host
+from servekit.preflight.host import COMPILE_CACHE_BYTES, HostFacts, _check_libraries, host_memory, inspect_host
 
 L4 = GpuFacts(
     index=0,
@@ -138,8 +139,12 @@ def test_cache_folder_must_be_a_folder(host: Path) -> None:
 
 
 def test_cache_must_have_room(host: Path) -> None:
-    """What will be downloaded must fit beside the compile cache."""
-    assert names(host, download_bytes=1 << 60) == ["cache-space"]
+    """What will be downloaded must fit where it goes, beside the compile cache where that is on the same disk."""
+    assert names(host, downloads={host / "hub": 1 << 60}) == ["cache-space"]
+    assert names(host, downloads={host / "hub": 1}) == []
+    free = shutil.disk_usage(host).free
+    assert names(host, downloads={host / "hub": free - COMPILE_CACHE_BYTES // 2}) == ["cache-space"]
+    assert names(host, downloads={host / "proc" / "meminfo" / "hub": 1}) == ["cache-folder"]
 
 
 def test_cpu_with_avx2_only_is_slow(host: Path) -> None:

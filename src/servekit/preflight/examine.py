@@ -70,10 +70,11 @@ def examine(
     start: Start, *, skip: Collection[str] = (), card: Card | None = None, environ: Mapping[str, str] = os.environ
 ) -> Examination:
     """Judge a start; `card` plans the memory for that GPU instead of the one in this host."""
+    hub_cache = hub_cache_folder(environ)
     checkpoint, found = inspect_checkpoint(
         start.model,
         arguments=start.arguments,
-        hub_cache=hub_cache_folder(environ),
+        hub_cache=hub_cache,
         offline=is_offline(environ),
         target=start.target,
     )
@@ -84,7 +85,7 @@ def examine(
         arguments=start.arguments,
         addresses=start.addresses,
         cache_dir=start.cache_dir,
-        download_bytes=_DOWNLOAD_BYTES if any(each.name == "hub-download" for each in findings) else 0,
+        downloads={hub_cache: _DOWNLOAD_BYTES} if any(each.name == "hub-download" for each in findings) else {},
         weights_bytes=weights.total_bytes if weights else 0,
         kv_space_gib=start.kv_space_gib,
         environ=environ,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from servekit.preflight.cards import GIB, MIB, Card
@@ -67,7 +68,7 @@ def inspect_host(
     arguments: Mapping[str, Any],
     addresses: Mapping[str, tuple[str, int]],
     cache_dir: Path,
-    download_bytes: int = 0,
+    downloads: Mapping[Path, int] = MappingProxyType({}),
     weights_bytes: int = 0,
     kv_space_gib: int = 1,
     environ: Mapping[str, str] = os.environ,
@@ -76,11 +77,11 @@ def inspect_host(
 ) -> tuple[HostFacts, tuple[Finding, ...]]:
     """Judge the host for `target`, "cuda" or "cpu".
 
-    `addresses` are the flags and the (host, port) they want; `download_bytes` what the engine will still download into
-    `cache_dir`; `weights_bytes` and `kv_space_gib` what the CPU engine will hold; `root` where proc and sys are found.
+    `addresses` are the flags and the (host, port) they want; `downloads` the bytes the engine will still download, by
+    folder; `weights_bytes` and `kv_space_gib` what the CPU engine will hold; `root` where proc and sys are found.
     """
     memory, available = host_memory(root)
-    findings = [*_check_ports(addresses), *_check_cache(cache_dir, COMPILE_CACHE_BYTES + download_bytes)]
+    findings = [*_check_ports(addresses), *_check_folders({cache_dir: COMPILE_CACHE_BYTES, **downloads})]
     findings.extend(_check_shared_memory(root / "dev/shm", QUEUE_BYTES[target]))
     gpu, driver = None, ""
     if target == "cuda":
@@ -117,26 +118,29 @@ def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
         yield error("port-taken", mistake.message, subject=mistake.where, remedy=mistake.remedy)
 
 
-def _check_cache(folder: Path, wanted: int) -> Iterator[Finding]:
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield error(
-            "cache-folder",
-            f"{existing} is {'not writable' if existing.is_dir() else 'no folder'}",
-            subject=str(folder),
-            remedy="choose another cache folder, or make it writable for this user",
-        )
-        return
-    free = shutil.disk_usage(existing).free
-    if free < wanted:
-        yield error(
-            "cache-space",
-            f"{_gib(free)} are free, compilation and download take up to {_gib(wanted)}",
-            subject=str(folder),
-            remedy="free some space, or choose another cache folder",
-        )
+def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
+    """Each folder can be written, and its file system holds what all of them take there."""
+    devices: dict[int, int] = {}
+    for folder, size in wanted.items():
+        existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            yield error(
+                "cache-folder",
+                f"{existing} is {'not writable' if existing.is_dir() else 'no folder'}",
+                subject=str(folder),
+                remedy="choose another cache folder, or make it writable for this user",
+            )
+            continue
+        device = existing.stat().st_dev
+        devices[device] = devices.get(device, 0) + size
+        free = shutil.disk_usage(existing).free
+        if free < devices[device]:
+            yield error(
+                "cache-space",
+                f"{_gib(free)} are free, compilation and download take up to {_gib(devices[device])}",
+                subject=str(folder),
+                remedy="free some space, or choose another cache folder",
+            )
 
 
 def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
