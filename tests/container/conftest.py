@@ -16,7 +16,7 @@ from tests.container.stack import Stack
 IMAGE = "servekit-test:cpu"
 SUBSTITUTES = ("CPU_BASE_IMAGE", "PROMETHEUS_IMAGE", "CADDY_IMAGE")
 """Variables of the Compose files that a machine without a registry sets to images of its own."""
-REQUIRED = os.environ.get("SERVEKIT_TEST_DOCKER") == "required"
+REQUIRED = os.environ.get("CONTAINER_TESTS") == "required"
 """Whether these tests must run here: what is missing is then a failure."""
 _NOTES = pytest.StashKey[list[tuple[str, str]]]()
 

@@ -181,9 +181,9 @@ def test_stop_during_the_start(healthy: Stack, note: Note) -> None:
 
 def test_daemon_restart(healthy: Stack, note: Note) -> None:
     """The Docker daemon is restarted: the endpoint drains, and is there again without a hand."""
-    command = os.environ.get("SERVEKIT_TEST_DOCKER_RESTART")
+    command = os.environ.get("CONTAINER_TESTS_RESTART")
     if not command:
-        reason = "restarting Docker would disturb others: SERVEKIT_TEST_DOCKER_RESTART names the command"
+        reason = "restarting Docker would disturb others: CONTAINER_TESTS_RESTART names the command"
         pytest.fail(reason) if REQUIRED else pytest.skip(reason)
     stream, pid = Stream(healthy, 300), healthy.container.attrs["State"]["Pid"]
     began = time.monotonic()
