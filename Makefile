@@ -25,7 +25,7 @@ test:  ## install what is needed, then all tests; the real engine included
 
 test-fast:  ## only the tests that start no engine
 	@scripts/install.sh dev tools
-	$(BIN)/pytest -m "not engine" $(ARGS)
+	$(BIN)/pytest -m "not engine and not container" $(ARGS)
 
 lint:  ## ruff and the formatter, hadolint, shellcheck
 	@scripts/install.sh dev

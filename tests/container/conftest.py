@@ -10,7 +10,7 @@ import docker
 import pytest
 
 from servekit.preflight.doctor import inspect_docker
-from tests.conftest import ROOT
+from tests.conftest import ROOT, mark_folder
 from tests.container.stack import Stack
 
 IMAGE = "servekit-test:cpu"
@@ -23,11 +23,7 @@ _NOTES = pytest.StashKey[list[tuple[str, str]]]()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything here: a start of the engine in a container takes longer than a unit test may."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.container)
-            item.add_marker(pytest.mark.timeout(900))
+    mark_folder(items, Path(__file__).parent, pytest.mark.container, pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")

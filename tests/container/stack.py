@@ -50,9 +50,13 @@ class Stack:
     @property
     def container(self) -> Container:
         """The endpoint's container as it is now."""
-        label = f"com.docker.compose.project={self.name}"
-        filters: dict[str, str | list[str] | bool] = {"label": [label, "com.docker.compose.service=servekit"]}
-        return self.docker.containers.list(all=True, filters=filters)[0]
+        return self.containers("servekit")[0]
+
+    def containers(self, service: str = "") -> list[Container]:
+        """The containers of a service, or of all; those that have ended as well."""
+        labels = {"project": self.name, "service": service}
+        named = [f"com.docker.compose.{key}={value}" for key, value in labels.items() if value]
+        return self.docker.containers.list(all=True, filters={"label": named})
 
     @property
     def health(self) -> str:
@@ -69,9 +73,7 @@ class Stack:
 
     def log(self, lines: int = 60) -> str:
         """Return the end of the container's log."""
-        label = f"com.docker.compose.project={self.name}"
-        containers = self.docker.containers.list(all=True, filters={"label": label})
-        return "\n".join(each.logs(tail=lines).decode(errors="replace") for each in containers)
+        return "\n".join(each.logs(tail=lines).decode(errors="replace") for each in self.containers())
 
     def run(self, *command: str, user: str = "") -> tuple[int, str]:
         """Run a program inside the container; return its exit code and output."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import docker
 import httpx
 import openai
 import pytest
@@ -56,10 +55,9 @@ def test_no_way_out(offline: Stack) -> None:
     assert client.completions.create(model=MODEL, prompt="Hello", max_tokens=4).usage
 
 
-def test_caddy_in_front(offline: Stack, client: docker.DockerClient) -> None:
+def test_caddy_in_front(offline: Stack) -> None:
     """Caddy serves the endpoint by HTTPS; without the key, and for servekit's own routes, nothing is to be had."""
-    label = f"com.docker.compose.project={offline.name}"
-    (caddy,) = client.containers.list(filters={"label": [label, "com.docker.compose.service=caddy"]})
+    (caddy,) = offline.containers("caddy")
     port = int(caddy.attrs["NetworkSettings"]["Ports"]["443/tcp"][0]["HostPort"])
     with httpx.Client(base_url=f"https://localhost:{port}", verify=False) as https:  # noqa: S501 - its own authority
         wait_until(lambda: _answers(https), within_s=30, what="Caddy's certificate")

@@ -17,18 +17,14 @@ import openai
 import pytest
 
 from servekit.serve.keys import load_keys, own_key_file
-from tests.conftest import ROOT, find_free_port, is_running
+from tests.conftest import ROOT, find_free_port, is_running, mark_folder
 
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything here as needing the engine, which takes longer than a unit test may."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.engine)
-            item.add_marker(pytest.mark.timeout(300))
+    mark_folder(items, Path(__file__).parent, pytest.mark.engine, pytest.mark.timeout(300))
 
 
 class Endpoint:

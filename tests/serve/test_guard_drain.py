@@ -12,7 +12,7 @@ import pytest
 from servekit.serve.inside.servekit_guard.gate import CLIENT_ROUTES, DRAIN, Gate, Route
 from servekit.serve.inside.servekit_guard.passage import TooLateError
 from servekit.serve.inside.servekit_guard.refusals import Message, Receive, Scope, Send
-from tests.serve.test_guard_gate import BODY, KEY, Upstream, ask, make_gate, make_scope, own_headers
+from tests.serve.test_guard_gate import BODY, Upstream, ask, make_gate, make_scope, own_headers
 
 
 class Engine:
@@ -57,14 +57,6 @@ class Vllm:
         await self.made.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
-
-
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    path = tmp_path / "keys"
-    path.touch(mode=0o600)
-    path.write_text(f"{KEY}\n")
-    return path
 
 
 async def drain(gate: Gate) -> dict[str, Any]:

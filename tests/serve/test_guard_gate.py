@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from servekit.serve.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
 from servekit.serve.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
 from servekit.serve.inside.servekit_guard.rules import Rules
+from tests.serve.conftest import KEY
 
-KEY = "sk-servekit-0123456789abcdef"
 TOKEN = "a-private-token"
 CHAT = "/v1/chat/completions"
 BODY = b'{"model": "m"}'
@@ -52,14 +52,6 @@ class Upstream:
 @pytest.fixture
 def upstream() -> Upstream:
     return Upstream()
-
-
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    path = tmp_path / "keys"
-    path.touch(mode=0o600)
-    path.write_text(f"{KEY}\n")
-    return path
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from servekit.errors import ConfigurationError
 from servekit.serve.inside.servekit_guard.keyring import KeyFileError, Keyring, parse_keys, permission_problem
 from servekit.serve.keys import ensure_key_file, generate_key, load_keys, own_key_file, rotate_key
+from tests.serve.conftest import write_key_file
 
 FIRST = "sk-first-0123456789abcdef"
 SECOND = "sk-second-0123456789abcdef"
@@ -18,10 +19,7 @@ SECOND = "sk-second-0123456789abcdef"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    file = tmp_path / "keys"
-    file.touch(mode=0o600)
-    file.write_text(f"{FIRST}\n")
-    return file
+    return write_key_file(tmp_path, FIRST)
 
 
 class Clock:

@@ -22,12 +22,6 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
-def find_compose() -> tuple[str, ...]:
-    """Return the command of the Compose plugin; empty when there is no `docker` program."""
-    program = shutil.which("docker")
-    return (program, "compose") if program else ()
-
-
 def compose_version() -> str:
     """Ask for the version of the Compose plugin, empty when there is none."""
     try:
@@ -163,8 +157,8 @@ def _unreadable(message: str) -> Finding:
 
 
 def _run(*arguments: str) -> str:
-    command = find_compose()
-    if not command:
+    program = shutil.which("docker")
+    if program is None:
         raise FileNotFoundError("no program `docker` on the PATH")
-    answer = subprocess.run([*command, *arguments], capture_output=True, timeout=15, check=True, text=True)
+    answer = subprocess.run([program, "compose", *arguments], capture_output=True, timeout=15, check=True, text=True)
     return answer.stdout

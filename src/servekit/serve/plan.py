@@ -11,6 +11,7 @@ from servekit.serve.guard import (
     CONFIG_FILE_NAME,
     COUNTERS_PATH,
     EFFECTIVE_PATH,
+    LONGEST_SETTLE_S,
     guard_arguments,
     guard_environment,
 )
@@ -23,8 +24,6 @@ DEMO_SERVED_NAME = "gemma4-demo"
 
 STOP_MARGIN_S = 10
 """What servekit adds to vLLM's own shutdown timeout before it kills: vLLM tidies up for some seconds."""
-LONGEST_SETTLE_S = 2.0
-"""EngineCore takes new requests between two steps; on a busy GPU that is tens of milliseconds."""
 
 # CPU build of vLLM 0.20.2. Its FP8 cache does not work with chunked prefill or prefix caching and falls back silently
 # without them (v1/attention/backends/cpu_attn.py), hence the deviation; the others only make the start quick.

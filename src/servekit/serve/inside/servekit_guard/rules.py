@@ -36,7 +36,8 @@ class Rules:
     retry_after_s: int = 1
     """What a client is told to wait for after a 429, and after a 503 of a drain."""
     settle_s: float = 2.0
-    """How long a drain may wait for requests to reach EngineCore."""
+    """How long a drain may wait for requests to reach EngineCore, which takes new ones between two steps: on a busy GPU
+    that is tens of milliseconds."""
 
     def to_json(self) -> str:
         """Write the file's text."""
