@@ -28,6 +28,7 @@ def found(secret: Path | None = None, **changes: Any) -> list[str]:
         ({"stop_grace_period": "1m10s"}, ["compose-grace"]),
         ({"stop_grace_period": None}, ["compose-grace"]),
         ({"environment": {"SERVEKIT_DRAIN_S": "100"}}, ["compose-grace"]),
+        ({"environment": {"SERVEKIT_DRAIN_S": "100s"}}, ["compose-grace"]),
         ({"environment": {"SERVEKIT_DOMAIN": "x"}, "stop_grace_period": None}, []),
         ({"gpus": [{"count": -1}]}, ["compose-gpus"]),
         ({"volumes": [{"type": "bind", "source": "/nothing/here", "target": "/x"}]}, ["compose-mount"]),

@@ -59,7 +59,7 @@ def check_project(
             findings.append(_ignored_gpus(name, compose))
         if not any(variable.startswith("SERVEKIT_") and variable != "SERVEKIT_DOMAIN" for variable in environment):
             continue
-        findings += _check_grace(name, service, int(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s)
+        findings += _check_grace(name, service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s)
         findings += _check_mounts(name, service)
         findings += _check_secrets(name, service, project.get("secrets", {}))
     return in_order(findings)
@@ -86,7 +86,14 @@ def seconds_of(duration: str) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(duration))
 
 
-def _check_grace(name: str, service: Mapping[str, Any], drain_s: int, margin_s: int) -> Iterator[Finding]:
+def _check_grace(name: str, service: Mapping[str, Any], drain: str, margin_s: int) -> Iterator[Finding]:
+    if not drain.isdecimal():
+        remedy = "write it without a unit, such as SERVEKIT_DRAIN_S=60"
+        yield error(
+            "compose-grace", f"SERVEKIT_DRAIN_S is {drain!r}, no number of seconds", subject=name, remedy=remedy
+        )
+        return
+    drain_s = int(drain)
     grace = service.get("stop_grace_period")
     grace_s = seconds_of(str(grace)) if grace else STOP_GRACE_S
     if grace_s <= drain_s + margin_s:
