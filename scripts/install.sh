@@ -36,7 +36,7 @@ servekit_environment() {
 
 engine_environment() {
   local stamp
-  stamp=$(stamp_of requirements/engine-cpu.txt engines/cpu/pyproject.toml)
+  stamp=$(stamp_of requirements/engine-cpu.txt engines/cpu/pyproject.toml engines/cpu/src/*.py)
   [ "$(cat .venv-engine/.done 2>/dev/null)" = "$stamp" ] && return
   installer
   # The CPU engine's compiled part is linked with it; without it vLLM starts and fails half a minute later.

