@@ -5,11 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.gpu.endpoint import PHASES
 from benchmarks.gpu.setting import STAGES, Setting, machine
-from benchmarks.gpu.stages import baseline, optimised, stops
-
-RUN = dict(zip(STAGES, (optimised, baseline, stops), strict=True))
-PHASES = ("imports", "engine", "weights", "compile", "warm-up")
+from benchmarks.gpu.stages import RUN
 
 
 def main() -> None:
@@ -19,20 +17,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for records and logs")
     parser.add_argument("--w4a16", type=Path, required=True, help="the quantized checkpoint")
     parser.add_argument("--bf16", type=Path, help="the unquantized one, for stage baseline")
-    parser.add_argument("--cache", type=Path, required=True, help="SERVEKIT_CACHE_DIR; stage optimised empties it")
+    parser.add_argument("--cache", type=Path, required=True, help="SERVEKIT_CACHE_DIR; stage start empties it")
     parser.add_argument("--engine", default="vllm", help="the program")
     parser.add_argument("--engine-python", default=sys.executable, help="a Python that can import vllm")
     parser.add_argument("--target", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--budget-gib", type=float, default=20.2, help="memory of the card the engine may take")
     parser.add_argument("--within-s", type=float, default=540, help="seconds the stage may take")
-    parser.add_argument("--rounds", type=int, default=4, help="most rounds of loads")
+    parser.add_argument("--rounds", type=int, default=12, help="most rounds of loads")
     parser.add_argument("--phases", nargs="+", default=PHASES, help="of stage stops")
     parser.add_argument("--flag", action="append", default=[], help="a further flag for servekit")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: everything once, as short as can be")
     options = parser.parse_args()
     options.state = options.out / "state"
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.stage == "optimised":
+    if options.stage == "start":
         shutil.rmtree(options.cache, ignore_errors=True)
     run = Setting(options, options.out)
     run.note("stage", options.stage)

@@ -3,9 +3,13 @@
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+WARM_UPS = 4
+"""Most requests before those that count: the first after a pause takes twice as long, on any server."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,19 @@ class Load:
     tokens_in: int
     tokens_out: int
     images: int = 0
+    spread: float = 0.0
+    """Share by which the tokens of single answers differ from `tokens_out`, so that streams do not end in step."""
+    about_s: float = 0.0
+    """What it took on one server; a load that the time left does not hold is left out."""
+    most_rounds: int = 99
+    """How often it is measured at most."""
 
-    def arguments(self, url: str, tokenizer: Path, seed: int) -> list[str]:
+    @property
+    def burst(self) -> int:
+        """Requests that begin at once and wait for one another; 0 where there are no others to tell them from."""
+        return self.streams if self.requests > self.streams else 0
+
+    def arguments(self, url: str, tokenizer: Path, seed: int, headers: Sequence[str] = ()) -> list[str]:
         """Return the arguments of `vllm bench serve`. The same seed gives the same prompts, another none of them."""
         kind = "image" if self.images else "text"
         words = {
@@ -30,7 +45,9 @@ class Load:
             "--num-prompts": self.requests,
             "--random-input-len": self.tokens_in,
             "--random-output-len": self.tokens_out,
+            "--random-range-ratio": json.dumps({"input": 0.0, "output": self.spread}),
             "--seed": seed,
+            "--num-warmups": min(self.streams, WARM_UPS),
             "--temperature": 0,
             "--ready-check-timeout-sec": 0,
             "--backend": {"text": "openai", "image": "openai-chat"}[kind],
@@ -45,22 +62,29 @@ class Load:
                 "--random-mm-bucket-config": "{(448, 448, 1): 1.0}",
             }
         flat = [str(part) for pair in words.items() for part in pair]
-        return [*flat, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
+        marked = ["--header", *headers] if headers else []
+        return [*flat, *marked, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
 
 
-SIDE_BY_SIDE = (
-    Load("text-1", 1, 16, 256, 64),
-    Load("text-32", 32, 96, 256, 96),
-    Load("text-256", 256, 512, 256, 64),
-    Load("text-512", 512, 1024, 256, 64),
-    Load("image-1", 1, 8, 64, 32, images=3),
-    Load("image-32", 32, 64, 64, 32, images=3),
+TEXT = (
+    Load("text-1", 1, 20, 256, 16, about_s=4),
+    Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=5),
+    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=9),
+    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=15),
 )
-WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-image", 4, 8, 64, 16, images=3))
-RATIO = Load("ratio", 512, 512, 600, 200)
+IMAGES = (
+    Load("text-1", 1, 20, 256, 16, about_s=4, most_rounds=2),
+    Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=5, most_rounds=2),
+    Load("images-1", 1, 12, 64, 16, images=3, about_s=5, most_rounds=2),
+    Load("images-32", 32, 96, 64, 32, images=3, spread=0.5, about_s=16, most_rounds=2),
+    Load("images-256", 256, 256, 64, 32, images=3, spread=0.5, about_s=42, most_rounds=1),
+    Load("images-512", 512, 512, 64, 32, images=3, spread=0.5, about_s=82, most_rounds=1),
+)
+WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
+RATIO = Load("ratio", 512, 512, 600, 200, about_s=35)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
 
-QUICK = (Load("text-1", 1, 2, 32, 8), Load("text-4", 4, 8, 32, 8), Load("image-1", 1, 2, 8, 4, images=3))
+QUICK = (Load("text-1", 1, 3, 32, 8), Load("text-4", 4, 12, 32, 8, spread=0.5), Load("images-1", 1, 2, 8, 4, images=3))
 QUICK_RATIO = Load("ratio", 4, 4, 64, 16)
 
 
@@ -84,10 +108,17 @@ class Bench:
         """Wait until it has imported vLLM."""
         self._until("READY")
 
-    def run(self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str) -> dict[str, Any]:
-        """Measure one load; return its figures, or the `failure`."""
+    @property
+    def pid(self) -> int:
+        """The process that sends the requests."""
+        return self._process.pid
+
+    def run(
+        self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str, headers: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Measure one load; return its figures, or the `failure`. `headers`: NAME=VALUE, sent with each request."""
         assert self._process.stdin is not None
-        order = {"arguments": load.arguments(url, tokenizer, seed), "key": key}
+        order = {"arguments": load.arguments(url, tokenizer, seed, headers), "key": key, "burst": load.burst}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._until("RESULT "))

@@ -16,6 +16,8 @@ from typing import Any
 from benchmarks.gpu.card import read_card, used_bytes
 from benchmarks.processes import command_line, descendants
 
+PHASES = ("preflight", "imports", "engine", "weights", "compile", "warm-up", "verify")
+"""Of a start, as /status names them."""
 Line = tuple[float, str]
 """Seconds since the start of the process, and what it printed."""
 
@@ -147,8 +149,13 @@ class Served(Endpoint):
         return dict(json.loads(body)) if code else {}
 
     def phase(self) -> str:
-        """Return the phase of the start."""
-        return str(self.status().get("phase"))
+        """Return the phase of the start; empty before it and after it."""
+        return str(self.status().get("phase") or "")
+
+    def is_past(self, phase: str) -> bool:
+        """Whether the start has left this phase behind."""
+        now = self.phase()
+        return PHASES.index(now) > PHASES.index(phase) if now else self.ready()
 
 
 def get(url: str, timeout_s: float = 10) -> tuple[int, str]:

@@ -2,16 +2,18 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.endpoint import Endpoint, Served, get
+from benchmarks.gpu.endpoint import PHASES, Endpoint, Served, get
 from benchmarks.gpu.engine_log import figures
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.streams import Streams
 
-PHASES = ("preflight", "imports", "engine", "weights", "compile", "warm-up", "verify")
+BRIEF_PHASES = ("preflight", "verify")
+"""They last some tenths of a second."""
 
 
 def drain(run: Setting, server: Served, *, streams: int, tokens: int) -> dict[str, Any]:
@@ -60,18 +62,22 @@ def refused_start(run: Setting, name: str, profile: Path, model: Path, *flags: s
     return ended | {"told": told(server), "engine": figures(server)}
 
 
-def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path) -> dict[str, Any]:
-    """SIGTERM as soon as a phase of the start is seen."""
+def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path, near: threading.Event) -> dict[str, Any]:
+    """SIGTERM as soon as a phase of the start is seen; `near` is set in the phase before it."""
     server = run.serve(f"sigterm-{phase}", profile, model)
     wanted = PHASES.index(phase)
     seen = ""
     while server.process.poll() is None and server.age_s < 240:  # noqa: PLR2004 - longer than any warm start
         now = server.phase()
         seen = now if now in PHASES else seen
-        if (seen in PHASES and PHASES.index(seen) >= wanted) or server.ready():
+        reached = PHASES.index(seen) if seen else -1
+        if reached >= wanted - 1:
+            near.set()
+        if reached >= wanted or server.ready():
             break
-        time.sleep(0.03)
-    time.sleep(0.3)
+        time.sleep(0.005)
+    if phase not in BRIEF_PHASES:
+        time.sleep(0.3)
     at_s = server.age_s
     ended = server.ending(server.signal(signal.SIGTERM), 60)
     return {"phase": seen, "at_s": round(at_s, 2)} | ended

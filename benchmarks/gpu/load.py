@@ -1,7 +1,9 @@
 """`vllm bench serve`, many times in one process: importing vLLM once and not for every measurement.
 
-Runs under the engine's Python. Reads one JSON object a line, {"arguments": [...], "key": "..."}, with the arguments of
-`vllm bench serve`; writes one line `RESULT {...}` for each: its figures, and the energy the GPU spent meanwhile.
+Runs under the engine's Python. Reads one JSON object a line, {"arguments": [...], "key": "...", "burst": N}, with the
+arguments of `vllm bench serve`; writes one line `RESULT {...}` for each: its figures, the energy the GPU spent
+meanwhile, and `ttfts_ms`, the times to the first token without those of the first N requests: these begin at once, and
+most of their time is spent waiting for one another.
 """
 
 import argparse
@@ -77,9 +79,17 @@ def measure(parser: argparse.ArgumentParser, main_async: Any, order: dict[str, A
     figures = {name: result[name] for name in KEPT if name in result}
     if starts := result.get("start_times"):
         figures |= meter.between(min(starts), min(starts) + figures["duration"])
+    figures["ttfts_ms"] = settled_ttfts_ms(result, int(order.get("burst") or 0))
     if errors := sorted({error for error in result.get("errors", ()) if error}):
         figures["errors"] = errors[:3]
     return figures
+
+
+def settled_ttfts_ms(result: dict[str, Any], burst: int) -> list[float]:
+    """Return the times to the first token, in milliseconds, of all answered requests but the first `burst` to begin."""
+    rows = zip(result["start_times"], result["ttfts"], result["errors"], strict=True)
+    begun = sorted((start, ttft) for start, ttft, error in rows if ttft and not error)
+    return [round(1000 * ttft, 3) for _, ttft in begun[burst:]]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -17,10 +18,13 @@ from typing import Any
 
 from benchmarks.gpu.card import GIB, read_card
 from benchmarks.gpu.endpoint import Endpoint, Served, get
+from servekit.serve.guard import MIDDLEWARE
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("optimised", "baseline", "stops")
+STAGES = ("start", "text", "images", "baseline", "stops")
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
+INSIDE = Path(__file__).parents[1] / "inside"
+"""What runs inside vLLM's server for the sake of a measurement."""
 _GUARDED = {"--middleware": 1, "--allowed-media-domains": 1}
 """Arguments that only the guard needs, with the number of values each takes."""
 
@@ -39,7 +43,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         """Give each stage ports of its own: two may run at once."""
-        self._ports = itertools.count(18000 + 1000 * STAGES.index(self.options.stage), 10)
+        self._ports = itertools.count(18000 + 200 * STAGES.index(self.options.stage), 10)
 
     @property
     def gpu(self) -> bool:
@@ -89,11 +93,13 @@ class Setting:
         path.write_text(text)
         return path
 
-    def environ(self) -> dict[str, str]:
-        """Return the environment of a servekit of this run."""
+    def environ(self, *, switchable: bool = False) -> dict[str, str]:
+        """Return the environment of a servekit of this run; `switchable`: a header leads past its gate."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+        if switchable:
+            kept["PYTHONPATH"] = os.pathsep.join((str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])))
         return kept | {
-            "SERVEKIT_ENGINE": self.options.engine,
+            "SERVEKIT_ENGINE": self._switchable_engine() if switchable else self.options.engine,
             "SERVEKIT_CACHE_DIR": str(self.options.cache),
             "SERVEKIT_STATE_DIR": str(self.options.state),
             "SERVEKIT_DRAIN_S": "30",
@@ -105,10 +111,10 @@ class Setting:
         flags = ["--target", self.options.target, "--config", str(profile), "--model", str(model)]
         return [*flags, *self.options.flag, *more]
 
-    def serve(self, name: str, profile: Path, model: Path, *more: str) -> Served:
-        """Start servekit."""
-        flags = self.flags(profile, model, *more)
-        server = Served(name, flags, self.environ(), self.out / f"{name}.log", next(self._ports))
+    def serve(self, name: str, profile: Path, model: Path, *more: str, switchable: bool = False) -> Served:
+        """Start servekit; `switchable`: a header leads past its gate."""
+        flags, environ = self.flags(profile, model, *more), self.environ(switchable=switchable)
+        server = Served(name, flags, environ, self.out / f"{name}.log", next(self._ports))
         self.endpoints.append(server)
         return server
 
@@ -124,6 +130,15 @@ class Setting:
         bare = Endpoint(name, argv, environ, self.out / f"{name}.log", f"http://127.0.0.1:{port}")
         self.endpoints.append(bare)
         return bare
+
+    def _switchable_engine(self) -> str:
+        """Write a program that is the engine, but for the one word that names the guard's class."""
+        program = self.out / "engine-switchable"
+        program.write_text(
+            f'#!/bin/bash\nexec {shlex.quote(self.options.engine)} "${{@/{MIDDLEWARE}/guard_switch.Switch}}"\n'
+        )
+        program.chmod(0o755)
+        return str(program)
 
     def ask(self, *words: str) -> dict[str, Any]:
         """Return what a command of servekit answers as JSON, whatever its exit code; `failure` where it is none."""

@@ -1,99 +1,145 @@
-"""The four parts of the proof. Each starts its servers, measures, ends them, and says what they left behind."""
+"""The parts of the proof. Each starts its servers, measures, ends them, and says what they left behind."""
 
 import signal
-import statistics
 import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from benchmarks.gpu.bench import QUICK, QUICK_RATIO, RATIO, SIDE_BY_SIDE, WARM_UP, Bench, Load
+from benchmarks.gpu.bench import IMAGES, QUICK, QUICK_RATIO, RATIO, TEXT, WARM_UP, Bench, Load
 from benchmarks.gpu.card import read_card
+from benchmarks.gpu.compare import BYPASS, Comparison, Side, without_lists
 from benchmarks.gpu.endpoint import Endpoint, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
 from benchmarks.gpu.setting import BASELINE, Setting, healthy
 
-_AFTER_LOADS_S = 30
-"""What the comparison of both checkpoints takes."""
+_AFTER_LOADS_S = 20
+"""What ends a stage once its loads are over."""
+RATIO_ROUNDS = 2
 
-LATE_PHASES = ("weights", "compile", "warm-up", "verify", "None")
 
-
-def optimised(run: Setting) -> None:
-    """Start cold and warm, compare plan and engine, load servekit and vLLM alone in turn, drain, kill EngineCore."""
+def start(run: Setting) -> None:
+    """Start with empty caches; plan against engine; refuse what does not fit beside it; drain under load."""
     profile, model = run.profile(), run.options.w4a16
     run.note("check", run.ask("check", *run.flags(profile, model)))
-    first = run.serve("cold", profile, model)
-    bench = Bench(run.options.engine_python, run.out / "optimised-bench.log")
-    start(run, first, "cold_start")
-    about(run, first, run.record["check"].get("memory"))
+    server = run.serve("cold", profile, model)
+    started(run, server, "cold_start")
+    about(run, server)
     if run.gpu:  # beside a serving engine
-        refuse(run, model)
-    # It takes longer to reach the GPU than the drain takes: an engine that measures its memory is alone then.
-    server = run.serve("warm", profile, model)
+        for name, budget_gib in (("second_instance", 71.0), ("too_small", 13.9)):
+            refused = run.profile(budget_gib=budget_gib)
+            run.step(name, partial(refused_start, run, name, refused, model))
     size = (4, 48) if run.quick else (32, 400)
-    run.step("drain", lambda: drain(run, first, streams=size[0], tokens=size[1]))
-    run.note("cold_lines", first.find(*KEY_LINES))
-    server.until(lambda: server.phase() in LATE_PHASES, 300)
-    bare = run.serve_bare("bare", profile, model)
-    start(run, server, "warm_start")
-    run.note("warm_engine", figures(server))
-    run.note("bare_start_s", bare.until(lambda: healthy(bare), 300))
-    run.note("bare_engine", figures(bare))
-    bench.ready()
-    servers = {"servekit": server, "bare": bare}
-    for each in servers.values():
-        for warm in QUICK[:1] if run.quick else WARM_UP:
-            bench.run(warm, each.url, model, seed=7, key=run.key())
-    compare_loads(run, bench, servers)
-    run.note("ratio", bench.run(QUICK_RATIO if run.quick else RATIO, server.url, model, seed=99, key=run.key()))
-    bench.close()
-    bare.signal(signal.SIGTERM)
-    run.step("bare_end", lambda: bare.ending(time.monotonic(), 30))
-    run.step("core_killed", lambda: kill_core(run, server, streams=4 if run.quick else 32))
-    run.note("warm_lines", server.find(*KEY_LINES))
-    run.note("bare_lines", bare.find(*KEY_LINES))
+    run.step("drain", lambda: drain(run, server, streams=size[0], tokens=size[1]))
+    run.note("lines", server.find(*KEY_LINES))
 
 
-def refuse(run: Setting, model: Path) -> None:
-    """Start what the card does not hold: refused before anything is loaded."""
-    second, small = run.profile(budget_gib=71.0), run.profile(budget_gib=13.9)
-    run.step("second_instance", lambda: refused_start(run, "second", second, model))
-    run.step("too_small", lambda: refused_start(run, "too-small", small, model))
-
-
-def stops(run: Setting) -> None:
-    """Ask to stop in every phase of the start, in as many servers at once."""
+def text(run: Setting) -> None:
+    """Start with the kept caches; text through servekit and through vLLM alone in turns; kill EngineCore under load."""
     profile, model = run.profile(), run.options.w4a16
-    results: dict[str, Any] = {}
+    bench = Bench(run.options.engine_python, run.out / "text-bench.log")
+    server = run.serve("warm", profile, model, switchable=True)
+    # What loads second measures its memory when the first has all of its own.
+    server.until(lambda: server.is_past("engine"), 300)
+    bare = run.serve_bare("bare", profile, model)
+    started(run, server, "warm_start")
+    both(run, bench, server, bare, QUICK if run.quick else TEXT)
+    run.step("core_killed", lambda: kill_core(run, server, streams=4 if run.quick else 32))
 
-    def one(phase: str) -> None:
-        results[phase] = terminate_in_phase(run, phase, profile, model)
 
-    parallel(*[(lambda phase=phase: run.step(f"sigterm-{phase}", lambda: one(phase))) for phase in run.options.phases])
-    run.note("sigterm", results)
+def images(run: Setting) -> None:
+    """Three images in each request; a second pair of processes, vLLM alone started first, and text on it once more."""
+    profile, model = run.profile(), run.options.w4a16
+    bench = Bench(run.options.engine_python, run.out / "images-bench.log")
+    bare = run.serve_bare("bare-first", profile, model)
+    bare.until(lambda: bare.find("Loading safetensors checkpoint shards", "Starting to load model"), 300)
+    server = run.serve("warm-second", profile, model, switchable=True)
+    started(run, server, "warm_start")
+    both(run, bench, server, bare, QUICK if run.quick else IMAGES)
+    asked_s = server.signal(signal.SIGTERM)
+    run.step("stopped", lambda: server.ending(asked_s, 60))
+
+
+def both(run: Setting, bench: Bench, server: Served, bare: Endpoint, loads: Sequence[Load]) -> None:
+    """Put the loads on both servers in turns, and on servekit's a second time past its gate; end the bare one."""
+    run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
+    run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
+    sides = (Side("servekit", server), Side("bypassed", server, (BYPASS,)), Side("bare", bare))
+    bench.ready()
+    for side in (sides[0], sides[2]):
+        for warm in QUICK[:1] if run.quick else WARM_UP:
+            bench.run(warm, side.endpoint.url, run.options.w4a16, seed=7, key=run.key())
+    Comparison(run, bench, sides, run.options.w4a16).measure(loads, after_s=_AFTER_LOADS_S)
+    bench.close()
+    asked_s = bare.signal(signal.SIGTERM)
+    run.step("bare_end", lambda: bare.ending(asked_s, 30))
 
 
 def baseline(run: Setting) -> None:
-    """Measure the unquantized model with the same budget and load; then stop its EngineCore until it counts as hung."""
+    """Load the unquantized model and the quantized one, same budget, in turns; then stop the former's EngineCore."""
     profile, model = run.profile("profiles/fp16-baseline.yaml"), run.options.bf16
     run.note("check", run.ask("check", *run.flags(profile, model, *BASELINE)))
     bench = Bench(run.options.engine_python, run.out / "baseline-bench.log")
     server = run.serve("baseline", profile, model, *BASELINE, "--hang-s", "8")
-    start(run, server, "start")
-    about(run, server, run.record["check"].get("memory"))
+    server.until(lambda: server.is_past("compile"), 400)
+    optimised = run.serve("optimised", run.profile(), run.options.w4a16)
+    started(run, server, "start")
+    about(run, server)
+    optimised.until(optimised.ready, 300)
+    run.note("optimised_engine", figures(optimised))
     bench.ready()
-    for warm in QUICK[:1] if run.quick else WARM_UP:
-        bench.run(warm, server.url, model, seed=7, key=run.key())
-    run.note("ratio", bench.run(QUICK_RATIO if run.quick else RATIO, server.url, model, seed=99, key=run.key()))
+    servers = {"optimised": optimised, "baseline": server}
+    for each in servers.values():
+        for warm in QUICK[:1] if run.quick else WARM_UP[:1]:
+            bench.run(warm, each.url, model, seed=7, key=run.key())
+    ratio: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+    for number in range(1 if run.quick else RATIO_ROUNDS):
+        load = QUICK_RATIO if run.quick else RATIO
+        for name, each in servers.items():
+            result = bench.run(load, each.url, model, seed=99 + number, key=run.key())
+            ratio[name].append(without_lists(result))
+        run.note("ratio", ratio)
     bench.close()
+    asked_s = optimised.signal(signal.SIGTERM)
+    run.step("optimised_end", lambda: optimised.ending(asked_s, 60))
     run.step("hang", lambda: stop_core(run, server, within_s=40))
-    run.note("key_lines", server.find(*KEY_LINES))
+    run.note("lines", server.find(*KEY_LINES))
 
 
-def start(run: Setting, server: Served, name: str) -> None:
+def stops(run: Setting) -> None:
+    """Ask to stop in every phase of the start; then start with a share too small for one request, all warnings off.
+
+    An engine that measures its memory must be alone on the GPU. Those that are stopped before they do start at once;
+    from `warm-up` on each starts when the one before it is near its end, which comes before the imports of the next one
+    are over.
+    """
+    profile, model = run.profile(), run.options.w4a16
+    near = {phase: threading.Event() for phase in run.options.phases}
+
+    def stop(phase: str) -> None:
+        run.step(f"sigterm-{phase}", lambda: terminate_in_phase(run, phase, profile, model, near[phase]))
+        near[phase].set()
+
+    early = [phase for phase in run.options.phases if phase not in ("warm-up", "verify")]
+    late = [phase for phase in run.options.phases if phase not in early]
+    threads = [threading.Thread(target=stop, args=(phase,)) for phase in early]
+    for thread in threads:
+        thread.start()
+    for before, phase in zip((early[-1] if early else None, *late), late, strict=False):
+        if before:
+            near[before].wait(240)
+        threads.append(threading.Thread(target=stop, args=(phase,)))
+        threads[-1].start()
+    if run.gpu:
+        near[run.options.phases[-1]].wait(240)
+        small, skipped = run.profile(budget_gib=13.9), ("--skip", "memory-one-request")
+        run.step("too_small_unchecked", lambda: refused_start(run, "unchecked", small, model, *skipped))
+    for thread in threads:
+        thread.join()
+
+
+def started(run: Setting, server: Served, name: str) -> None:
     """Wait until it is ready and note its timeline and its contract."""
     ready_s = server.until(server.ready, 500)
     status = server.status()
@@ -109,12 +155,12 @@ def start(run: Setting, server: Served, name: str) -> None:
     )
 
 
-def about(run: Setting, server: Served, plan: dict[str, Any] | None) -> None:
+def about(run: Setting, server: Served) -> None:
     """Note what the engine says of itself, and how far the plan was from it."""
     engine = figures(server)
     run.note("engine", engine)
     run.note("cache_config", cache_config(server))
-    if plan:
+    if plan := run.record["check"].get("memory"):
         run.note("plan_over_engine", compare(plan, engine))
 
 
@@ -126,53 +172,10 @@ def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
     return {names[pid]: size for pid, size in held.items() if pid in names}
 
 
-def compare_loads(run: Setting, bench: Bench, servers: dict[str, Endpoint]) -> None:
-    """Put every load on both servers, turn and turn about, for as many rounds as the time allows."""
-    model: Path = run.options.w4a16
-    rounds: list[dict[str, Any]] = []
-    loads = QUICK if run.quick else SIDE_BY_SIDE
-    longest_s = 0.0
-    while len(rounds) < run.options.rounds and run.left_s() > longest_s + _AFTER_LOADS_S:
-        began_s = time.monotonic()
-        number = len(rounds)
-        rounds.append({})
-        for place, each in enumerate(loads):
-            names = list(servers) if (number + place) % 2 == 0 else list(reversed(servers))
-            seed = 1000 * number + place
-            rounds[-1][each.name] = {
-                name: bench.run(each, servers[name].url, model, seed=seed, key=run.key()) for name in names
-            }
-            run.record["rounds"] = rounds
-            run.note("last_load", {"round": number, "load": each.name} | rounds[-1][each.name])
-        longest_s = max(longest_s, time.monotonic() - began_s)
-    run.note("side_by_side", [summarise(each, rounds) for each in loads])
-
-
-def summarise(load: Load, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of one load over all rounds: ratio of throughput, difference of medians."""
-    row: dict[str, Any] = {"load": load.name, "rounds": len(rounds)}
-    for name in ("servekit", "bare"):
-        runs = [each[load.name][name] for each in rounds]
-        if any("output_throughput" not in each for each in runs):
-            return row | {"failure": runs}
-        tokens = sum(each["total_output_tokens"] for each in runs)
-        row[name] = {
-            "output_tokens_per_s": round(tokens / sum(each["duration"] for each in runs), 1),
-            "median_ttft_ms": round(statistics.median(each["median_ttft_ms"] for each in runs), 2),
-            "median_itl_ms": round(statistics.median(each["median_itl_ms"] for each in runs), 3),
-            "failed": sum(each["failed"] for each in runs),
-        }
-    served, bare = row["servekit"], row["bare"]
-    row["throughput_ratio"] = round(served["output_tokens_per_s"] / bare["output_tokens_per_s"], 4)
-    row["ttft_added_ms"] = round(served["median_ttft_ms"] - bare["median_ttft_ms"], 2)
-    row["itl_added_ms"] = round(served["median_itl_ms"] - bare["median_itl_ms"], 3)
-    return row
-
-
-def parallel(*tasks: Callable[[], None]) -> None:
-    """Run the tasks at once and wait for all."""
-    threads = [threading.Thread(target=task) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+RUN: dict[str, Callable[[Setting], None]] = {
+    "start": start,
+    "text": text,
+    "images": images,
+    "baseline": baseline,
+    "stops": stops,
+}

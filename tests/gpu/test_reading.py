@@ -8,9 +8,10 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
 
 from benchmarks.gpu.bench import Load
+from benchmarks.gpu.compare import BYPASS, summarise
 from benchmarks.gpu.engine_log import compare, read_figures
+from benchmarks.gpu.load import settled_ttfts_ms
 from benchmarks.gpu.setting import without_guard
-from benchmarks.gpu.stages import summarise
 
 from servekit.serve.guard import guard_arguments
 
@@ -50,21 +51,43 @@ def test_image_loads_go_to_the_chat_route() -> None:
     assert words[words.index("--random-mm-base-items-per-request") + 1] == "3"
 
 
+def round_of(name: str, **sides: tuple[float, list[float]]) -> dict[str, Any]:
+    """One round of one load: seconds and times to the first token of each side, 100 tokens on each."""
+    same = {"median_itl_ms": 5.0, "failed": 0, "total_output_tokens": 100, "output_throughput": 1}
+    return {name: {side: same | {"duration": took, "ttfts_ms": times} for side, (took, times) in sides.items()}}
+
+
 def test_rounds_are_summed_up_as_ratio_and_difference() -> None:
-    """Throughput is all tokens over all seconds, latency the median of medians."""
-
-    def one(seconds: float, ttft_ms: float) -> dict[str, Any]:
-        same = {"median_itl_ms": 5.0, "failed": 0, "total_output_tokens": 100, "output_throughput": 1}
-        return same | {"duration": seconds, "median_ttft_ms": ttft_ms}
-
-    rounds = [{"text-1": {"servekit": one(1, 30), "bare": one(1, 28)}} for _ in range(2)]
-    row = summarise(Load("text-1", 1, 1, 1, 1), rounds)
-    assert row["throughput_ratio"] == 1.0
-    assert row["ttft_added_ms"] == 2.0
+    """Throughput is all tokens over all seconds, latency the median of all requests, both beside vLLM alone."""
+    rounds = [
+        round_of("text-1", servekit=(1.0, [30, 31, 90]), bare=(1.0, [28, 28, 28])),
+        round_of("text-1", servekit=(3.0, [30, 30, 30]), bare=(1.0, [28, 28, 28])),
+    ]
+    row = summarise(Load("text-1", 1, 3, 1, 1), ("servekit", "bare"), rounds)
+    assert row["servekit"]["output_tokens_per_s"] == 50
+    assert row["servekit_over_bare"]["throughput"] == 0.5
+    assert row["servekit_over_bare"]["ttft_added_ms"] == 2.0
+    assert [each["ttft_added_ms"] for each in row["servekit_over_bare"]["by_round"]] == [3.0, 2.0]
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
-    """A round without figures leaves no ratio behind."""
-    row = summarise(Load("text-1", 1, 1, 1, 1), [{"text-1": {"servekit": {"failure": "x"}, "bare": {}}}])
-    assert "throughput_ratio" not in row
+    """A round without figures leaves no ratio behind, and neither does a load that was left out."""
+    load = Load("text-1", 1, 1, 1, 1)
+    row = summarise(load, ("servekit", "bare"), [{"text-1": {"servekit": {"failure": "x"}, "bare": {}}}])
+    assert "servekit_over_bare" not in row
     assert row["failure"]
+    assert summarise(load, ("servekit", "bare"), [{}])["failure"] == "no time was left for it"
+
+
+def test_requests_that_begin_together_are_left_out() -> None:
+    """Of the answered requests the first to begin are not counted, in whatever order they are reported."""
+    result = {"start_times": [3.0, 1.0, 2.0, 4.0], "ttfts": [0.3, 0.1, 0.2, 0.0], "errors": ["", "", "", "refused"]}
+    assert settled_ttfts_ms(result, 1) == [200.0, 300.0]
+    assert Load("all-at-once", 4, 4, 1, 1).burst == 0
+    assert Load("more-to-come", 4, 8, 1, 1).burst == 4
+
+
+def test_gate_can_be_bypassed_by_a_header() -> None:
+    """The header goes with each request of the load."""
+    words = Load("text-1", 1, 8, 64, 32).arguments("http://h", ROOT, seed=5, headers=[BYPASS])
+    assert words[words.index("--header") + 1] == "x-bare=1"
