@@ -25,14 +25,7 @@ class Load:
     spread: float = 0.0
     """Share by which the tokens of single answers differ from `tokens_out`, so that streams do not end in step."""
     about_s: float = 0.0
-    """What it took on one server; a load that the time left does not hold is left out."""
-    most_rounds: int = 99
-    """How often it is measured at most."""
-
-    @property
-    def burst(self) -> int:
-        """Requests that begin at once and wait for one another; 0 where there are no others to tell them from."""
-        return self.streams if self.requests > self.streams else 0
+    """What it takes; a load that the time left does not hold is left out."""
 
     def arguments(self, url: str, tokenizer: Path, seed: int, headers: Sequence[str] = ()) -> list[str]:
         """Return the arguments of `vllm bench serve`. The same seed gives the same prompts, another none of them."""
@@ -67,18 +60,24 @@ class Load:
 
 
 TEXT = (
-    Load("text-1", 1, 20, 256, 16, about_s=4),
-    Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=5),
-    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=9),
-    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=15),
+    Load("text-1", 1, 20, 256, 16, about_s=12),
+    Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=20),
+    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=30),
+    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=50),
 )
-IMAGES = (
-    Load("text-1", 1, 20, 256, 16, about_s=4, most_rounds=2),
-    Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=5, most_rounds=2),
-    Load("images-1", 1, 12, 64, 16, images=3, about_s=5, most_rounds=2),
-    Load("images-32", 32, 96, 64, 32, images=3, spread=0.5, about_s=16, most_rounds=2),
-    Load("images-256", 256, 256, 64, 32, images=3, spread=0.5, about_s=42, most_rounds=1),
-    Load("images-512", 512, 512, 64, 32, images=3, spread=0.5, about_s=82, most_rounds=1),
+"""Each side in turn, alone on the GPU."""
+TEXT_HALVES = (
+    Load("text-1", 1, 50, 256, 16, about_s=12),
+    Load("text-32", 16, 128, 256, 64, spread=0.5, about_s=12),
+    Load("text-256", 128, 512, 256, 64, spread=0.5, about_s=20),
+    Load("text-512", 256, 768, 256, 64, spread=0.5, about_s=25),
+)
+"""Two sides at once: each has half of the streams. (One stream is one on each.)"""
+IMAGE_HALVES = (
+    Load("images-1", 1, 12, 64, 16, images=3, about_s=8),
+    Load("images-32", 16, 48, 64, 32, images=3, spread=0.5, about_s=16),
+    Load("images-256", 128, 192, 64, 32, images=3, spread=0.5, about_s=45),
+    Load("images-512", 256, 288, 64, 32, images=3, spread=0.5, about_s=65),
 )
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
 RATIO = Load("ratio", 512, 512, 600, 200, about_s=35)
@@ -118,7 +117,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Measure one load; return its figures, or the `failure`. `headers`: NAME=VALUE, sent with each request."""
         assert self._process.stdin is not None
-        order = {"arguments": load.arguments(url, tokenizer, seed, headers), "key": key, "burst": load.burst}
+        order = {"arguments": load.arguments(url, tokenizer, seed, headers), "key": key}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._until("RESULT "))

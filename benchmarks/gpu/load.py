@@ -1,9 +1,8 @@
 """`vllm bench serve`, many times in one process: importing vLLM once and not for every measurement.
 
-Runs under the engine's Python. Reads one JSON object a line, {"arguments": [...], "key": "...", "burst": N}, with the
+Runs under the engine's Python. Reads one JSON object a line, {"arguments": [...], "key": "..."}, with the
 arguments of `vllm bench serve`; writes one line `RESULT {...}` for each: its figures, the energy the GPU spent
-meanwhile, and `ttfts_ms`, the times to the first token without those of the first N requests: these begin at once, and
-most of their time is spent waiting for one another.
+meanwhile, and `single`, what became of each request, in the seconds of a clock that all processes share.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from typing import Any
 
 KEPT = (
@@ -23,6 +23,10 @@ KEPT = (
     *("mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms", "mean_itl_ms", "median_itl_ms", "p99_itl_ms"),
     *("mean_tpot_ms", "median_tpot_ms"),
 )
+
+
+TICK_S = 0.05
+"""How finely the coming of tokens is told."""
 
 
 class Meter:
@@ -79,17 +83,29 @@ def measure(parser: argparse.ArgumentParser, main_async: Any, order: dict[str, A
     figures = {name: result[name] for name in KEPT if name in result}
     if starts := result.get("start_times"):
         figures |= meter.between(min(starts), min(starts) + figures["duration"])
-    figures["ttfts_ms"] = settled_ttfts_ms(result, int(order.get("burst") or 0))
+    figures["single"] = single_requests(result)
     if errors := sorted({error for error in result.get("errors", ()) if error}):
         figures["errors"] = errors[:3]
     return figures
 
 
-def settled_ttfts_ms(result: dict[str, Any], burst: int) -> list[float]:
-    """Return the times to the first token, in milliseconds, of all answered requests but the first `burst` to begin."""
-    rows = zip(result["start_times"], result["ttfts"], result["errors"], strict=True)
-    begun = sorted((start, ttft) for start, ttft, error in rows if ttft and not error)
-    return [round(1000 * ttft, 3) for _, ttft in begun[burst:]]
+def single_requests(result: dict[str, Any]) -> dict[str, Any]:
+    """Return start and time to the first token of each answered request, in order, and the tokens of each TICK_S.
+
+    Times are seconds of the monotonic clock; `tokens` has the number of a tick, from the clock's zero on, and the
+    tokens that came in it.
+    """
+    columns = (result[name] for name in ("start_times", "ttfts", "itls", "output_lens", "errors"))
+    answered = sorted(row[:4] for row in zip(*columns, strict=True) if row[1] and not row[4])
+    ticks: defaultdict[int, float] = defaultdict(float)
+    for start, ttft, itls, length in answered:
+        for at_s in itertools.accumulate(itls, initial=start + ttft):
+            ticks[int(at_s / TICK_S)] += length / (len(itls) + 1)  # a busy server sends several tokens in one event
+    return {
+        "starts_s": [round(start, 4) for start, *_ in answered],
+        "ttfts_s": [round(ttft, 6) for _, ttft, *_ in answered],
+        "tokens": [(tick, round(count, 3)) for tick, count in sorted(ticks.items())],
+    }
 
 
 def main() -> None:

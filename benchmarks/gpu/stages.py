@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.bench import IMAGES, QUICK, QUICK_RATIO, RATIO, TEXT, WARM_UP, Bench, Load
+from benchmarks.gpu.bench import IMAGE_HALVES, QUICK, QUICK_RATIO, RATIO, TEXT, TEXT_HALVES, WARM_UP, Bench
 from benchmarks.gpu.card import read_card
-from benchmarks.gpu.compare import BYPASS, Comparison, Side, without_lists
+from benchmarks.gpu.compare import BYPASS, Side, at_once, in_turns, without_singles
 from benchmarks.gpu.endpoint import Endpoint, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
 from benchmarks.gpu.setting import BASELINE, Setting, healthy
 
-_AFTER_LOADS_S = 20
-"""What ends a stage once its loads are over."""
 RATIO_ROUNDS = 2
 
 
@@ -44,34 +42,46 @@ def text(run: Setting) -> None:
     server.until(lambda: server.is_past("engine"), 300)
     bare = run.serve_bare("bare", profile, model)
     started(run, server, "warm_start")
-    both(run, bench, server, bare, QUICK if run.quick else TEXT)
+    in_turns(run, bench, ready_sides(run, [bench], server, bare), QUICK if run.quick else TEXT)
+    end_bare(run, [bench], bare)
     run.step("core_killed", lambda: kill_core(run, server, streams=4 if run.quick else 32))
 
 
-def images(run: Setting) -> None:
-    """Three images in each request; a second pair of processes, vLLM alone started first, and text on it once more."""
+def together(run: Setting) -> None:
+    """Both servers under load in the same seconds, text and images; vLLM alone was started first here."""
     profile, model = run.profile(), run.options.w4a16
-    bench = Bench(run.options.engine_python, run.out / "images-bench.log")
+    benches = [Bench(run.options.engine_python, run.out / f"together-bench-{number}.log") for number in (1, 2)]
     bare = run.serve_bare("bare-first", profile, model)
-    bare.until(lambda: bare.find("Loading safetensors checkpoint shards", "Starting to load model"), 300)
+    # What it has compiled is in the caches by then, and it measures its memory while the other one still imports.
+    bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 500)
     server = run.serve("warm-second", profile, model, switchable=True)
     started(run, server, "warm_start")
-    both(run, bench, server, bare, QUICK if run.quick else IMAGES)
+    served, bypassed, alone = ready_sides(run, benches, server, bare)
+    texts, images = (QUICK[1:2], QUICK[2:]) if run.quick else (TEXT_HALVES, IMAGE_HALVES)
+    at_once(run, benches, [(served, alone), (served, bypassed)], texts)
+    at_once(run, benches, [(served, alone)], images)
+    end_bare(run, benches, bare)
     asked_s = server.signal(signal.SIGTERM)
     run.step("stopped", lambda: server.ending(asked_s, 60))
 
 
-def both(run: Setting, bench: Bench, server: Served, bare: Endpoint, loads: Sequence[Load]) -> None:
-    """Put the loads on both servers in turns, and on servekit's a second time past its gate; end the bare one."""
+def ready_sides(run: Setting, benches: Sequence[Bench], server: Served, bare: Endpoint) -> tuple[Side, Side, Side]:
+    """Wait until both serve, warm them up, and return the sides: servekit, the same past its gate, vLLM alone."""
     run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
     run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
+    for bench in benches:
+        bench.ready()
     sides = (Side("servekit", server), Side("bypassed", server, (BYPASS,)), Side("bare", bare))
-    bench.ready()
     for side in (sides[0], sides[2]):
         for warm in QUICK[:1] if run.quick else WARM_UP:
-            bench.run(warm, side.endpoint.url, run.options.w4a16, seed=7, key=run.key())
-    Comparison(run, bench, sides, run.options.w4a16).measure(loads, after_s=_AFTER_LOADS_S)
-    bench.close()
+            side.load(run, benches[0], warm, seed=7)
+    return sides
+
+
+def end_bare(run: Setting, benches: Sequence[Bench], bare: Endpoint) -> None:
+    """End the load generators and the bare server."""
+    for bench in benches:
+        bench.close()
     asked_s = bare.signal(signal.SIGTERM)
     run.step("bare_end", lambda: bare.ending(asked_s, 30))
 
@@ -98,7 +108,7 @@ def baseline(run: Setting) -> None:
         load = QUICK_RATIO if run.quick else RATIO
         for name, each in servers.items():
             result = bench.run(load, each.url, model, seed=99 + number, key=run.key())
-            ratio[name].append(without_lists(result))
+            ratio[name].append(without_singles(result))
         run.note("ratio", ratio)
     bench.close()
     asked_s = optimised.signal(signal.SIGTERM)
@@ -175,7 +185,7 @@ def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
 RUN: dict[str, Callable[[Setting], None]] = {
     "start": start,
     "text": text,
-    "images": images,
+    "together": together,
     "baseline": baseline,
     "stops": stops,
 }

@@ -14,7 +14,7 @@ import pytest
 from servekit.preflight.gpus import survey_gpus
 from tests.conftest import ROOT
 
-STAGES = ("start", "text", "images", "baseline", "stops")
+STAGES = ("start", "text", "together", "baseline", "stops")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,9 +8,9 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
 
 from benchmarks.gpu.bench import Load
-from benchmarks.gpu.compare import BYPASS, summarise
+from benchmarks.gpu.compare import BYPASS, side_by_side, summarise
 from benchmarks.gpu.engine_log import compare, read_figures
-from benchmarks.gpu.load import settled_ttfts_ms
+from benchmarks.gpu.load import single_requests
 from benchmarks.gpu.setting import without_guard
 
 from servekit.serve.guard import guard_arguments
@@ -51,23 +51,39 @@ def test_image_loads_go_to_the_chat_route() -> None:
     assert words[words.index("--random-mm-base-items-per-request") + 1] == "3"
 
 
-def round_of(name: str, **sides: tuple[float, list[float]]) -> dict[str, Any]:
-    """One round of one load: seconds and times to the first token of each side, 100 tokens on each."""
-    same = {"median_itl_ms": 5.0, "failed": 0, "total_output_tokens": 100, "output_throughput": 1}
-    return {name: {side: same | {"duration": took, "ttfts_ms": times} for side, (took, times) in sides.items()}}
+def result(seconds: float, ttfts_ms: list[float], **more: Any) -> dict[str, Any]:
+    """What one load gave: 100 tokens, and requests that begin a second apart."""
+    starts_s = [float(number) for number in range(len(ttfts_ms))]
+    single = {"starts_s": starts_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms], "tokens": []} | more
+    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "total_output_tokens": 100}
+    return same | {"duration": seconds, "single": single, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
 
 
 def test_rounds_are_summed_up_as_ratio_and_difference() -> None:
-    """Throughput is all tokens over all seconds, latency the median of all requests, both beside vLLM alone."""
+    """Throughput is all tokens over all seconds, latency the median of all requests but the first of each round."""
     rounds = [
-        round_of("text-1", servekit=(1.0, [30, 31, 90]), bare=(1.0, [28, 28, 28])),
-        round_of("text-1", servekit=(3.0, [30, 30, 30]), bare=(1.0, [28, 28, 28])),
+        {"text-1": {"servekit": result(1.0, [900, 30, 31, 90]), "bare": result(1.0, [900, 28, 28, 28])}},
+        {"text-1": {"servekit": result(3.0, [900, 30, 30, 30]), "bare": result(1.0, [900, 28, 28, 28])}},
     ]
-    row = summarise(Load("text-1", 1, 3, 1, 1), ("servekit", "bare"), rounds)
+    row = summarise(Load("text-1", 1, 4, 1, 1), ("servekit", "bare"), rounds)
     assert row["servekit"]["output_tokens_per_s"] == 50
+    assert row["servekit"]["server_cpu_ms_per_request"] == 2
     assert row["servekit_over_bare"]["throughput"] == 0.5
     assert row["servekit_over_bare"]["ttft_added_ms"] == 2.0
     assert [each["ttft_added_ms"] for each in row["servekit_over_bare"]["by_round"]] == [3.0, 2.0]
+
+
+def test_two_sides_at_once_are_compared_in_the_seconds_they_share() -> None:
+    """What one side does before the other has all its streams, or after its last request, is not counted."""
+    every_tick = [(tick, 1.0) for tick in range(20 * 9)]
+    one = result(8.0, [500, 30, 30, 30, 30, 30, 30, 30, 30], tokens=every_tick)
+    other = result(4.0, [500, 28, 28, 28, 28], tokens=[(tick, 2.0) for tick in range(20 * 9)])
+    row = side_by_side(Load("text-1", 1, 4, 1, 1), {"servekit": one, "bare": other})
+    assert row["seconds"] == 3
+    assert (row["servekit"]["requests"], row["bare"]["requests"]) == (4, 4)
+    assert row["servekit"]["output_tokens_per_s"] == 20
+    assert row["over"] == {"throughput": 0.5, "ttft_added_ms": 2.0, "itl_added_ms": 0.0}
+    assert "failure" in side_by_side(Load("text-1", 1, 4, 1, 1), {"servekit": one, "bare": {"failure": "x"}})
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
@@ -79,12 +95,20 @@ def test_a_failed_load_is_told_and_not_averaged() -> None:
     assert summarise(load, ("servekit", "bare"), [{}])["failure"] == "no time was left for it"
 
 
-def test_requests_that_begin_together_are_left_out() -> None:
-    """Of the answered requests the first to begin are not counted, in whatever order they are reported."""
-    result = {"start_times": [3.0, 1.0, 2.0, 4.0], "ttfts": [0.3, 0.1, 0.2, 0.0], "errors": ["", "", "", "refused"]}
-    assert settled_ttfts_ms(result, 1) == [200.0, 300.0]
-    assert Load("all-at-once", 4, 4, 1, 1).burst == 0
-    assert Load("more-to-come", 4, 8, 1, 1).burst == 4
+def test_single_requests_are_told_in_order() -> None:
+    """Answered requests come in the order of their start; tokens that came in one event are shared out."""
+    told = single_requests(
+        {
+            "start_times": [3.0, 1.0, 4.0],
+            "ttfts": [0.25, 0.5, 0.0],
+            "itls": [[], [0.1], []],
+            "output_lens": [1, 4, 0],
+            "errors": ["", "", "refused"],
+        }
+    )
+    assert told["starts_s"] == [1.0, 3.0]
+    assert told["ttfts_s"] == [0.5, 0.25]
+    assert told["tokens"] == [(30, 2.0), (32, 2.0), (65, 1.0)]
 
 
 def test_gate_can_be_bypassed_by_a_header() -> None:

@@ -127,7 +127,7 @@ def test_requests_in_the_moment_of_the_stop(supervise: Supervise, eventually: Ev
 def test_a_guard_that_does_not_answer(
     supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A guard that is deaf to the drain delays the stop by a short time only; nobody is promised anything then."""
+    """A guard that is deaf to the drain delays the stop by half of the drain; nobody is promised anything then."""
     run = supervise("--late-s", "0.2", "--deaf-to-drain")
     until_ready(run, eventually)
     with clients(run, 8) as answers:

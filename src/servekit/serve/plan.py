@@ -11,7 +11,6 @@ from servekit.serve.guard import (
     CONFIG_FILE_NAME,
     COUNTERS_PATH,
     EFFECTIVE_PATH,
-    LONGEST_SETTLE_S,
     guard_arguments,
     guard_environment,
 )
@@ -103,8 +102,12 @@ class Plan:
 
     @property
     def settle_s(self) -> float:
-        """Seconds of the drain in which requests let in just before may reach EngineCore, before its SIGTERM."""
-        return min(LONGEST_SETTLE_S, self.drain_s / 4)
+        """Seconds of the drain in which requests let in just before may reach EngineCore, before its SIGTERM.
+
+        EngineCore takes new ones between two steps: on a busy GPU that is tens of milliseconds, but its first large
+        batch after a start with empty caches was seen to take ten seconds, most of them compiling.
+        """
+        return self.drain_s / 2
 
     @property
     def stop_s(self) -> int:

@@ -35,9 +35,8 @@ class Rules:
     """The request line and the headers must have arrived within this time."""
     retry_after_s: int = 1
     """What a client is told to wait for after a 429, and after a 503 of a drain."""
-    settle_s: float = 2.0
-    """How long a drain may wait for requests to reach EngineCore, which takes new ones between two steps: on a busy GPU
-    that is tens of milliseconds."""
+    settle_s: float = 15.0
+    """How long a drain may wait for requests to reach EngineCore: servekit gives it half of the drain."""
 
     def to_json(self) -> str:
         """Write the file's text."""
