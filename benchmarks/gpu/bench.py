@@ -67,17 +67,17 @@ TEXT = (
 )
 """Each side in turn, alone on the GPU."""
 TEXT_HALVES = (
-    Load("text-1", 1, 50, 256, 16, about_s=12),
+    Load("text-1", 1, 40, 256, 16, about_s=12),
     Load("text-32", 16, 128, 256, 64, spread=0.5, about_s=12),
     Load("text-256", 128, 512, 256, 64, spread=0.5, about_s=20),
-    Load("text-512", 256, 768, 256, 64, spread=0.5, about_s=25),
+    Load("text-512", 256, 640, 256, 64, spread=0.5, about_s=25),
 )
 """Two sides at once: each has half of the streams. (One stream is one on each.)"""
 IMAGE_HALVES = (
     Load("images-1", 1, 12, 64, 16, images=3, about_s=8),
     Load("images-32", 16, 48, 64, 32, images=3, spread=0.5, about_s=16),
-    Load("images-256", 128, 192, 64, 32, images=3, spread=0.5, about_s=45),
-    Load("images-512", 256, 288, 64, 32, images=3, spread=0.5, about_s=65),
+    Load("images-256", 128, 176, 64, 32, images=3, spread=0.5, about_s=45),
+    Load("images-512", 256, 280, 64, 32, images=3, spread=0.5, about_s=65),
 )
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
 RATIO = Load("ratio", 512, 512, 600, 200, about_s=35)

@@ -106,11 +106,13 @@ def side_by_side(load: Load, results: Mapping[str, Mapping[str, Any]]) -> dict[s
     row["seconds"] = round(end_s - begin_s, 2)
     for name, result in results.items():
         row[name] = _within(result["single"], begin_s, end_s) | {
+            "whole_output_tokens_per_s": round(result["output_throughput"], 1),
             "failed": result["failed"],
             "median_itl_ms": round(result["median_itl_ms"], 3),
             **_cpu_ms([result]),
         }
-    return row | {"over": _over(*(row[name] for name in results))}
+    one, other = (row[name]["whole_output_tokens_per_s"] for name in results)
+    return row | {"over": _over(*(row[name] for name in results)) | {"whole_throughput": round(one / other, 4)}}
 
 
 def shared_span(singles: Sequence[Mapping[str, Any]], streams: int) -> tuple[float, float]:

@@ -72,9 +72,9 @@ def ready_sides(run: Setting, benches: Sequence[Bench], server: Served, bare: En
     for bench in benches:
         bench.ready()
     sides = (Side("servekit", server), Side("bypassed", server, (BYPASS,)), Side("bare", bare))
-    for side in (sides[0], sides[2]):
+    for side, bench in ((sides[0], benches[0]), (sides[2], benches[-1])):
         for warm in QUICK[:1] if run.quick else WARM_UP:
-            side.load(run, benches[0], warm, seed=7)
+            side.load(run, bench, warm, seed=7)
     return sides
 
 

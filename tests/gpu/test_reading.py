@@ -55,7 +55,7 @@ def result(seconds: float, ttfts_ms: list[float], **more: Any) -> dict[str, Any]
     """What one load gave: 100 tokens, and requests that begin a second apart."""
     starts_s = [float(number) for number in range(len(ttfts_ms))]
     single = {"starts_s": starts_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms], "tokens": []} | more
-    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "total_output_tokens": 100}
+    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "total_output_tokens": 100, "output_throughput": 10.0}
     return same | {"duration": seconds, "single": single, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
 
 
@@ -82,7 +82,7 @@ def test_two_sides_at_once_are_compared_in_the_seconds_they_share() -> None:
     assert row["seconds"] == 3
     assert (row["servekit"]["requests"], row["bare"]["requests"]) == (4, 4)
     assert row["servekit"]["output_tokens_per_s"] == 20
-    assert row["over"] == {"throughput": 0.5, "ttft_added_ms": 2.0, "itl_added_ms": 0.0}
+    assert row["over"] == {"throughput": 0.5, "ttft_added_ms": 2.0, "itl_added_ms": 0.0, "whole_throughput": 1.0}
     assert "failure" in side_by_side(Load("text-1", 1, 4, 1, 1), {"servekit": one, "bare": {"failure": "x"}})
 
 
