@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ class Load:
     about_s: float = 0.0
     """What it takes; a load that the time left does not hold is left out."""
 
-    def arguments(self, url: str, tokenizer: Path, seed: int, headers: Sequence[str] = ()) -> list[str]:
+    def arguments(self, url: str, tokenizer: Path, seed: int) -> list[str]:
         """Return the arguments of `vllm bench serve`. The same seed gives the same prompts, another none of them."""
         kind = "image" if self.images else "text"
         words = {
@@ -55,35 +54,32 @@ class Load:
                 "--random-mm-bucket-config": "{(448, 448, 1): 1.0}",
             }
         flat = [str(part) for pair in words.items() for part in pair]
-        marked = ["--header", *headers] if headers else []
-        return [*flat, *marked, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
+        return [*flat, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
 
 
-TEXT = (
-    Load("text-1", 1, 20, 256, 16, about_s=12),
+IN_TURNS = (
+    Load("text-1", 1, 40, 256, 16, about_s=15),
     Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=20),
-    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=30),
-    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=50),
+    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=25),
+    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=40),
 )
-"""Each side in turn, alone on the GPU."""
-TEXT_HALVES = (
-    Load("text-1", 1, 40, 256, 16, about_s=12),
-    Load("text-32", 16, 128, 256, 64, spread=0.5, about_s=12),
-    Load("text-256", 128, 512, 256, 64, spread=0.5, about_s=20),
-    Load("text-512", 256, 640, 256, 64, spread=0.5, about_s=25),
-)
-"""Two sides at once: each has half of the streams. (One stream is one on each.)"""
-IMAGE_HALVES = (
-    Load("images-1", 1, 12, 64, 16, images=3, about_s=8),
-    Load("images-32", 16, 48, 64, 32, images=3, spread=0.5, about_s=16),
+"""Each server in turn, while the other is idle."""
+AT_ONCE = (
+    Load("text-1", 1, 80, 256, 16, about_s=18),
+    Load("text-32", 16, 160, 256, 64, spread=0.5, about_s=14),
+    Load("text-256", 128, 512, 256, 64, spread=0.5, about_s=18),
+    Load("text-512", 256, 768, 256, 64, spread=0.5, about_s=22),
+    Load("images-1", 1, 16, 64, 16, images=3, about_s=12),
+    Load("images-32", 16, 64, 64, 32, images=3, spread=0.5, about_s=25),
     Load("images-256", 128, 176, 64, 32, images=3, spread=0.5, about_s=45),
-    Load("images-512", 256, 280, 64, 32, images=3, spread=0.5, about_s=65),
+    Load("images-512", 256, 288, 64, 32, images=3, spread=0.5, about_s=70),
 )
+"""Both servers in the same seconds, each with half of the streams. (One stream is one on each.)"""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
 RATIO = Load("ratio", 512, 512, 600, 200, about_s=35)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
 
-QUICK = (Load("text-1", 1, 3, 32, 8), Load("text-4", 4, 12, 32, 8, spread=0.5), Load("images-1", 1, 2, 8, 4, images=3))
+QUICK = (Load("text-1", 1, 6, 32, 8), Load("text-4", 4, 24, 32, 8, spread=0.5), Load("images-1", 1, 3, 8, 4, images=3))
 QUICK_RATIO = Load("ratio", 4, 4, 64, 16)
 
 
@@ -107,17 +103,10 @@ class Bench:
         """Wait until it has imported vLLM."""
         self._until("READY")
 
-    @property
-    def pid(self) -> int:
-        """The process that sends the requests."""
-        return self._process.pid
-
-    def run(
-        self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str, headers: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Measure one load; return its figures, or the `failure`. `headers`: NAME=VALUE, sent with each request."""
+    def run(self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str) -> dict[str, Any]:
+        """Measure one load; return its figures, or the `failure`."""
         assert self._process.stdin is not None
-        order = {"arguments": load.arguments(url, tokenizer, seed, headers), "key": key}
+        order = {"arguments": load.arguments(url, tokenizer, seed), "key": key}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._until("RESULT "))

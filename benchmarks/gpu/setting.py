@@ -21,7 +21,7 @@ from benchmarks.gpu.endpoint import Endpoint, Served, get
 from servekit.serve.guard import MIDDLEWARE
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("start", "text", "together", "baseline", "stops")
+STAGES = ("start", "load", "baseline", "stops")
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""
@@ -93,13 +93,13 @@ class Setting:
         path.write_text(text)
         return path
 
-    def environ(self, *, switchable: bool = False) -> dict[str, str]:
-        """Return the environment of a servekit of this run; `switchable`: a header leads past its gate."""
+    def environ(self, *, timed: bool = False) -> dict[str, str]:
+        """Return the environment of a servekit of this run; `timed`: its guard has a stopwatch."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
-        if switchable:
+        if timed:
             kept["PYTHONPATH"] = os.pathsep.join((str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])))
         return kept | {
-            "SERVEKIT_ENGINE": self._switchable_engine() if switchable else self.options.engine,
+            "SERVEKIT_ENGINE": self._engine_with_stopwatch() if timed else self.options.engine,
             "SERVEKIT_CACHE_DIR": str(self.options.cache),
             "SERVEKIT_STATE_DIR": str(self.options.state),
             "SERVEKIT_DRAIN_S": "30",
@@ -111,9 +111,9 @@ class Setting:
         flags = ["--target", self.options.target, "--config", str(profile), "--model", str(model)]
         return [*flags, *self.options.flag, *more]
 
-    def serve(self, name: str, profile: Path, model: Path, *more: str, switchable: bool = False) -> Served:
-        """Start servekit; `switchable`: a header leads past its gate."""
-        flags, environ = self.flags(profile, model, *more), self.environ(switchable=switchable)
+    def serve(self, name: str, profile: Path, model: Path, *more: str, timed: bool = False) -> Served:
+        """Start servekit; `timed`: its guard has a stopwatch."""
+        flags, environ = self.flags(profile, model, *more), self.environ(timed=timed)
         server = Served(name, flags, environ, self.out / f"{name}.log", next(self._ports))
         self.endpoints.append(server)
         return server
@@ -131,11 +131,11 @@ class Setting:
         self.endpoints.append(bare)
         return bare
 
-    def _switchable_engine(self) -> str:
+    def _engine_with_stopwatch(self) -> str:
         """Write a program that is the engine, but for the one word that names the guard's class."""
-        program = self.out / "engine-switchable"
+        program = self.out / "engine-with-stopwatch"
         program.write_text(
-            f'#!/bin/bash\nexec {shlex.quote(self.options.engine)} "${{@/{MIDDLEWARE}/guard_switch.Switch}}"\n'
+            f'#!/bin/bash\nexec {shlex.quote(self.options.engine)} "${{@/{MIDDLEWARE}/guard_timed.Timed}}"\n'
         )
         program.chmod(0o755)
         return str(program)

@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.bench import IMAGE_HALVES, QUICK, QUICK_RATIO, RATIO, TEXT, TEXT_HALVES, WARM_UP, Bench
+from benchmarks.gpu.bench import AT_ONCE, IN_TURNS, QUICK, QUICK_RATIO, RATIO, WARM_UP, Bench
 from benchmarks.gpu.card import read_card
-from benchmarks.gpu.compare import BYPASS, Side, at_once, in_turns, without_singles
+from benchmarks.gpu.compare import at_once, in_turns, put, without_singles
 from benchmarks.gpu.endpoint import Endpoint, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
@@ -33,57 +33,33 @@ def start(run: Setting) -> None:
     run.note("lines", server.find(*KEY_LINES))
 
 
-def text(run: Setting) -> None:
-    """Start with the kept caches; text through servekit and through vLLM alone in turns; kill EngineCore under load."""
+def load(run: Setting) -> None:
+    """Start with the kept caches; load servekit and vLLM alone, at once and in turns; kill EngineCore under load.
+
+    At once comes first: its last loads are long, and what time is left after them is for rounds in turns.
+    """
     profile, model = run.profile(), run.options.w4a16
-    bench = Bench(run.options.engine_python, run.out / "text-bench.log")
-    server = run.serve("warm", profile, model, switchable=True)
-    # What loads second measures its memory when the first has all of its own.
-    server.until(lambda: server.is_past("engine"), 300)
+    benches = [Bench(run.options.engine_python, run.out / f"load-bench-{number}.log") for number in (1, 2)]
+    server = run.serve("warm", profile, model, timed=True)
+    # An engine that measures its memory must be alone on the GPU; this one is, when the other's imports are over.
+    server.until(lambda: server.is_past("compile"), 300)
     bare = run.serve_bare("bare", profile, model)
     started(run, server, "warm_start")
-    in_turns(run, bench, ready_sides(run, [bench], server, bare), QUICK if run.quick else TEXT)
-    end_bare(run, [bench], bare)
-    run.step("core_killed", lambda: kill_core(run, server, streams=4 if run.quick else 32))
-
-
-def together(run: Setting) -> None:
-    """Both servers under load in the same seconds, text and images; vLLM alone was started first here."""
-    profile, model = run.profile(), run.options.w4a16
-    benches = [Bench(run.options.engine_python, run.out / f"together-bench-{number}.log") for number in (1, 2)]
-    bare = run.serve_bare("bare-first", profile, model)
-    # What it has compiled is in the caches by then, and it measures its memory while the other one still imports.
-    bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 500)
-    server = run.serve("warm-second", profile, model, switchable=True)
-    started(run, server, "warm_start")
-    served, bypassed, alone = ready_sides(run, benches, server, bare)
-    texts, images = (QUICK[1:2], QUICK[2:]) if run.quick else (TEXT_HALVES, IMAGE_HALVES)
-    at_once(run, benches, [(served, alone), (served, bypassed)], texts)
-    at_once(run, benches, [(served, alone)], images)
-    end_bare(run, benches, bare)
-    asked_s = server.signal(signal.SIGTERM)
-    run.step("stopped", lambda: server.ending(asked_s, 60))
-
-
-def ready_sides(run: Setting, benches: Sequence[Bench], server: Served, bare: Endpoint) -> tuple[Side, Side, Side]:
-    """Wait until both serve, warm them up, and return the sides: servekit, the same past its gate, vLLM alone."""
     run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
     run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
     for bench in benches:
         bench.ready()
-    sides = (Side("servekit", server), Side("bypassed", server, (BYPASS,)), Side("bare", bare))
-    for side, bench in ((sides[0], benches[0]), (sides[2], benches[-1])):
+    servers: dict[str, Endpoint] = {"servekit": server, "bare": bare}
+    for bench, each in zip(benches, servers.values(), strict=True):
         for warm in QUICK[:1] if run.quick else WARM_UP:
-            side.load(run, bench, warm, seed=7)
-    return sides
-
-
-def end_bare(run: Setting, benches: Sequence[Bench], bare: Endpoint) -> None:
-    """End the load generators and the bare server."""
+            put(run, bench, each, warm, seed=7)
+    at_once(run, benches, servers, QUICK if run.quick else AT_ONCE)
+    in_turns(run, benches[0], servers, QUICK if run.quick else IN_TURNS)
     for bench in benches:
         bench.close()
     asked_s = bare.signal(signal.SIGTERM)
     run.step("bare_end", lambda: bare.ending(asked_s, 30))
+    run.step("core_killed", lambda: kill_core(run, server, streams=4 if run.quick else 32))
 
 
 def baseline(run: Setting) -> None:
@@ -184,8 +160,7 @@ def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
 
 RUN: dict[str, Callable[[Setting], None]] = {
     "start": start,
-    "text": text,
-    "together": together,
+    "load": load,
     "baseline": baseline,
     "stops": stops,
 }

@@ -67,9 +67,9 @@ FAULTS = (
     ),
     Fault(
         "dies: /health says so, and it goes on",
-        *(BROKEN, 5, f"{_DIED}killed by signal 9"),
+        *(BROKEN, 5, f"{_DIED}killed after it had said on /health"),
         faults=("--sick-after", "0.3"),
-        within_s=25,
+        within_s=8,
     ),
     Fault("keeper killed", BROKEN, 5, f"{_DIED}killed by signal 9", provoke=kill("keeper")),
     Fault(

@@ -14,7 +14,7 @@ import pytest
 from servekit.preflight.gpus import survey_gpus
 from tests.conftest import ROOT
 
-STAGES = ("start", "text", "together", "baseline", "stops")
+STAGES = ("start", "load", "baseline", "stops")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
     folder = Path(given) if given else take_records(tmp_path_factory.mktemp("gpu"))
 
     def read(stage: str) -> dict[str, Any]:
-        values = json.loads((folder / f"{stage}.json").read_text())
+        path = folder / f"{stage}.json"
+        assert path.exists(), f"{folder} has no record of the stage {stage}: python -m benchmarks.gpu {stage} takes it"
+        values = json.loads(path.read_text())
         assert isinstance(values, dict)
         return values
 

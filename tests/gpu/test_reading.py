@@ -3,12 +3,14 @@
 import sys
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
 
 from benchmarks.gpu.bench import Load
-from benchmarks.gpu.compare import BYPASS, side_by_side, summarise
+from benchmarks.gpu.compare import at_once_row, in_turns_row
 from benchmarks.gpu.engine_log import compare, read_figures
 from benchmarks.gpu.load import single_requests
 from benchmarks.gpu.setting import without_guard
@@ -55,44 +57,59 @@ def result(seconds: float, ttfts_ms: list[float], **more: Any) -> dict[str, Any]
     """What one load gave: 100 tokens, and requests that begin a second apart."""
     starts_s = [float(number) for number in range(len(ttfts_ms))]
     single = {"starts_s": starts_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms], "tokens": []} | more
-    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "total_output_tokens": 100, "output_throughput": 10.0}
-    return same | {"duration": seconds, "single": single, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
+    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "total_output_tokens": 100}
+    rate = {"duration": seconds, "output_throughput": 100 / seconds}
+    return same | rate | {"single": single, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
 
 
-def test_rounds_are_summed_up_as_ratio_and_difference() -> None:
+ONE_STREAM = Load("text-1", 1, 4, 1, 1)
+
+
+def test_rounds_in_turns_are_summed_up() -> None:
     """Throughput is all tokens over all seconds, latency the median of all requests but the first of each round."""
     rounds = [
-        {"text-1": {"servekit": result(1.0, [900, 30, 31, 90]), "bare": result(1.0, [900, 28, 28, 28])}},
-        {"text-1": {"servekit": result(3.0, [900, 30, 30, 30]), "bare": result(1.0, [900, 28, 28, 28])}},
+        {"servekit": result(1.0, [900, 30, 31, 90]), "bare": result(1.0, [900, 28, 28, 28])},
+        {"servekit": result(3.0, [900, 30, 30, 30]), "bare": result(1.0, [900, 28, 28, 28])},
     ]
-    row = summarise(Load("text-1", 1, 4, 1, 1), ("servekit", "bare"), rounds)
+    row = in_turns_row(ONE_STREAM, rounds)
     assert row["servekit"]["output_tokens_per_s"] == 50
     assert row["servekit"]["server_cpu_ms_per_request"] == 2
-    assert row["servekit_over_bare"]["throughput"] == 0.5
-    assert row["servekit_over_bare"]["ttft_added_ms"] == 2.0
-    assert [each["ttft_added_ms"] for each in row["servekit_over_bare"]["by_round"]] == [3.0, 2.0]
+    assert row["over"]["throughput"] == 0.5
+    assert row["over"]["throughput_by_round"] == [1.0, 0.3333]
+    assert row["over"]["throughput_error"] == pytest.approx(1 / 3, abs=1e-3)
+    assert row["over"]["ttft_added_ms"] == 2.0
 
 
-def test_two_sides_at_once_are_compared_in_the_seconds_they_share() -> None:
+def test_halves_at_once_are_compared_in_the_seconds_they_share() -> None:
     """What one side does before the other has all its streams, or after its last request, is not counted."""
-    every_tick = [(tick, 1.0) for tick in range(20 * 9)]
-    one = result(8.0, [500, 30, 30, 30, 30, 30, 30, 30, 30], tokens=every_tick)
-    other = result(4.0, [500, 28, 28, 28, 28], tokens=[(tick, 2.0) for tick in range(20 * 9)])
-    row = side_by_side(Load("text-1", 1, 4, 1, 1), {"servekit": one, "bare": other})
+    ticks = range(20 * 9)
+    one = result(8.0, [500, 30, 30, 30, 30, 30, 30, 30, 30], tokens=[(tick, 1.0) for tick in ticks])
+    other = result(4.0, [500, 28, 28, 28, 28], tokens=[(tick, 2.0) for tick in ticks])
+    row = at_once_row(ONE_STREAM, {"servekit": one, "bare": other})
     assert row["seconds"] == 3
-    assert (row["servekit"]["requests"], row["bare"]["requests"]) == (4, 4)
+    assert (row["servekit"]["requests_counted"], row["bare"]["requests_counted"]) == (4, 4)
     assert row["servekit"]["output_tokens_per_s"] == 20
-    assert row["over"] == {"throughput": 0.5, "ttft_added_ms": 2.0, "itl_added_ms": 0.0, "whole_throughput": 1.0}
-    assert "failure" in side_by_side(Load("text-1", 1, 4, 1, 1), {"servekit": one, "bare": {"failure": "x"}})
+    assert row["over"]["throughput"] == row["over"]["whole_throughput"] == 0.5
+    assert row["over"]["throughput_error"] == 0.0
+    assert row["over"]["ttft_added_ms"] == 2.0
+
+
+def test_a_burst_is_compared_as_a_whole() -> None:
+    """Where all requests begin together there are no steady seconds, and all of them count."""
+    burst = Load("images-4", 4, 4, 1, 1, images=3)
+    one, other = result(2.0, [40, 30, 30, 30]), result(1.0, [28, 28, 28, 28])
+    row = at_once_row(burst, {"servekit": one, "bare": other})
+    assert row["seconds"] is None
+    assert (row["servekit"]["requests_counted"], row["over"]["ttft_added_ms"]) == (4, 2.0)
+    assert row["over"]["throughput"] == 0.5
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
-    """A round without figures leaves no ratio behind, and neither does a load that was left out."""
-    load = Load("text-1", 1, 1, 1, 1)
-    row = summarise(load, ("servekit", "bare"), [{"text-1": {"servekit": {"failure": "x"}, "bare": {}}}])
-    assert "servekit_over_bare" not in row
-    assert row["failure"]
-    assert summarise(load, ("servekit", "bare"), [{}])["failure"] == "no time was left for it"
+    """A load without figures leaves no ratio behind, and neither does one that was left out."""
+    half = {"servekit": result(1.0, [30, 30]), "bare": {"failure": "x"}}
+    for row in (in_turns_row(ONE_STREAM, [half]), in_turns_row(ONE_STREAM, []), at_once_row(ONE_STREAM, half)):
+        assert row["failure"]
+        assert "over" not in row
 
 
 def test_single_requests_are_told_in_order() -> None:
@@ -109,9 +126,3 @@ def test_single_requests_are_told_in_order() -> None:
     assert told["starts_s"] == [1.0, 3.0]
     assert told["ttfts_s"] == [0.5, 0.25]
     assert told["tokens"] == [(30, 2.0), (32, 2.0), (65, 1.0)]
-
-
-def test_gate_can_be_bypassed_by_a_header() -> None:
-    """The header goes with each request of the load."""
-    words = Load("text-1", 1, 8, 64, 32).arguments("http://h", ROOT, seed=5, headers=[BYPASS])
-    assert words[words.index("--header") + 1] == "x-bare=1"

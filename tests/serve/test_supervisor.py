@@ -140,14 +140,14 @@ def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
     assert not is_running(int((tmp_path / "pid").read_text()))
 
 
-def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually) -> None:
     """An engine that says it is dead is not ready any more, and is killed when it does not end by itself."""
-    monkeypatch.setattr("servekit.serve.supervisor._DYING_S", 1)
     run = supervise("--sick-after", "1")
     until_ready(run, eventually)
     eventually(lambda: run.status.state is State.FAILED, within_s=5, what="the failure")
     assert not run.status.alive
     assert run.end() is ExitCode.ENGINE_DIED
+    assert "killed after it had said on /health that it was dead" in run.status.reason
 
 
 @pytest.mark.parametrize(

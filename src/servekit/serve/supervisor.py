@@ -29,8 +29,9 @@ _PROGRESS_S = 5.0
 _TICK_S = 0.25
 """The longest wait for an event. A signal that arrives just before the wait begins does not interrupt it, and Python
 runs its handler only afterwards: a stop would be heard that much later."""
-_DYING_S = 15.0
-"""After `/health` has turned 503, vLLM 0.20.2 ends within 3 to 4 s; longer than this it is killed."""
+_DYING_S = 3.0
+"""After `/health` has turned 503, vLLM 0.20.2 ends within 5 s (entrypoints/launcher.py, watchdog_loop) and some time to
+tidy up. Its clients have had their error at once, so it is not waited for longer than this."""
 _KILL_S = 10.0
 """How long the keeper may take to kill everything before the process group is killed from here."""
 _RECENT_S = 30.0
@@ -179,13 +180,15 @@ class Supervisor:
                 case Exited(code):
                     return self._died(code)
                 case StopAsked() | None:
-                    return self._died(self._kill())
+                    self._kill()
+                    return self._died(None)
                 case _:
                     pass
 
-    def _died(self, code: int) -> ExitCode:
+    def _died(self, code: int | None) -> ExitCode:
+        """Tell the end of an engine with this exit code; None: it said it was dead and was killed for it."""
         self._repeat_lines()
-        how = describe_exit(code)
+        how = "killed after it had said on /health that it was dead" if code is None else describe_exit(code)
         if code == 0:
             how += ", which vLLM gives also when its EngineCore has died"
         how = self._with_kernel(how)

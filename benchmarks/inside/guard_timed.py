@@ -1,0 +1,63 @@
+"""The guard with a stopwatch, for `benchmarks/gpu` only: how long a request for text is held before vLLM gets it.
+
+The guard does not touch the answer's way back, so this is all the time it adds to the first token; the wait for the
+body is in it, which vLLM alone waits for too.
+"""
+
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from servekit.serve.inside.servekit_guard.engine import Guard
+    from servekit.serve.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
+else:
+    from servekit_guard.engine import Guard
+    from servekit_guard.refusals import App, Receive, Scope, Send, answer
+
+PATH = "/guard-times"
+"""Asked here, it answers with the times since it was asked last."""
+_BEGAN = "servekit.began_s"
+
+
+class Timed(Guard):
+    """The guard; each request for text is timed from its headers to the moment it is passed on."""
+
+    def __init__(self, app: App) -> None:
+        """Stand around the guard: before it and behind it."""
+        self._behind = Behind(app)
+        super().__init__(self._behind)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start the watch, and do as the guard does."""
+        if scope["type"] == "http" and scope["path"] == PATH:
+            await answer(scope, send, 200, json.dumps(self._behind.tell()).encode(), [])
+            return
+        scope[_BEGAN] = time.perf_counter()
+        await super().__call__(scope, receive, send)
+
+
+class Behind:
+    """What the guard passes requests on to: stops the watch, and hands them to vLLM."""
+
+    def __init__(self, app: App) -> None:
+        """Stand before vLLM's application; the guard finds it as the next layer."""
+        self.app = app
+        self._held_ms: list[float] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stop the watch of a request for text."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            self._held_ms.append(1000 * (time.perf_counter() - scope[_BEGAN]))
+        await self.app(scope, receive, send)
+
+    def tell(self) -> dict[str, float | None]:
+        """Return the number of requests, and the median and 99th percentile of their milliseconds; forget them."""
+        held_ms, self._held_ms = sorted(self._held_ms), []
+        last = len(held_ms) - 1
+        return {
+            "requests": len(held_ms),
+            "median_ms": round(statistics.median(held_ms), 3) if held_ms else None,
+            "p99_ms": round(held_ms[round(0.99 * last)], 3) if held_ms else None,
+        }
