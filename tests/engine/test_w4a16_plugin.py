@@ -35,11 +35,11 @@ layer.w_q = parameter(packed, input_dim=1, output_dim=0, packed_dim=1)
 layer.w_s = parameter(scales, input_dim=1, output_dim=0)
 x, bias = torch.randn(5, INPUTS).bfloat16(), torch.randn(OUTPUTS).bfloat16()
 weights = (values - 8) * scales.double().repeat_interleave(GROUP, dim=1)
-exact = x.double() @ weights.T + bias.double()
+exact = x.double() @ weights.T
 shape = (INPUTS, OUTPUTS)
 config = MPLinearLayerConfig(shape, shape, scalar_types.uint4b8, torch.bfloat16, GROUP, False, False)
 
-def error_of(kind):
+def error_of(kind, bias=None):
     mine = torch.nn.Module()
     mine.w_q, mine.w_s = (
         parameter(old.data.clone(), **{name: value for name, value in vars(old).items() if name.endswith("dim")})
@@ -47,13 +47,14 @@ def error_of(kind):
     )
     kernel = kind(config, "w_q", "w_s")
     kernel.process_weights_after_loading(mine)
-    return float((kernel.apply_weights(mine, x, bias) - exact).norm() / exact.norm())
+    wanted = exact if bias is None else exact + bias.double()
+    return float((kernel.apply_weights(mine, x, bias) - wanted).norm() / wanted.norm())
 
 plugin.register()
 own = hasattr(torch.ops._C, "cpu_gemm_wna16")
 answer = {
     "has_own": own,
-    "error": error_of(plugin.UnpackedW4A16LinearKernel),
+    "error": error_of(plugin.UnpackedW4A16LinearKernel, bias),
     "own_error": error_of(CPUWNA16LinearKernel) if own else None,
     "kernels": [kind.__name__ for kind in linear._POSSIBLE_KERNELS[PlatformEnum.CPU]],
     "zero_points": plugin.UnpackedW4A16LinearKernel.can_implement(
