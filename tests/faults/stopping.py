@@ -48,7 +48,9 @@ FAULTS = (
         "SIGTERM, and the guard does not answer",
         *(DRAINED, 0, "SIGTERM: drained"),
         faults=("--deaf-to-drain",),
+        flags=("--drain-s", "4"),  # half of it is waited for the guard
         provoke=send(SIGTERM),
+        within_s=8,
     ),
     Fault(
         "SIGTERM twice, and the guard does not answer",
