@@ -40,10 +40,15 @@ def load(run: Setting) -> None:
     """
     profile, model = run.profile(), run.options.w4a16
     benches = [Bench(run.options.engine_python, run.out / f"load-bench-{number}.log") for number in (1, 2)]
-    server = run.serve("warm", profile, model, timed=True)
-    # An engine that measures its memory must be alone on the GPU; this one is, when the other's imports are over.
-    server.until(lambda: server.is_past("compile"), 300)
-    bare = run.serve_bare("bare", profile, model)
+    # An engine that measures its memory must be alone on the GPU; the second is, when its imports are over.
+    if run.options.bare_first:
+        bare = run.serve_bare("bare", profile, model)
+        bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 300)
+        server = run.serve("warm", profile, model, timed=True)
+    else:
+        server = run.serve("warm", profile, model, timed=True)
+        server.until(lambda: server.is_past("compile"), 300)
+        bare = run.serve_bare("bare", profile, model)
     started(run, server, "warm_start")
     run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
     run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
