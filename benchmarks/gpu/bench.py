@@ -76,7 +76,7 @@ AT_ONCE = (
 )
 """Both servers in the same seconds, each with half of the streams. (One stream is one on each.)"""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
-RATIO = Load("ratio", 512, 512, 600, 200, about_s=35)
+RATIO = Load("ratio", 512, 512, 600, 200)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
 
 QUICK = (Load("text-1", 1, 6, 32, 8), Load("text-4", 4, 24, 32, 8, spread=0.5), Load("images-1", 1, 3, 8, 4, images=3))

@@ -4,10 +4,10 @@ import itertools
 import json
 import math
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Any
 
 from benchmarks.gpu.bench import Bench, Load
@@ -21,9 +21,8 @@ AFTER_S = 15
 SIDES = ("servekit", "bare")
 STRETCH_TICKS = round(0.5 / TICK_S)
 """Ticks in one of the stretches by whose differences a throughput's error is told."""
-OK = 200
 HELD_PATH = "/guard-times"
-"""Where benchmarks/inside/guard_timed.py tells how long the guard held requests."""
+"""Where benchmarks/inside/guard_timed.py tells how long the guard held requests: its `PATH`, out of reach from here."""
 
 Measured = Mapping[str, Mapping[str, Any]]
 """What one load gave on each side."""
@@ -32,6 +31,7 @@ Measured = Mapping[str, Mapping[str, Any]]
 def in_turns(run: Setting, bench: Bench, servers: Mapping[str, Endpoint], loads: Sequence[Load]) -> None:
     """Put each load on one server and then on the other, a few rounds; the order changes all the time."""
     measured: dict[str, list[Measured]] = {load.name: [] for load in loads}
+    rows = {load.name: in_turns_row(load, []) for load in loads}
     for number in range(run.options.rounds):
         for place, load in enumerate(loads):
             if load.about_s + AFTER_S > run.left_s():
@@ -40,9 +40,10 @@ def in_turns(run: Setting, bench: Bench, servers: Mapping[str, Endpoint], loads:
             seed = 1000 * number + 100 * place
             result = {side: put(run, bench, servers[side], load, seed) for side in sides}
             measured[load.name].append(result)
+            rows[load.name] = in_turns_row(load, measured[load.name])
+            run.record["in_turns"] = list(rows.values())
             run.note("last_load", {"load": load.name} | without_singles(result))
-            run.record["in_turns"] = [in_turns_row(each, measured[each.name]) for each in loads]
-    run.note("in_turns", [in_turns_row(load, measured[load.name]) for load in loads])
+    run.note("in_turns", list(rows.values()))
 
 
 def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoint], loads: Sequence[Load]) -> None:
@@ -50,7 +51,8 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoi
 
     Whatever the host and the GPU do meanwhile meets both alike: what differs is what the servers differ by.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    run.record["at_once"] = rows
     for place, load in enumerate(loads):
         if load.about_s + AFTER_S > run.left_s():
             rows.append({"load": load.name, "failure": "no time was left for it"})
@@ -62,7 +64,6 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoi
             }
             result = {side: half.result() for side, half in halves.items()}
         rows.append(at_once_row(load, result))
-        run.record["at_once"] = rows
         run.note("last_load", rows[-1])
     run.note("at_once", rows)
 
@@ -71,13 +72,11 @@ def put(run: Setting, bench: Bench, server: Endpoint, load: Load, seed: int) -> 
     """Put one load on one server; add what processor time it took and how long the guard held the requests."""
     get(f"{server.url}{HELD_PATH}")  # forget those before
     before_s = _cpu_s(server)
-    began_s = time.monotonic()
     result = bench.run(load, server.url, run.options.w4a16, seed=seed, key=run.key())
-    took_s = time.monotonic() - began_s
     after_s = _cpu_s(server)
     code, held = get(f"{server.url}{HELD_PATH}")
     used = {name: round(after_s[name] - before_s[name], 2) for name in after_s}
-    return result | used | {"took_s": round(took_s, 1)} | ({"held": json.loads(held)} if code == OK else {})
+    return result | used | ({"held": json.loads(held)} if code == HTTPStatus.OK else {})
 
 
 def _cpu_s(server: Endpoint) -> dict[str, float]:
@@ -96,10 +95,8 @@ def in_turns_row(load: Load, rounds: Sequence[Measured]) -> dict[str, Any]:
     row: dict[str, Any] = {"load": load.name, "streams": load.streams, "images": load.images, "rounds": len(rounds)}
     if not rounds or any("single" not in each[side] for each in rounds for side in SIDES):
         return row | {"failure": [without_singles(each) for each in rounds] or "no time was left for it"}
-    ratios = []
-    for each in rounds:
-        one, other = (each[side]["output_throughput"] for side in SIDES)
-        ratios.append(one / other)
+    one, other = ([each[side]["output_throughput"] for each in rounds] for side in SIDES)
+    ratios = [mine / its for mine, its in zip(one, other, strict=True)]
     for side in SIDES:
         mine = [each[side] for each in rounds]
         tokens, seconds = (sum(each[name] for each in mine) for name in ("total_output_tokens", "duration"))
@@ -123,18 +120,18 @@ def at_once_row(load: Load, result: Measured) -> dict[str, Any]:
     begin_s, end_s = shared_span(singles, load.streams)
     shared = [_stretches(single["tokens"], begin_s, end_s) for single in singles]
     inside = [_ttfts_s(single, begin_s, end_s) for single in singles]
-    row["seconds"] = round(end_s - begin_s, 2) if all(shared) and all(inside) else None
+    steady = all(shared) and all(inside)
+    row["seconds"] = round(end_s - begin_s, 2) if steady else None
     for side, stretches, ttfts_s, single in zip(SIDES, shared, inside, singles, strict=True):
         whole = result[side]["output_throughput"]
-        apart = row["seconds"] is not None
-        rate = sum(stretches) / (len(stretches) * STRETCH_TICKS * TICK_S) if apart else whole
+        rate = sum(stretches) / (len(stretches) * STRETCH_TICKS * TICK_S) if steady else whole
         row[side] = {
             "output_tokens_per_s": round(rate, 1),
             "whole_output_tokens_per_s": round(whole, 1),
-            **_latencies(ttfts_s if apart else single["ttfts_s"], [result[side]]),
+            **_latencies(ttfts_s if steady else single["ttfts_s"], [result[side]]),
         }
-    whole, other = (row[side]["whole_output_tokens_per_s"] for side in SIDES)
-    over = {"throughput_error": _ratio_error(*shared), "whole_throughput": round(whole / other, 4)}
+    one, other = (row[side]["whole_output_tokens_per_s"] for side in SIDES)
+    over = {"throughput_error": _ratio_error(*shared), "whole_throughput": round(one / other, 4)}
     return row | {"over": _over(row) | over}
 
 
@@ -172,7 +169,7 @@ def _ratio_error(one: Sequence[float], other: Sequence[float]) -> float | None:
     return round(statistics.stdev(a - b for a, b in zip(one, other, strict=True)) / math.sqrt(len(one)) / mean, 4)
 
 
-def _latencies(ttfts_s: Any, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _latencies(ttfts_s: Iterable[float], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ttfts_ms = [1000 * ttft_s for ttft_s in ttfts_s]
     requests = max(1, sum(each["completed"] for each in results))
     return {

@@ -68,8 +68,7 @@ def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path, nea
     wanted = PHASES.index(phase)
     seen = ""
     while server.process.poll() is None and server.age_s < 240:  # noqa: PLR2004 - longer than any warm start
-        now = server.phase()
-        seen = now if now in PHASES else seen
+        seen = server.phase() or seen
         reached = PHASES.index(seen) if seen else -1
         if reached >= wanted - 1:
             near.set()

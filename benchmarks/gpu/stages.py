@@ -12,7 +12,7 @@ from benchmarks.gpu.compare import at_once, in_turns, put, without_singles
 from benchmarks.gpu.endpoint import Endpoint, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
-from benchmarks.gpu.setting import BASELINE, Setting, healthy
+from benchmarks.gpu.setting import BASELINE, STAGES, Setting, healthy
 
 RATIO_ROUNDS = 2
 
@@ -85,10 +85,10 @@ def baseline(run: Setting) -> None:
         for warm in QUICK[:1] if run.quick else WARM_UP[:1]:
             bench.run(warm, each.url, model, seed=7, key=run.key())
     ratio: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
-    for number in range(1 if run.quick else RATIO_ROUNDS):
-        load = QUICK_RATIO if run.quick else RATIO
+    ratio_load, rounds = (QUICK_RATIO, 1) if run.quick else (RATIO, RATIO_ROUNDS)
+    for number in range(rounds):
         for name, each in servers.items():
-            result = bench.run(load, each.url, model, seed=99 + number, key=run.key())
+            result = bench.run(ratio_load, each.url, model, seed=99 + number, key=run.key())
             ratio[name].append(without_singles(result))
         run.note("ratio", ratio)
     bench.close()
@@ -163,9 +163,4 @@ def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
     return {names[pid]: size for pid, size in held.items() if pid in names}
 
 
-RUN: dict[str, Callable[[Setting], None]] = {
-    "start": start,
-    "load": load,
-    "baseline": baseline,
-    "stops": stops,
-}
+RUN: dict[str, Callable[[Setting], None]] = dict(zip(STAGES, (start, load, baseline, stops), strict=True))

@@ -14,7 +14,9 @@ import pytest
 from servekit.preflight.gpus import survey_gpus
 from tests.conftest import ROOT
 
-STAGES = ("start", "load", "baseline", "stops")
+sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+
+from benchmarks.gpu.setting import STAGES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

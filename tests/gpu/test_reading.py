@@ -1,14 +1,8 @@
 """How the proof on a GPU reads logs and counts; needs no GPU."""
 
-import sys
 from typing import Any
 
 import pytest
-
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
-
 from benchmarks.gpu.bench import Load
 from benchmarks.gpu.compare import at_once_row, in_turns_row
 from benchmarks.gpu.engine_log import compare, read_figures
@@ -16,6 +10,7 @@ from benchmarks.gpu.load import single_requests
 from benchmarks.gpu.setting import without_guard
 
 from servekit.serve.guard import guard_arguments
+from tests.conftest import ROOT
 
 LINES = [
     "engine   | (EngineCore pid=7) INFO [gpu_model_runner.py:4879] Model loading took 9.18 GiB memory and 3.4 seconds",
