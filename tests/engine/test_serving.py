@@ -14,6 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletionContentPartParam
 from prometheus_client.parser import text_string_to_metric_families
 
+from servekit.serve.probe import EngineClient
 from tests.conftest import ROOT, wait_until
 from tests.engine.conftest import ENGINE, Endpoint, get
 
@@ -160,6 +161,12 @@ def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI
     running = samples["vllm:cache_config_info"].labels
     assert running["cache_dtype"] == "auto"
     assert running["enable_prefix_caching"] == "True"
+
+
+def test_warm_up_is_what_the_engine_takes(endpoint: Endpoint) -> None:
+    """The batches servekit asks for before it is ready come whole from the real engine."""
+    client = EngineClient(endpoint.url, {"Authorization": f"Bearer {endpoint.key}"})
+    assert client.warm_up(MODEL) == 16 * (3 + 16)
 
 
 def test_log_tells_the_start(endpoint: Endpoint) -> None:

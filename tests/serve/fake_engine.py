@@ -27,6 +27,7 @@ requests that run when SIGTERM comes, and ends with 0. Its faults:
   --crash-on-sigterm    kill itself by SIGSEGV when SIGTERM comes
   --wrong-name          serve another model name than asked for
   --no-token            answer a generation with no token
+  --no-batch            answer a request with several prompts with 500
   --slow-request-s S    take S seconds for each generation
   --wedge-after S       make no token and move no counter from S seconds after its first token; /health stays 200
   --runs-with-kv-cache-dtype X    the cache type it reports, whatever it was asked for
@@ -118,7 +119,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(flag, action="store_true")
     for flag in ("--end-loading", "--sick", "--no-guard", "--crash-on-sigterm", "--flood-while-serving"):
         parser.add_argument(flag, action="store_true")
-    for flag in ("--wedge", "--complain", "--complain-loading", "--deaf-to-drain"):
+    for flag in ("--wedge", "--no-batch", "--complain", "--complain-loading", "--deaf-to-drain"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--enable-prefix-caching", "--enable-chunked-prefill"):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction)
@@ -237,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"{}")
 
     def do_POST(self) -> None:
-        """Generate, slowly if asked to; servekit's own one-token request is never slow."""
+        """Generate, slowly if asked to; servekit's own requests, one token or a batch, are never slow."""
         options = self.server.options
         if self.path == "/_servekit/drain":
             self.drain()
@@ -254,11 +255,15 @@ class Handler(BaseHTTPRequestHandler):
             if not self.reach_core():
                 self.answer(200, json.dumps({"usage": {"completion_tokens": 0}}).encode())
                 return
-            if request["max_tokens"] > 1:
+            batch = len(request["prompt"]) if isinstance(request.get("prompt"), list) else 1
+            if options.no_batch and batch > 1:
+                self.answer(500, b'{"error": {"message": "no batch"}}')
+                return
+            if request["max_tokens"] > 1 and batch == 1:
                 time.sleep(options.slow_request_s)
             while options.wedge or self.server.is_past(options.wedge_after):
                 time.sleep(0.05)
-            made = 0 if options.no_token else request["max_tokens"]
+            made = 0 if options.no_token else batch * request["max_tokens"]
             if options.complain and self.server.made:
                 print("ValueError: a client's mistake", flush=True)
             self.server.made += made

@@ -156,6 +156,11 @@ def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually) -> 
         ("--wrong-name", ExitCode.CONTRACT_BROKEN, "/v1/models lists another, not m"),
         ("--no-token", ExitCode.START_FAILED, "asked for one token, the engine made 0"),
         (
+            "--no-batch",
+            ExitCode.START_FAILED,
+            'the engine is up but does not answer: /v1/completions: HTTP 500: {"error": {"message": "no batch"}}',
+        ),
+        (
             "--runs-with-kv-cache-dtype=fp8_e5m2",
             ExitCode.CONTRACT_BROKEN,
             "the contract is broken: kv-cache-dtype: wanted auto, the engine runs with fp8_e5m2",
@@ -170,6 +175,14 @@ def test_never_ready_when_it_is_not_what_was_planned(
     assert run.end() is code
     assert run.status.reason == reason
     assert State.READY not in [change.state for change in run.status.transitions]
+
+
+def test_warm_before_it_is_ready(supervise: Supervise, eventually: Eventually) -> None:
+    """A ready endpoint has generated one token, and 16 for each of 3 and of 16 prompts at once."""
+    run = supervise()
+    until_ready(run, eventually)
+    made = urllib3.request("GET", f"{run.plan.url}/metrics").data.decode()
+    assert f'vllm:generation_tokens_total{{engine="0"}} {1 + 16 * (3 + 16)}.0' in made
 
 
 def test_contract_is_told(supervise: Supervise, eventually: Eventually) -> None:

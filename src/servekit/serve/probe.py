@@ -13,6 +13,9 @@ from servekit.serve.guard import DRAIN_PATH
 TIMEOUT_S = 5.0
 _TOKEN_TIMEOUT_S = 120.0
 """The first token of a start may wait for kernels that are compiled on first use."""
+_WARM_UP_BATCHES = (3, 16)
+"""Prompts at once. All of a batch run until the last of them has come: tokens enough for that are asked for."""
+_WARM_UP_PROMPT = "1 2 3"
 
 
 class ProbeError(Exception):
@@ -69,7 +72,21 @@ class EngineClient:
     def generate_token(self, model: str) -> int:
         """Generate one token and return how many the engine says it made."""
         # temperature 0 and a single token: the least work that goes through scheduler, model and sampler.
-        request = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0, "ignore_eos": True}
+        return self._generate({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0, "ignore_eos": True})
+
+    def warm_up(self, model: str) -> int:
+        """Generate as clients do, first few and then many at once; return how many tokens the engine says it made.
+
+        vLLM 0.20.2 warms up no batch that holds a prompt, and Triton compiles its attention kernel (num_seqs in
+        v1/attention/ops/triton_unified_attention.py) for one request, for a multiple of 16 and for any other number.
+        Sampling is the checkpoint's own; 8 requests and more take another way (v1/sample/ops/topk_topp_sampler.py).
+        """
+        return sum(
+            self._generate({"model": model, "prompt": [_WARM_UP_PROMPT] * number, "max_tokens": 16, "ignore_eos": True})
+            for number in _WARM_UP_BATCHES
+        )
+
+    def _generate(self, request: Mapping[str, Any]) -> int:
         body = self._json("POST", "/v1/completions", request, timeout_s=_TOKEN_TIMEOUT_S)
         try:
             return int(body["usage"]["completion_tokens"])

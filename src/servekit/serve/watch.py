@@ -126,10 +126,11 @@ class Watch:
                 reason = f"/v1/models lists {', '.join(names) or 'nothing'}, not {self._served_name}"
                 return Unfit(reason, ExitCode.CONTRACT_BROKEN)
             tokens = self._client.generate_token(self._served_name)
+            if tokens != 1:
+                return Unfit(f"asked for one token, the engine made {tokens}", ExitCode.START_FAILED)
+            self._client.warm_up(self._served_name)
         except ProbeError as error:
             return Unfit(f"the engine is up but does not answer: {error}", ExitCode.START_FAILED)
-        if tokens != 1:
-            return Unfit(f"asked for one token, the engine made {tokens}", ExitCode.START_FAILED)
         return Answered()
 
     def _watch_serving(self) -> None:
