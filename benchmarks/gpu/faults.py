@@ -18,14 +18,17 @@ BRIEF_PHASES = ("preflight", "verify")
 
 def drain(run: Setting, server: Served, *, streams: int, tokens: int) -> dict[str, Any]:
     """SIGTERM while streams run: all of them must finish. What comes in the same moment may be refused or finish."""
+    began_s = time.monotonic()
     clients = Streams(server.url, run.key(), count=streams, tokens=tokens)
     clients.all_begun.wait(20)
+    first_tokens_s = round(time.monotonic() - began_s, 2)
     late = Streams(server.url, run.key(), count=4 if run.quick else 8, tokens=16)
     asked_s = server.signal(signal.SIGTERM)
     time.sleep(0.5)
     refused = get(f"{server.url}/health")[0]
     ready = get(f"{server.observe_url}/readyz")[1].strip()
     ended = server.ending(asked_s, 60)
+    ended |= {"first_tokens_s": first_tokens_s}
     ended |= {"streams": clients.wait(5), "streams_in_the_same_moment": late.wait(5)}
     return ended | {"health_while_draining": refused, "readyz_while_draining": ready}
 

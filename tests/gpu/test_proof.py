@@ -86,6 +86,12 @@ def test_drain_finishes_every_running_stream(record: Record) -> None:
     assert list(drain["streams"]) == ["whole"]
 
 
+def test_drain_answers_late_requests_whole_or_not_at_all(record: Record) -> None:
+    """What comes with the SIGTERM, in one of the first batches after a cold start, is served whole or refused."""
+    late = record("start")["drain"]["streams_in_the_same_moment"]
+    assert {how for how in late if how not in ("whole", "HTTP 503") and not how.startswith("connection")} == set()
+
+
 def test_engine_death_is_told_within_six_seconds(record: Record) -> None:
     """A killed EngineCore ends servekit with 5."""
     killed = record("load")["core_killed"]

@@ -29,7 +29,8 @@ requests that run when SIGTERM comes, and ends with 0. Its faults:
   --no-token            answer a generation with no token
   --no-batch            answer a request with several prompts with 500
   --slow-request-s S    take S seconds for each generation
-  --wedge-after S       make no token and move no counter from S seconds after its first token; /health stays 200
+  --wedge-after S       make no token and move no counter from S seconds after its first token, but for a batch of
+                        prompts, which servekit sends before it is ready; /health stays 200
   --runs-with-kv-cache-dtype X    the cache type it reports, whatever it was asked for
   --runs-with JSON      an object of what else it reports, whatever it was asked for; may be given again
   --orphan PIDFILE      leave a child in a session of its own that never ends; its pid goes into PIDFILE
@@ -261,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if request["max_tokens"] > 1 and batch == 1:
                 time.sleep(options.slow_request_s)
-            while options.wedge or self.server.is_past(options.wedge_after):
+            while options.wedge or (batch == 1 and self.server.is_past(options.wedge_after)):
                 time.sleep(0.05)
             made = 0 if options.no_token else batch * request["max_tokens"]
             if options.complain and self.server.made:
