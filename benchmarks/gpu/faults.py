@@ -28,9 +28,9 @@ def drain(run: Setting, server: Served, *, streams: int, tokens: int) -> dict[st
     refused = get(f"{server.url}/health")[0]
     ready = get(f"{server.observe_url}/readyz")[1].strip()
     ended = server.ending(asked_s, 60)
-    ended |= {"first_tokens_s": first_tokens_s}
     ended |= {"streams": clients.wait(5), "streams_in_the_same_moment": late.wait(5)}
-    return ended | {"health_while_draining": refused, "readyz_while_draining": ready}
+    seen = {"health_while_draining": refused, "readyz_while_draining": ready}
+    return ended | seen | {"first_tokens_s": first_tokens_s}
 
 
 def kill_core(run: Setting, server: Served, *, streams: int) -> dict[str, Any]:

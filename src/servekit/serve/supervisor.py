@@ -3,7 +3,6 @@
 import logging
 import math
 import queue
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -229,18 +228,18 @@ class Supervisor:
         self._client.close()  # an idle connection of servekit's own would look like a request
         self._engine.terminate()
 
-    def _kill(self) -> int:
-        """Kill every process of the engine and wait for the news; return its exit code."""
+    def _kill(self) -> None:
+        """Kill every process of the engine and wait for the news."""
         self._watch.stop()
         self._engine.kill()
         deadline_s = self._clock() + _KILL_S
         while True:
             match self._next(deadline_s, lambda: None):
-                case Exited(code):
-                    return code
+                case Exited():
+                    return
                 case None:
                     self._engine.sweep()
-                    return -signal.SIGKILL
+                    return
                 case _:
                     pass
 
