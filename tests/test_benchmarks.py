@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
 
-from benchmarks import check, cold, memory, throughput
+from benchmarks import check, cold, images, memory, throughput
 from benchmarks.__main__ import find_benchmarks
 from benchmarks.endpoint import Endpoint, unguarded
 from benchmarks.load import run_round
@@ -54,6 +54,14 @@ def test_broken_file_has_eight_mistakes() -> None:
     assert [key for key in check.KEYS if key in check.vllm_error(said)] == ["dtype"]
     traceback = "\n".join(["  File x"] * 9 + ["ValidationError: gpu-memory-utilization"])
     assert "gpu-memory-utilization" in check.vllm_error(traceback)
+
+
+def test_images_are_told_by_connector() -> None:
+    """The median of the rounds, on the event loop and in all, for each connector."""
+    rounds = {"vllm": [[1.0, 2.0], [1.2, 2.2], [9.0, 9.0]], "servekit": [[0.1, 1.0]]}
+    _, vllm, servekit = images.table({"JPEG": {"bytes": 160_000, **rounds}})
+    assert vllm.split()[2:] == ["vllm", "1.20", "2.20"]
+    assert servekit.split()[2:] == ["servekit", "0.10", "1.00"]
 
 
 def test_tables() -> None:

@@ -57,24 +57,17 @@ class Load:
         return [*flat, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
 
 
-IN_TURNS = (
-    Load("text-1", 1, 40, 256, 16, about_s=15),
-    Load("text-32", 32, 192, 256, 64, spread=0.5, about_s=20),
-    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=25),
-    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=40),
-)
-"""Each server in turn, while the other is idle."""
-AT_ONCE = (
+LOADS = (
     Load("text-1", 1, 80, 256, 16, about_s=18),
-    Load("text-32", 16, 160, 256, 64, spread=0.5, about_s=14),
-    Load("text-256", 128, 512, 256, 64, spread=0.5, about_s=18),
-    Load("text-512", 256, 768, 256, 64, spread=0.5, about_s=22),
+    Load("text-32", 32, 256, 256, 64, spread=0.5, about_s=18),
+    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=28),
+    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=45),
     Load("images-1", 1, 16, 64, 16, images=3, about_s=12),
-    Load("images-32", 16, 64, 64, 32, images=3, spread=0.5, about_s=25),
-    Load("images-256", 128, 176, 64, 32, images=3, spread=0.5, about_s=45),
-    Load("images-512", 256, 288, 64, 32, images=3, spread=0.5, about_s=70),
+    Load("images-32", 32, 96, 64, 32, images=3, spread=0.5, about_s=30),
+    Load("images-256", 256, 320, 64, 32, images=3, spread=0.5, about_s=75),
+    Load("images-512", 512, 576, 64, 32, images=3, spread=0.5, about_s=140),
 )
-"""Both servers in the same seconds, each with half of the streams. (One stream is one on each.)"""
+"""What each of both servers gets in the same seconds."""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
 RATIO = Load("ratio", 512, 512, 600, 200)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""

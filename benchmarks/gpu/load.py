@@ -2,7 +2,7 @@
 
 Runs under the engine's Python. Reads one JSON object a line, {"arguments": [...], "key": "..."}, with the
 arguments of `vllm bench serve`; writes one line `RESULT {...}` for each: its figures, the energy the GPU spent
-meanwhile, and `single`, what became of each request, in the seconds of a clock that all processes share.
+meanwhile, and `ttfts_s`, the time to the first token of each answered request.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
 from typing import Any
 
 KEPT = (
@@ -23,10 +22,6 @@ KEPT = (
     *("mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms", "mean_itl_ms", "median_itl_ms", "p99_itl_ms"),
     *("mean_tpot_ms", "median_tpot_ms"),
 )
-
-
-TICK_S = 0.05
-"""How finely the coming of tokens is told."""
 
 
 class Meter:
@@ -83,29 +78,16 @@ def measure(parser: argparse.ArgumentParser, main_async: Any, order: dict[str, A
     figures = {name: result[name] for name in KEPT if name in result}
     if starts := result.get("start_times"):
         figures |= meter.between(min(starts), min(starts) + figures["duration"])
-    figures["single"] = single_requests(result)
+    figures["ttfts_s"] = ttfts_s(result)
     if errors := sorted({error for error in result.get("errors", ()) if error}):
         figures["errors"] = errors[:3]
     return figures
 
 
-def single_requests(result: dict[str, Any]) -> dict[str, Any]:
-    """Return start and time to the first token of each answered request, in order, and the tokens of each TICK_S.
-
-    Times are seconds of the monotonic clock; `tokens` has the number of a tick, from the clock's zero on, and the
-    tokens that came in it.
-    """
-    columns = (result[name] for name in ("start_times", "ttfts", "itls", "output_lens", "errors"))
-    answered = sorted(row[:4] for row in zip(*columns, strict=True) if row[1] and not row[4])
-    ticks: defaultdict[int, float] = defaultdict(float)
-    for start, ttft, itls, length in answered:
-        for at_s in itertools.accumulate(itls, initial=start + ttft):
-            ticks[int(at_s / TICK_S)] += length / (len(itls) + 1)  # a busy server sends several tokens in one event
-    return {
-        "starts_s": [round(start, 4) for start, *_ in answered],
-        "ttfts_s": [round(ttft, 6) for _, ttft, *_ in answered],
-        "tokens": [(tick, round(count, 3)) for tick, count in sorted(ticks.items())],
-    }
+def ttfts_s(result: dict[str, Any]) -> list[float]:
+    """Return the seconds to the first token of each answered request, in the order in which they were sent."""
+    sent = zip(result["start_times"], result["ttfts"], result["errors"], strict=True)
+    return [round(ttft, 6) for _, ttft, error in sorted(sent) if ttft and not error]
 
 
 def main() -> None:

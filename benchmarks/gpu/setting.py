@@ -51,6 +51,11 @@ class Setting:
         return bool(self.options.target == "cuda")
 
     @property
+    def name(self) -> str:
+        """Name of the record: the stage, and the order of the start where it is the other one."""
+        return f"{self.options.stage}-bare-first" if self.options.bare_first else str(self.options.stage)
+
+    @property
     def quick(self) -> bool:
         """Whether this is a rehearsal: everything once, as short as can be."""
         return bool(self.options.quick)
@@ -65,7 +70,7 @@ class Setting:
             self.record[name] = value
             self.record["seconds"] = round(time.monotonic() - self.began_s, 1)
             text = json.dumps(self.record, indent=1, default=str)
-            (self.out / f"{self.options.stage}.json").write_text(text + "\n")
+            (self.out / f"{self.name}.json").write_text(text + "\n")
         print(f"[{self.record['seconds']:6.1f} s] {name}: {json.dumps(value, default=str)[:700]}", flush=True)
 
     def step(self, name: str, measure: Callable[[], object]) -> None:

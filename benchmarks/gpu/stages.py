@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.bench import AT_ONCE, IN_TURNS, QUICK, QUICK_RATIO, RATIO, WARM_UP, Bench
+from benchmarks.gpu.bench import LOADS, QUICK, QUICK_RATIO, RATIO, WARM_UP, Bench
 from benchmarks.gpu.card import read_card
-from benchmarks.gpu.compare import at_once, in_turns, put, without_singles
+from benchmarks.gpu.compare import at_once, put, without_requests
 from benchmarks.gpu.endpoint import Endpoint, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
@@ -34,21 +34,18 @@ def start(run: Setting) -> None:
 
 
 def load(run: Setting) -> None:
-    """Start with the kept caches; load servekit and vLLM alone, at once and in turns; kill EngineCore under load.
-
-    At once comes first: its last loads are long, and what time is left after them is for rounds in turns.
-    """
+    """Start with the kept caches; load servekit and vLLM alone in the same seconds; kill EngineCore under load."""
     profile, model = run.profile(), run.options.w4a16
-    benches = [Bench(run.options.engine_python, run.out / f"load-bench-{number}.log") for number in (1, 2)]
+    benches = [Bench(run.options.engine_python, run.out / f"{run.name}-bench-{number}.log") for number in (1, 2)]
     # An engine that measures its memory must be alone on the GPU; the second is, when its imports are over.
     if run.options.bare_first:
-        bare = run.serve_bare("bare", profile, model)
+        bare = run.serve_bare(f"{run.name}-bare", profile, model)
         bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 300)
-        server = run.serve("warm", profile, model, timed=True)
+        server = run.serve(f"{run.name}-servekit", profile, model, timed=True)
     else:
-        server = run.serve("warm", profile, model, timed=True)
+        server = run.serve(f"{run.name}-servekit", profile, model, timed=True)
         server.until(lambda: server.is_past("compile"), 300)
-        bare = run.serve_bare("bare", profile, model)
+        bare = run.serve_bare(f"{run.name}-bare", profile, model)
     started(run, server, "warm_start")
     run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
     run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
@@ -58,8 +55,7 @@ def load(run: Setting) -> None:
     for bench, each in zip(benches, servers.values(), strict=True):
         for warm in QUICK[:1] if run.quick else WARM_UP:
             put(run, bench, each, warm, seed=7)
-    at_once(run, benches, servers, QUICK if run.quick else AT_ONCE)
-    in_turns(run, benches[0], servers, QUICK if run.quick else IN_TURNS)
+    at_once(run, benches, servers, QUICK if run.quick else LOADS)
     for bench in benches:
         bench.close()
     asked_s = bare.signal(signal.SIGTERM)
@@ -89,7 +85,7 @@ def baseline(run: Setting) -> None:
     for number in range(rounds):
         for name, each in servers.items():
             result = bench.run(ratio_load, each.url, model, seed=99 + number, key=run.key())
-            ratio[name].append(without_singles(result))
+            ratio[name].append(without_requests(result))
         run.note("ratio", ratio)
     bench.close()
     asked_s = optimised.signal(signal.SIGTERM)

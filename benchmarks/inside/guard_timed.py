@@ -1,7 +1,7 @@
-"""The guard with a stopwatch, for `benchmarks/gpu` only: how long a request for text is held before vLLM gets it.
+"""The guard with a stopwatch, for `benchmarks/gpu` only: how long a request is held before vLLM gets it.
 
-The guard does not touch the answer's way back, so this is all the time it adds to the first token; the wait for the
-body is in it, which vLLM alone waits for too.
+The guard does not touch the answer's way back, so this is all the time it adds to the first token. The wait for the
+body is not in it: vLLM alone waits for it too.
 """
 
 import json
@@ -11,18 +11,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from servekit.serve.inside.servekit_guard.engine import Guard
-    from servekit.serve.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
+    from servekit.serve.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 else:
     from servekit_guard.engine import Guard
-    from servekit_guard.refusals import App, Receive, Scope, Send, answer
+    from servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 
 PATH = "/guard-times"
 """Asked here, it answers with the times since it was asked last."""
-_BEGAN = "servekit.began_s"
+_WATCH = "servekit.watch"
+
+
+class Watch:
+    """Runs from its making on, but for the waits for the request's body."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._began_s = time.perf_counter()
+
+    async def receive(self) -> Message:
+        """Do as the server's `receive` does, the watch stopped."""
+        asked_s = time.perf_counter()
+        try:
+            return await self._receive()
+        finally:
+            self._began_s += time.perf_counter() - asked_s
+
+    def held_ms(self) -> float:
+        """Return the milliseconds so far."""
+        return 1000 * (time.perf_counter() - self._began_s)
 
 
 class Timed(Guard):
-    """The guard; each request for text is timed from its headers to the moment it is passed on."""
+    """The guard; each request is timed from its headers to the moment it is passed on."""
 
     def __init__(self, app: App) -> None:
         """Stand around the guard: before it and behind it."""
@@ -34,8 +54,8 @@ class Timed(Guard):
         if scope["type"] == "http" and scope["path"] == PATH:
             await answer(scope, send, 200, json.dumps(self._behind.tell()).encode(), [])
             return
-        scope[_BEGAN] = time.perf_counter()
-        await super().__call__(scope, receive, send)
+        watch = scope[_WATCH] = Watch(receive)
+        await super().__call__(scope, watch.receive, send)
 
 
 class Behind:
@@ -47,9 +67,9 @@ class Behind:
         self._held_ms: list[float] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stop the watch of a request for text."""
+        """Read the watch of a request that generates."""
         if scope["type"] == "http" and scope["method"] == "POST":
-            self._held_ms.append(1000 * (time.perf_counter() - scope[_BEGAN]))
+            self._held_ms.append(scope[_WATCH].held_ms())
         await self.app(scope, receive, send)
 
     def tell(self) -> dict[str, float | None]:

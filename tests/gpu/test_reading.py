@@ -1,12 +1,13 @@
 """How the proof on a GPU reads logs and counts; needs no GPU."""
 
+import math
 from typing import Any
 
 import pytest
 from benchmarks.gpu.bench import Load
-from benchmarks.gpu.compare import at_once_row, in_turns_row
+from benchmarks.gpu.compare import compared_row, pooled
 from benchmarks.gpu.engine_log import compare, read_figures
-from benchmarks.gpu.load import single_requests
+from benchmarks.gpu.load import ttfts_s
 from benchmarks.gpu.setting import without_guard
 
 from servekit.serve.guard import guard_arguments
@@ -48,76 +49,53 @@ def test_image_loads_go_to_the_chat_route() -> None:
     assert words[words.index("--random-mm-base-items-per-request") + 1] == "3"
 
 
-def result(seconds: float, ttfts_ms: list[float], **more: Any) -> dict[str, Any]:
-    """What one load gave: 100 tokens, and requests that begin a second apart."""
-    starts_s = [float(number) for number in range(len(ttfts_ms))]
-    single = {"starts_s": starts_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms], "tokens": []} | more
-    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "total_output_tokens": 100}
-    rate = {"duration": seconds, "output_throughput": 100 / seconds}
-    return same | rate | {"single": single, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
+def result(tokens_per_s: float, ttfts_ms: list[float]) -> dict[str, Any]:
+    """What one load gave."""
+    same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
+    return same | {"output_throughput": tokens_per_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms]}
 
 
 ONE_STREAM = Load("text-1", 1, 4, 1, 1)
 
 
-def test_rounds_in_turns_are_summed_up() -> None:
-    """Throughput is all tokens over all seconds, latency the median of all requests but the first of each round."""
-    rounds = [
-        {"servekit": result(1.0, [900, 30, 31, 90]), "bare": result(1.0, [900, 28, 28, 28])},
-        {"servekit": result(3.0, [900, 30, 30, 30]), "bare": result(1.0, [900, 28, 28, 28])},
-    ]
-    row = in_turns_row(ONE_STREAM, rounds)
-    assert row["servekit"]["output_tokens_per_s"] == 50
+def test_a_load_is_compared_without_those_that_begin_together() -> None:
+    """Latency is the median of all requests but the first of each stream, throughput that of the whole load."""
+    row = compared_row(ONE_STREAM, {"servekit": result(50, [900, 30, 31, 90]), "bare": result(100, [28, 29, 29, 29])})
+    assert row["servekit"]["requests_counted"] == 3
     assert row["servekit"]["server_cpu_ms_per_request"] == 2
     assert row["over"]["throughput"] == 0.5
-    assert row["over"]["throughput_by_round"] == [1.0, 0.3333]
-    assert row["over"]["throughput_error"] == pytest.approx(1 / 3, abs=1e-3)
-    assert row["over"]["ttft_added_ms"] == 2.0
-
-
-def test_halves_at_once_are_compared_in_the_seconds_they_share() -> None:
-    """What one side does before the other has all its streams, or after its last request, is not counted."""
-    ticks = range(20 * 9)
-    one = result(8.0, [500, 30, 30, 30, 30, 30, 30, 30, 30], tokens=[(tick, 1.0) for tick in ticks])
-    other = result(4.0, [500, 28, 28, 28, 28], tokens=[(tick, 2.0) for tick in ticks])
-    row = at_once_row(ONE_STREAM, {"servekit": one, "bare": other})
-    assert row["seconds"] == 3
-    assert (row["servekit"]["requests_counted"], row["bare"]["requests_counted"]) == (4, 4)
-    assert row["servekit"]["output_tokens_per_s"] == 20
-    assert row["over"]["throughput"] == row["over"]["whole_throughput"] == 0.5
-    assert row["over"]["throughput_error"] == 0.0
     assert row["over"]["ttft_added_ms"] == 2.0
 
 
 def test_a_burst_is_compared_as_a_whole() -> None:
-    """Where all requests begin together there are no steady seconds, and all of them count."""
+    """Where all requests begin together, all of them count."""
     burst = Load("images-4", 4, 4, 1, 1, images=3)
-    one, other = result(2.0, [40, 30, 30, 30]), result(1.0, [28, 28, 28, 28])
-    row = at_once_row(burst, {"servekit": one, "bare": other})
-    assert row["seconds"] is None
+    row = compared_row(burst, {"servekit": result(1, [40, 30, 30, 30]), "bare": result(1, [28, 28, 28, 28])})
     assert (row["servekit"]["requests_counted"], row["over"]["ttft_added_ms"]) == (4, 2.0)
-    assert row["over"]["throughput"] == 0.5
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
-    """A load without figures leaves no ratio behind, and neither does one that was left out."""
-    half = {"servekit": result(1.0, [30, 30]), "bare": {"failure": "x"}}
-    for row in (in_turns_row(ONE_STREAM, [half]), in_turns_row(ONE_STREAM, []), at_once_row(ONE_STREAM, half)):
-        assert row["failure"]
-        assert "over" not in row
+    """A load without figures leaves no ratio behind."""
+    row = compared_row(ONE_STREAM, {"servekit": result(1, [30, 30]), "bare": {"failure": "x"}})
+    assert row["failure"]["bare"] == {"failure": "x"}
+    assert pooled([row]) == {}
 
 
-def test_single_requests_are_told_in_order() -> None:
-    """Answered requests come in the order of their start; tokens that came in one event are shared out."""
-    told = single_requests(
-        {
-            "start_times": [3.0, 1.0, 4.0],
-            "ttfts": [0.25, 0.5, 0.0],
-            "itls": [[], [0.1], []],
-            "output_lens": [1, 4, 0],
-            "errors": ["", "", "refused"],
-        }
-    )
-    assert told["starts_s"] == [1.0, 3.0]
-    assert told["ttfts_s"] == [0.5, 0.25]
-    assert told["tokens"] == [(30, 2.0), (32, 2.0), (65, 1.0)]
+def test_rounds_are_summed_up_with_their_errors() -> None:
+    """Throughput's spread is that of all loads; a latency that differs from round to round is not trusted more."""
+    overs = {"a": [(0.9, 10, 1), (1.1, 20, 1)], "b": [(1.0, 3, 4), (1.0, 3, 4)]}
+    names = ("throughput", "ttft_added_ms", "ttft_error_ms")
+    rows = [
+        {"load": load, "over": dict(zip(names, each, strict=True))} for load, rounds in overs.items() for each in rounds
+    ]
+    loads = pooled(rows)
+    assert loads["a"]["throughput"] == loads["b"]["throughput"] == 1.0
+    assert loads["a"]["throughput_error"] == loads["b"]["throughput_error"] == pytest.approx(0.1 / math.sqrt(2))
+    assert [each["ttft_added_ms"] for each in loads.values()] == [15, 3]
+    assert [each["ttft_error_ms"] for each in loads.values()] == pytest.approx([5, 4 / math.sqrt(2)])
+
+
+def test_times_to_the_first_token_are_told_in_order() -> None:
+    """Answered requests come in the order in which they were sent."""
+    told = {"start_times": [3.0, 1.0, 4.0], "ttfts": [0.25, 0.5, 0.0], "errors": ["", "", "refused"]}
+    assert ttfts_s(told) == [0.5, 0.25]

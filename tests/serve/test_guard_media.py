@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from servekit.serve.inside.servekit_guard.heads import limited
-from servekit.serve.inside.servekit_guard.media import check_size, check_url
+from servekit.serve.inside.servekit_guard.media import check_size, check_url, data_of
 
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"])
@@ -30,6 +30,15 @@ def test_web_urls_are_left_to_vllm_when_domains_are_listed() -> None:
     for url in ("file:///x", "ftp://images.example.org/", "httpx://images.example.org/"):
         with pytest.raises(ValueError, match="data:image"):
             check_url(url, ("images.example.org",))
+
+
+def test_a_data_url_is_cut_without_a_parser() -> None:
+    """All after the scheme is kept, as vLLM's parser keeps it; another URL is left to vLLM."""
+    for url in ("data:image/png;base64,AA+/", "DATA:image/png;base64,AA+/"):
+        data = data_of(url)
+        assert data is not None
+        assert data.path == "image/png;base64,AA+/"
+    assert data_of("https://images.example.org/data:") is None
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 1), (1000, 1000), (4000, 250)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servekit.serve.inside.servekit_guard.payload import SMALL_BODY_BYTES, objection
+from servekit.serve.inside.servekit_guard.payload import MANY_STRINGS, SMALL_BODY_BYTES, objection
 
 VOCABULARY = 1000
 SEQUENCES = 8
@@ -89,6 +89,15 @@ def test_a_key_cannot_be_hidden(body: bytes) -> None:
         assert refusal.param == "mm_processor_kwargs"
 
 
+@pytest.mark.parametrize("strings", [0, 1, MANY_STRINGS // 2, 2 * MANY_STRINGS])
+def test_a_key_behind_many_strings_is_found(strings: int) -> None:
+    """A large body is searched from quote to quote, or parsed where there are too many of them."""
+    image, text = "A" * SMALL_BODY_BYTES, ["text"] * strings
+    harmless = {"messages": text, "image": image}
+    assert refused_param(harmless) is None
+    assert refused_param({"image": image, "messages": text, "mm_processor_kwargs": {"do_resize": False}})
+
+
 def test_what_is_no_json_object_is_refused() -> None:
     """Broken JSON with a dangerous key, nested beyond measure, or no object at all is refused here."""
     for body in (b'{"n": ', b'{"n":' + b"[" * 100_000, b'"\\u"', b"", b"null", b" [1, 2]", b'"n"', b"\xff"):
@@ -125,6 +134,13 @@ def test_any_json_is_judged(fields: dict[str, Any]) -> None:
         assert fields.get("media_io_kwargs") in (None, {})
         tokens = fields.get("stop_token_ids") or []
         assert all(0 <= token < VOCABULARY for token in tokens)
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=5), st.integers(0, 2 * SMALL_BODY_BYTES))
+def test_a_large_body_is_judged_as_a_small_one(fields: dict[str, Any], padding_bytes: int) -> None:
+    """Searching before parsing misses none of the fields by name."""
+    param = refused_param(fields)
+    assert refused_param({"image": "A" * padding_bytes} | fields) in ((param, None) if param == "x" else (param,))
 
 
 @given(st.binary(max_size=200))

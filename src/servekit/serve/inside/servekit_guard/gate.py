@@ -141,13 +141,13 @@ class Gate:
             await self._app(scope, receive, send)
             return
         with self._intake.enter() as slot:
-            body = await self._intake.read(slot, scope, receive)
-            refusal = objection(body, vocabulary_size(scope), self._rules.max_sequences)
+            chunks = await self._intake.read(slot, scope, receive)
+            refusal = objection(b"".join(chunks), vocabulary_size(scope), self._rules.max_sequences)
             if refusal is not None:
                 raise RefusedError(refusal)
             self._counts[route.path, "allowed"] += 1
             with self.passage.follow():
-                await self._app(scope, replay(body, receive), send)
+                await self._app(scope, replay(chunks, receive), send)
 
     async def _drain(self) -> dict[str, Any]:
         """Refuse every client from now on; return what runs when EngineCore has all that was let in before."""

@@ -47,8 +47,8 @@ class Intake:
             raise RefusedError(self._too_busy)
         return Slot(self)
 
-    async def read(self, slot: "Slot", scope: Scope, receive: Receive) -> bytes:
-        """Return the request's whole body. Raises RefusedError (408, 413, 429, 503) or ClientGoneError."""
+    async def read(self, slot: "Slot", scope: Scope, receive: Receive) -> list[bytes]:
+        """Return the request's whole body as it came. Raises RefusedError (408, 413, 429, 503) or ClientGoneError."""
         self._reserve(slot, _declared_bytes(scope), unread=True)
         limit = asyncio.timeout(self._rules.max_body_s)
         self._reading.add(limit)
@@ -61,7 +61,7 @@ class Intake:
         finally:
             self._reading.discard(limit)
 
-    async def _collect(self, slot: "Slot", receive: Receive) -> bytes:
+    async def _collect(self, slot: "Slot", receive: Receive) -> list[bytes]:
         chunks: list[bytes] = []
         received_bytes = 0
         while True:
@@ -74,7 +74,7 @@ class Intake:
             self._reserve(slot, received_bytes, unread=more)
             chunks.append(chunk)
             if not more:
-                return b"".join(chunks)
+                return chunks
 
     def _reserve(self, slot: "Slot", body_bytes: int, *, unread: bool) -> None:
         """Let the slot hold this many bytes at least; `unread`: more of the body may follow."""
@@ -109,14 +109,18 @@ class Slot:
         self._intake.buffered_bytes -= self.reserved_bytes
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that hands out the body that was taken in, then what comes from the server."""
-    waiting = [body]
+def replay(chunks: list[bytes], receive: Receive) -> Receive:
+    """Return a `receive` that hands out the body that was taken in, then what comes from the server.
+
+    A chunk is let go when it is handed out, so that a body is in memory once, as it is without the guard.
+    """
+    chunks.reverse()
 
     async def receive_again() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
+        if not chunks:
+            return await receive()
+        chunk = chunks.pop()
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
 
     return receive_again
 

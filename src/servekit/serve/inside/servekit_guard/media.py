@@ -2,13 +2,16 @@
 
 vLLM 0.20.2 (`multimodal/media/connector.py`) fetches `http:` URLs from every host, answers 500 to `file:`
 ones, and leaves the size to Pillow, which refuses from 179 million pixels on: one PNG of 22 kB just
-below that took the server 1.7 GiB and 6 s, three of them 4 GiB.
+below that took the server 1.7 GiB and 6 s, three of them 4 GiB. It also puts a `data:` URL, all of the image, through
+a URL parser on the event loop: 1 ms for 120 kB, 6 ms for 600 kB.
 """
 
+import asyncio
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 CONNECTOR = "servekit"
@@ -22,6 +25,7 @@ MAX_ASPECT_RATIO = 20.0
 def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
     """Register the connector with vLLM; only in vLLM's process."""
     media = importlib.import_module("vllm.multimodal.media")
+    threads = importlib.import_module("vllm.multimodal.media.connector").global_thread_pool
     open_image = importlib.import_module("PIL.Image").open
     base: Any = media.MediaConnector
 
@@ -36,11 +40,16 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
         def load_from_url(self, url: str, media_io: Any, **options: Any) -> Any:
             check_url(url, media_domains)
             with _blaming_the_request():
+                if (data := data_of(url)) is not None:
+                    return self._load_data_url(data, checked(media_io))
                 return super().load_from_url(url, checked(media_io), **options)
 
         async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
             check_url(url, media_domains)
             with _blaming_the_request():
+                if (data := data_of(url)) is not None:
+                    loop = asyncio.get_running_loop()
+                    return await loop.run_in_executor(threads, self._load_data_url, data, checked(media_io))
                 return await super().load_from_url_async(url, checked(media_io), **options)
 
     media.MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(Connector)
@@ -62,10 +71,20 @@ def check_url(url: str, media_domains: tuple[str, ...]) -> None:
 
     Which hosts those may name is left to vLLM's own check of `--allowed-media-domains`.
     """
-    scheme = url.partition(":")[0].lower()
+    scheme = _scheme(url)
     if scheme == "data" or (media_domains and scheme in {"http", "https"}):
         return
     raise ValueError("An image must be sent in the request, as 'data:image/...;base64,...'.")
+
+
+def data_of(url: str) -> SimpleNamespace | None:
+    """Return a `data:` URL as vLLM's parser gives it, all after the scheme being its `path`; None for another URL."""
+    return SimpleNamespace(path=url[len("data:") :]) if _scheme(url) == "data" else None
+
+
+def _scheme(url: str) -> str:
+    """Return the scheme if it is one that can be allowed: the rest of the URL, maybe an image, is not looked at."""
+    return url[: len("https:")].partition(":")[0].lower()
 
 
 def check_size(width: int, height: int, max_image_pixels: int) -> None:

@@ -19,8 +19,11 @@ TOKEN_FIELD = "stop_token_ids"  # noqa: S105 # a field's name
 
 SMALL_BODY_BYTES = 65_536
 """Parsing up to this costs less than 0.1 ms; a larger body is an image, and is searched first."""
+MANY_STRINGS = 2_000
+"""A body with more strings than this is not searched but parsed: then parsing is what costs less."""
 
 _NAMES = frozenset(name.encode() for name in (*REFUSED_FIELDS, *SEQUENCE_FIELDS, TOKEN_FIELD, PROMPT_FIELD))
+_LONGEST_NAME = max(map(len, _NAMES))
 
 
 def objection(body: bytes, vocabulary_size: int | None, max_sequences: int) -> Refusal | None:
@@ -46,7 +49,7 @@ def objection(body: bytes, vocabulary_size: int | None, max_sequences: int) -> R
 
 
 def _may_name_a_field(body: bytes) -> bool:
-    """Tell whether a large body must be parsed: looking for quoted names takes a third of the time of parsing.
+    """Tell whether a large body must be parsed: looking for quoted names takes a hundredth of the time of parsing.
 
     A name could also be written with escapes, or in UTF-16 or UTF-32, which Python's json accepts.
     """
@@ -54,8 +57,24 @@ def _may_name_a_field(body: bytes) -> bool:
         not body.lstrip(b" \t\r\n").startswith(b"{")
         or b"\0" in body
         or (b"\\" in body and b"\\u" in body)
-        or not _NAMES.isdisjoint(body.split(b'"'))
+        or _quotes_a_name(body)
     )
+
+
+def _quotes_a_name(body: bytes) -> bool:
+    """Tell whether a name stands between two quotes, or there are too many quotes to look between all of them.
+
+    `find` goes through an image at the speed of C's memchr, `split` and `count` byte by byte.
+    """
+    opening = body.find(b'"')
+    for _ in range(MANY_STRINGS):
+        closing = body.find(b'"', opening + 1)
+        if opening < 0 or closing < 0:
+            return False
+        if closing - opening <= _LONGEST_NAME + 1 and body[opening + 1 : closing] in _NAMES:
+            return True
+        opening = closing
+    return True
 
 
 def _refused_objection(fields: dict[str, Any]) -> Refusal | None:
