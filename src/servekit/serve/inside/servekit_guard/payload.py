@@ -49,7 +49,7 @@ def objection(body: bytes, vocabulary_size: int | None, max_sequences: int) -> R
 
 
 def _may_name_a_field(body: bytes) -> bool:
-    """Tell whether a large body must be parsed: looking for quoted names takes a hundredth of the time of parsing.
+    """Tell whether a large body must be parsed: looking for quoted names takes a tenth of the time of parsing, or less.
 
     A name could also be written with escapes, or in UTF-16 or UTF-32, which Python's json accepts.
     """
