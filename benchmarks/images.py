@@ -4,7 +4,6 @@ What the event loop spends nobody else's token can use; the decoding runs on thr
 """
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ SCRIPT = Path(__file__).parent / "inside" / "connectors.py"
 def run(rounds: int | None) -> dict[str, Any]:
     """Return milliseconds per image on the event loop and in all, by kind and connector: of each round."""
     python = Path(engine_program()).with_name("python")
-    path = os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH", "")]))
-    done = timed([str(python), str(SCRIPT), str(rounds or ROUNDS)], clean_environment() | {"PYTHONPATH": path})
+    done = timed([str(python), str(SCRIPT), str(rounds or ROUNDS)], clean_environment() | {"PYTHONPATH": str(INSIDE)})
     if done.code != 0:
         raise SystemExit(f"{SCRIPT.name} ended with {done.code}:\n{done.output[-2000:]}")
     result: dict[str, Any] = json.loads(done.output.splitlines()[-1])

@@ -1,5 +1,6 @@
 """The same load on servekit and on vLLM alone, in the same seconds."""
 
+import itertools
 import json
 import math
 import statistics
@@ -28,19 +29,17 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoi
     """
     rows: list[dict[str, Any]] = []
     run.record["at_once"] = rows
-    for number in range(run.options.rounds):
-        for place, load in enumerate(loads):
-            if load.about_s + AFTER_S <= run.left_s():
-                with ThreadPoolExecutor(len(SIDES)) as pool:
-                    halves = {
-                        side: pool.submit(put, run, bench, servers[side], load, 1000 * number + 100 * place)
-                        for side, bench in zip(SIDES, benches, strict=True)
-                    }
-                    result = {side: half.result() for side, half in halves.items()}
-                rows.append(compared_row(load, result))
-                run.note("last_load", rows[-1])
-            elif number == 0:
-                rows.append(_named(load) | {"failure": "no time was left for it"})
+    for number, (place, load) in itertools.product(range(run.options.rounds), enumerate(loads)):
+        if load.about_s + AFTER_S <= run.left_s():
+            with ThreadPoolExecutor(len(SIDES)) as pool:
+                halves = {
+                    side: pool.submit(put, run, bench, servers[side], load, 1000 * number + 100 * place)
+                    for side, bench in zip(SIDES, benches, strict=True)
+                }
+            rows.append(compared_row(load, {side: half.result() for side, half in halves.items()}))
+            run.note("last_load", rows[-1])
+        elif number == 0:
+            rows.append(_named(load) | {"failure": "no time was left for it"})
     run.note("at_once", rows)
 
 
@@ -70,7 +69,7 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
     are not.
     """
     row = _named(load)
-    if any("ttfts_s" not in each for each in result.values()):
+    if not all(each.get("ttfts_s") for each in result.values()):  # no figures, or not one request was answered
         return row | {"failure": without_requests(result)}
     for side in SIDES:
         mine, requests = result[side], max(1, result[side]["completed"])

@@ -22,10 +22,11 @@ IMAGES = 40
 
 def main() -> None:
     """Measure and print."""
-    importlib.import_module("servekit_guard.media").register(1 << 26, ())
+    guard: Any = importlib.import_module("servekit_guard.media")
+    guard.register(1 << 26, ())
     media: Any = importlib.import_module("vllm.multimodal.media")
-    connectors = {"vllm": media.MEDIA_CONNECTOR_REGISTRY.load("http")}
-    connectors["servekit"] = media.MEDIA_CONNECTOR_REGISTRY.load("servekit")
+    registered = {"vllm": "http", "servekit": guard.CONNECTOR}
+    connectors = {name: media.MEDIA_CONNECTOR_REGISTRY.load(known_as) for name, known_as in registered.items()}
     taken: dict[str, Any] = {}
     for kind in ("JPEG", "PNG"):
         url = noise(kind)

@@ -75,10 +75,12 @@ def test_a_burst_is_compared_as_a_whole() -> None:
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
-    """A load without figures leaves no ratio behind."""
+    """A load without figures leaves no ratio behind, nor does one in which a server answered no request."""
     row = compared_row(ONE_STREAM, {"servekit": result(1, [30, 30]), "bare": {"failure": "x"}})
     assert row["failure"]["bare"] == {"failure": "x"}
-    assert pooled([row]) == {}
+    unanswered = compared_row(ONE_STREAM, {"servekit": result(0, []) | {"failed": 4}, "bare": result(1, [30, 30])})
+    assert unanswered["failure"]["servekit"]["failed"] == 4
+    assert pooled([row, unanswered]) == {}
 
 
 def test_rounds_are_summed_up_with_their_errors() -> None:

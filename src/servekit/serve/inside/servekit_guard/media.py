@@ -40,8 +40,6 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
         def load_from_url(self, url: str, media_io: Any, **options: Any) -> Any:
             check_url(url, media_domains)
             with _blaming_the_request():
-                if (data := data_of(url)) is not None:
-                    return self._load_data_url(data, checked(media_io))
                 return super().load_from_url(url, checked(media_io), **options)
 
         async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
