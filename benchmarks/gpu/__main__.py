@@ -24,7 +24,6 @@ def main() -> None:
     parser.add_argument("--budget-gib", type=float, default=20.2, help="memory of the card the engine may take")
     parser.add_argument("--within-s", type=float, default=540, help="seconds the stage may take")
     parser.add_argument("--rounds", type=int, default=12, help="most rounds of loads")
-    parser.add_argument("--bare-first", action="store_true", help="stage load: start vLLM alone before servekit")
     parser.add_argument("--phases", nargs="+", default=PHASES, help="of stage stops")
     parser.add_argument("--flag", action="append", default=[], help="a further flag for servekit")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: everything once, as short as can be")

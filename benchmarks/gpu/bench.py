@@ -3,10 +3,14 @@
 import json
 import os
 import subprocess
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+READY, WARM, RESULT = "READY", "WARM", "RESULT "
+"""What lines of load.py begin with."""
 WARM_UPS = 4
 """Most requests before those that count: the first after a pause takes twice as long, on any server."""
 
@@ -58,14 +62,14 @@ class Load:
 
 
 LOADS = (
-    Load("text-1", 1, 80, 256, 16, about_s=18),
-    Load("text-32", 32, 256, 256, 64, spread=0.5, about_s=18),
-    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=28),
-    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=45),
+    Load("text-1", 1, 80, 256, 16, about_s=19),
+    Load("text-32", 32, 256, 256, 64, spread=0.5, about_s=16),
+    Load("text-256", 256, 768, 256, 64, spread=0.5, about_s=20),
+    Load("text-512", 512, 1536, 256, 64, spread=0.5, about_s=30),
     Load("images-1", 1, 16, 64, 16, images=3, about_s=12),
-    Load("images-32", 32, 96, 64, 32, images=3, spread=0.5, about_s=30),
-    Load("images-256", 256, 320, 64, 32, images=3, spread=0.5, about_s=75),
-    Load("images-512", 512, 576, 64, 32, images=3, spread=0.5, about_s=140),
+    Load("images-32", 32, 96, 64, 32, images=3, spread=0.5, about_s=26),
+    Load("images-256", 256, 320, 64, 32, images=3, spread=0.5, about_s=68),
+    Load("images-512", 512, 576, 64, 32, images=3, spread=0.5, about_s=125),
 )
 """What each of both servers gets in the same seconds."""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
@@ -94,28 +98,44 @@ class Bench:
 
     def ready(self) -> None:
         """Wait until it has imported vLLM."""
-        self._until("READY")
+        self._until(READY)
 
-    def run(self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str) -> dict[str, Any]:
-        """Measure one load; return its figures, or the `failure`."""
-        assert self._process.stdin is not None
-        order = {"arguments": load.arguments(url, tokenizer, seed), "key": key}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._until("RESULT "))
+    def run(
+        self, load: Load, url: str, tokenizer: Path, *, seed: int, key: str, together: threading.Barrier | None = None
+    ) -> dict[str, Any]:
+        """Measure one load; return its figures, or the `failure`.
+
+        `together`: where those meet that are to begin at once, after their warm-ups; one that fails keeps none waiting.
+        """
+        together = together or threading.Barrier(1)
+        try:
+            self._tell(json.dumps({"arguments": load.arguments(url, tokenizer, seed), "key": key}))
+            line = self._until(WARM, RESULT)
+            if line.startswith(WARM):
+                with suppress(threading.BrokenBarrierError):
+                    together.wait()
+                self._tell("")
+                line = self._until(RESULT)
+        finally:
+            together.abort()
+        answer: dict[str, Any] = json.loads(line.removeprefix(RESULT))
         return answer
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
+        with self._log, self._process:
+            self._process.kill()
 
-    def _until(self, mark: str) -> str:
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def _until(self, *marks: str) -> str:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._log.write(line)
             self._log.flush()
-            if line.startswith(mark):
-                return line.removeprefix(mark)
+            if line.startswith(marks):
+                return line
         raise RuntimeError(f"the load generator ended with {self._process.wait()}; see {self._log.name}")

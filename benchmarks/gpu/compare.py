@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import statistics
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 
 from benchmarks.gpu.bench import Bench, Load
 from benchmarks.gpu.endpoint import Endpoint, get
+from benchmarks.gpu.load import BIN_S
 from benchmarks.gpu.setting import Setting
 from benchmarks.processes import cpu_seconds
 
@@ -25,16 +27,19 @@ HELD_PATH = "/guard-times"
 def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoint], loads: Sequence[Load]) -> None:
     """Put every load on both servers in the same seconds, as many rounds as the time allows.
 
-    Whatever the host and the GPU do meanwhile meets both alike: what differs is what the servers differ by.
+    Whatever the host and the GPU do meanwhile meets both alike: what differs is what the servers differ by. Both begin
+    at once, after their warm-ups: a second alone on the GPU is worth more than what is looked for. The load generators
+    change sides from round to round.
     """
     rows: list[dict[str, Any]] = []
     run.record["at_once"] = rows
     for number, (place, load) in itertools.product(range(run.options.rounds), enumerate(loads)):
         if load.about_s + AFTER_S <= run.left_s():
+            seed, together = 1000 * number + 100 * place, threading.Barrier(len(SIDES))
             with ThreadPoolExecutor(len(SIDES)) as pool:
                 halves = {
-                    side: pool.submit(put, run, bench, servers[side], load, 1000 * number + 100 * place)
-                    for side, bench in zip(SIDES, benches, strict=True)
+                    side: pool.submit(put, run, bench, servers[side], load, seed, together)
+                    for side, bench in zip(SIDES, benches[:: -1 if number % 2 else 1], strict=True)
                 }
             rows.append(compared_row(load, {side: half.result() for side, half in halves.items()}))
             run.note("last_load", rows[-1])
@@ -43,11 +48,13 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoi
     run.note("at_once", rows)
 
 
-def put(run: Setting, bench: Bench, server: Endpoint, load: Load, seed: int) -> dict[str, Any]:
+def put(
+    run: Setting, bench: Bench, server: Endpoint, load: Load, seed: int, together: threading.Barrier | None = None
+) -> dict[str, Any]:
     """Put one load on one server; add what processor time it took and how long the guard held the requests."""
     get(f"{server.url}{HELD_PATH}")  # forget those before
     before_s = _cpu_s(server)
-    result = bench.run(load, server.url, run.options.w4a16, seed=seed, key=run.key())
+    result = bench.run(load, server.url, run.options.w4a16, seed=seed, key=run.key(), together=together)
     after_s = _cpu_s(server)
     code, held = get(f"{server.url}{HELD_PATH}")
     used = {name: round(after_s[name] - before_s[name], 2) for name in after_s}
@@ -64,18 +71,23 @@ def _cpu_s(server: Endpoint) -> dict[str, float]:
 def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Compare what one load gave on each side: servekit over vLLM alone.
 
-    Throughput is all tokens over all seconds. The time to the first token is the median over all requests but those
-    that begin together, which wait for one another; its error takes requests as independent, which those in a queue
-    are not.
+    Throughput is counted while both are fully loaded: from the first token of the later one until one of them has
+    begun to answer its last request. The end of a load tells nothing: streams run out, and who is left has the GPU
+    alone. The time to the first token is the median over all requests but those that begin together, which wait for
+    one another; its error takes requests as independent, which those in a queue are not.
     """
     row = _named(load)
     if not all(each.get("ttfts_s") for each in result.values()):  # no figures, or not one request was answered
         return row | {"failure": without_requests(result)}
+    first_tokens_s = [list(map(sum, zip(each["sent_s"], each["ttfts_s"], strict=True))) for each in result.values()]
+    begin_s, end_s = max(map(min, first_tokens_s)), min(map(max, first_tokens_s))
+    if end_s <= begin_s:
+        return row | {"failure": f"both were fully loaded for {end_s - begin_s:.2f} s"}
     for side in SIDES:
         mine, requests = result[side], max(1, result[side]["completed"])
         ttfts_ms = [1000 * ttft_s for ttft_s in mine["ttfts_s"][load.streams :] or mine["ttfts_s"]]
         row[side] = {
-            "output_tokens_per_s": round(mine["output_throughput"], 1),
+            "output_tokens_per_s": round(tokens_between(mine, begin_s, end_s) / (end_s - begin_s), 1),
             "median_ttft_ms": round(statistics.median(ttfts_ms), 2),
             "ttft_error_ms": round(_median_error(ttfts_ms), 2),
             "requests_counted": len(ttfts_ms),
@@ -87,13 +99,20 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
         }
     one, other = (row[side] for side in SIDES)
     return row | {
+        "seconds_counted": round(end_s - begin_s, 2),
         "over": {
             "throughput": round(one["output_tokens_per_s"] / other["output_tokens_per_s"], 4),
             "ttft_added_ms": round(one["median_ttft_ms"] - other["median_ttft_ms"], 2),
             "ttft_error_ms": round(math.hypot(one["ttft_error_ms"], other["ttft_error_ms"]), 2),
             "itl_added_ms": round(one["median_itl_ms"] - other["median_itl_ms"], 3),
-        }
+        },
     }
+
+
+def tokens_between(flow: Mapping[str, Any], begin_s: float, end_s: float) -> float:
+    """Count the tokens of a load (`flow` of load.py) that came between two seconds of time.perf_counter."""
+    first, last = (int(moment_s / BIN_S) - flow["first_bin"] for moment_s in (begin_s, end_s))
+    return float(sum(flow["tokens"][max(0, first) : max(0, last)]))
 
 
 def pooled(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -147,5 +166,5 @@ def without_requests(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: without_requests(value) if isinstance(value, Mapping) else value
         for name, value in result.items()
-        if name != "ttfts_s"
+        if name not in ("sent_s", "ttfts_s", "tokens")
     }

@@ -21,7 +21,7 @@ from benchmarks.gpu.endpoint import Endpoint, Served, get
 from servekit.serve.guard import MIDDLEWARE
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("start", "load", "baseline", "stops")
+STAGES = ("start", "load", "load-bare-first", "baseline", "stops")
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""
@@ -51,11 +51,6 @@ class Setting:
         return bool(self.options.target == "cuda")
 
     @property
-    def name(self) -> str:
-        """Name of the record: the stage, and the order of the start where it is the other one."""
-        return f"{self.options.stage}-bare-first" if self.options.bare_first else str(self.options.stage)
-
-    @property
     def quick(self) -> bool:
         """Whether this is a rehearsal: everything once, as short as can be."""
         return bool(self.options.quick)
@@ -70,7 +65,7 @@ class Setting:
             self.record[name] = value
             self.record["seconds"] = round(time.monotonic() - self.began_s, 1)
             text = json.dumps(self.record, indent=1, default=str)
-            (self.out / f"{self.name}.json").write_text(text + "\n")
+            (self.out / f"{self.options.stage}.json").write_text(text + "\n")
         print(f"[{self.record['seconds']:6.1f} s] {name}: {json.dumps(value, default=str)[:700]}", flush=True)
 
     def step(self, name: str, measure: Callable[[], object]) -> None:

@@ -33,19 +33,23 @@ def start(run: Setting) -> None:
     run.note("lines", server.find(*KEY_LINES))
 
 
-def load(run: Setting) -> None:
-    """Start with the kept caches; load servekit and vLLM alone in the same seconds; kill EngineCore under load."""
+def load(run: Setting, *, bare_first: bool = False) -> None:
+    """Start with the kept caches; load servekit and vLLM alone in the same seconds; kill EngineCore under load.
+
+    `bare_first`: vLLM alone is started before servekit.
+    """
     profile, model = run.profile(), run.options.w4a16
-    benches = [Bench(run.options.engine_python, run.out / f"{run.name}-bench-{number}.log") for number in (1, 2)]
+    stage = run.options.stage
+    benches = [Bench(run.options.engine_python, run.out / f"{stage}-bench-{number}.log") for number in (1, 2)]
     # An engine that measures its memory must be alone on the GPU; the second is, when its imports are over.
-    if run.options.bare_first:
-        bare = run.serve_bare(f"{run.name}-bare", profile, model)
+    if bare_first:
+        bare = run.serve_bare(f"{stage}-bare", profile, model)
         bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 300)
-        server = run.serve(f"{run.name}-servekit", profile, model, timed=True)
+        server = run.serve(f"{stage}-servekit", profile, model, timed=True)
     else:
-        server = run.serve(f"{run.name}-servekit", profile, model, timed=True)
+        server = run.serve(f"{stage}-servekit", profile, model, timed=True)
         server.until(lambda: server.is_past("compile"), 300)
-        bare = run.serve_bare(f"{run.name}-bare", profile, model)
+        bare = run.serve_bare(f"{stage}-bare", profile, model)
     started(run, server, "warm_start")
     run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
     run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
@@ -159,4 +163,6 @@ def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
     return {names[pid]: size for pid, size in held.items() if pid in names}
 
 
-RUN: dict[str, Callable[[Setting], None]] = dict(zip(STAGES, (start, load, baseline, stops), strict=True))
+RUN: dict[str, Callable[[Setting], None]] = dict(
+    zip(STAGES, (start, load, partial(load, bare_first=True), baseline, stops), strict=True)
+)

@@ -65,5 +65,4 @@ def take_records(folder: Path) -> Path:
     measure = [sys.executable, "-m", "benchmarks.gpu"]
     for stage in STAGES:
         subprocess.run([*measure, stage, *shared, *models], cwd=ROOT, check=True)
-    subprocess.run([*measure, "load", "--bare-first", *shared, *models], cwd=ROOT, check=True)
     return folder

@@ -1,13 +1,17 @@
 """How the proof on a GPU reads logs and counts; needs no GPU."""
 
 import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.gpu.bench import Load
-from benchmarks.gpu.compare import compared_row, pooled
+from benchmarks.gpu.bench import Bench, Load
+from benchmarks.gpu.compare import compared_row, pooled, tokens_between
 from benchmarks.gpu.engine_log import compare, read_figures
-from benchmarks.gpu.load import ttfts_s
+from benchmarks.gpu.load import BIN_S, flow
 from benchmarks.gpu.setting import without_guard
 
 from servekit.serve.guard import guard_arguments
@@ -49,36 +53,51 @@ def test_image_loads_go_to_the_chat_route() -> None:
     assert words[words.index("--random-mm-base-items-per-request") + 1] == "3"
 
 
-def result(tokens_per_s: float, ttfts_ms: list[float]) -> dict[str, Any]:
-    """What one load gave."""
+def result(sent_s: list[float], ttfts_ms: list[float], tokens_per_bin: float = 1) -> dict[str, Any]:
+    """What one load gave: tokens from the first bin on, for two seconds."""
     same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
-    return same | {"output_throughput": tokens_per_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms]}
+    times = {"sent_s": sent_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms]}
+    return same | times | {"first_bin": round(sent_s[0] / BIN_S), "tokens": [tokens_per_bin] * 200}
 
 
 ONE_STREAM = Load("text-1", 1, 4, 1, 1)
 
 
-def test_a_load_is_compared_without_those_that_begin_together() -> None:
-    """Latency is the median of all requests but the first of each stream, throughput that of the whole load."""
-    row = compared_row(ONE_STREAM, {"servekit": result(50, [900, 30, 31, 90]), "bare": result(100, [28, 29, 29, 29])})
+def test_throughput_is_counted_while_both_are_fully_loaded() -> None:
+    """The seconds in which one of them is alone, has not begun or has no more to begin, count for neither."""
+    servekit, bare = result([1, 1.5, 2, 2.5], [250] * 4), result([1.5, 1.6, 1.8, 2], [250] * 4, 2)
+    row = compared_row(ONE_STREAM, {"servekit": servekit, "bare": bare})
+    assert row["seconds_counted"] == 0.5
+    assert (row["servekit"]["output_tokens_per_s"], row["bare"]["output_tokens_per_s"]) == (100, 200)
+    assert row["over"]["throughput"] == 0.5
+
+
+def test_loads_that_do_not_meet_are_no_comparison() -> None:
+    """A load that is over before the other has begun gives no ratio."""
+    row = compared_row(ONE_STREAM, {"servekit": result([1, 2], [10, 10]), "bare": result([2, 4], [20, 10])})
+    assert row["failure"] == "both were fully loaded for -0.01 s"
+    assert pooled([row]) == {}
+
+
+def test_latency_is_that_of_all_but_those_that_begin_together() -> None:
+    """The time to the first token is the median of all requests but the first of each stream."""
+    sent_s = [1.0, 1.5, 2.0, 2.5]
+    row = compared_row(
+        ONE_STREAM, {"servekit": result(sent_s, [900, 30, 31, 90]), "bare": result(sent_s, [28, 29, 29, 29])}
+    )
     assert row["servekit"]["requests_counted"] == 3
     assert row["servekit"]["server_cpu_ms_per_request"] == 2
-    assert row["over"]["throughput"] == 0.5
     assert row["over"]["ttft_added_ms"] == 2.0
-
-
-def test_a_burst_is_compared_as_a_whole() -> None:
-    """Where all requests begin together, all of them count."""
-    burst = Load("images-4", 4, 4, 1, 1, images=3)
-    row = compared_row(burst, {"servekit": result(1, [40, 30, 30, 30]), "bare": result(1, [28, 28, 28, 28])})
-    assert (row["servekit"]["requests_counted"], row["over"]["ttft_added_ms"]) == (4, 2.0)
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
     """A load without figures leaves no ratio behind, nor does one in which a server answered no request."""
-    row = compared_row(ONE_STREAM, {"servekit": result(1, [30, 30]), "bare": {"failure": "x"}})
+    good = result([1, 2], [30, 30])
+    row = compared_row(ONE_STREAM, {"servekit": good, "bare": {"failure": "x"}})
     assert row["failure"]["bare"] == {"failure": "x"}
-    unanswered = compared_row(ONE_STREAM, {"servekit": result(0, []) | {"failed": 4}, "bare": result(1, [30, 30])})
+    assert set(row["failure"]["servekit"]).isdisjoint({"sent_s", "ttfts_s", "tokens"})
+    none = {"sent_s": [], "ttfts_s": [], "tokens": [], "first_bin": 0, "failed": 4}
+    unanswered = compared_row(ONE_STREAM, {"servekit": none, "bare": good})
     assert unanswered["failure"]["servekit"]["failed"] == 4
     assert pooled([row, unanswered]) == {}
 
@@ -97,7 +116,73 @@ def test_rounds_are_summed_up_with_their_errors() -> None:
     assert [each["ttft_error_ms"] for each in loads.values()] == pytest.approx([5, 4 / math.sqrt(2)])
 
 
-def test_times_to_the_first_token_are_told_in_order() -> None:
-    """Answered requests come in the order in which they were sent."""
-    told = {"start_times": [3.0, 1.0, 4.0], "ttfts": [0.25, 0.5, 0.0], "errors": ["", "", "refused"]}
-    assert ttfts_s(told) == [0.5, 0.25]
+def test_tokens_are_told_by_the_time_they_came() -> None:
+    """In the order of sending, of answered requests alone; pieces of several tokens count alike."""
+    told = {
+        "start_times": [3.0, 1.0, 4.0],
+        "ttfts": [0.25, 0.5, 0.0],
+        "itls": [[0.02, 0.02], [1.0], []],
+        "output_lens": [6, 2, 0],
+        "errors": ["", "", "refused"],
+    }
+    figures = flow(told)
+    assert (figures["sent_s"], figures["ttfts_s"]) == ([1.0, 3.0], [0.5, 0.25])
+    assert (figures["first_bin"], len(figures["tokens"])) == (150, 180)
+    assert tokens_between(figures, 1.5, 2.5) == 1
+    assert tokens_between(figures, 0, 9) == 8
+    assert tokens_between(figures, 3.25, 3.28) == 4
+
+
+GENERATOR = """#!/bin/sh
+echo READY
+while read -r order; do
+    case "$order" in
+        *broken*) echo 'RESULT {"failure": "x"}'; continue ;;
+        *slow*) sleep 0.3 ;;
+    esac
+    warm_ns=$(date +%s%N)
+    echo WARM
+    read -r go
+    echo "RESULT {\\"warm_ns\\": $warm_ns, \\"began_ns\\": $(date +%s%N)}"
+done
+"""
+"""Speaks as load.py does; the key says how long the warm-up takes."""
+
+
+@pytest.fixture
+def benches(tmp_path: Path) -> Iterator[list[Bench]]:
+    """Two load generators that only tell when they were warm and when they began."""
+    program = tmp_path / "generator"
+    program.write_text(GENERATOR)
+    program.chmod(0o755)
+    pair = [Bench(str(program), tmp_path / f"{number}.log") for number in (1, 2)]
+    for bench in pair:
+        bench.ready()
+    yield pair
+    for bench in pair:
+        bench.close()
+
+
+def put_on_both(benches: list[Bench], keys: tuple[str, str]) -> list[dict[str, Any]]:
+    """Run one load on each, which are to begin together."""
+    together = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(bench.run, ONE_STREAM, "http://h", ROOT, seed=1, key=key, together=together)
+            for bench, key in zip(benches, keys, strict=True)
+        ]
+        return [run.result(timeout=20) for run in runs]
+
+
+def test_two_loads_begin_when_both_are_warm(benches: list[Bench]) -> None:
+    """The faster one waits for the slower one, and either can be put on again."""
+    for keys in (("quick", "slow"), ("slow", "quick")):
+        results = put_on_both(benches, keys)
+        assert min(each["began_ns"] for each in results) >= max(each["warm_ns"] for each in results)
+
+
+def test_a_load_that_fails_keeps_no_other_waiting(benches: list[Bench]) -> None:
+    """One that cannot begin ends with its reason, and the other one runs."""
+    failed, done = put_on_both(benches, ("broken", "quick"))
+    assert failed == {"failure": "x"}
+    assert "began_ns" in done
