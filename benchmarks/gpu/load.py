@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -104,7 +104,7 @@ def flow(result: dict[str, Any]) -> dict[str, Any]:
         for each in sorted(zip(*(result[name] for name in names), strict=True), key=operator.itemgetter(0))
         if each[1] and not each[4]
     ]
-    tokens: Counter[int] = Counter()
+    tokens: defaultdict[int, float] = defaultdict(float)
     for sent_s, ttft_s, itls_s, length in answered:
         for moment_s in itertools.accumulate(itls_s, initial=sent_s + ttft_s):
             tokens[int(moment_s / BIN_S)] += length / (1 + len(itls_s))
