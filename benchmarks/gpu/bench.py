@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-READY, WARM, RESULT = "READY", "WARM", "RESULT "
-"""What lines of load.py begin with."""
+from benchmarks.gpu.load import READY, RESULT, WARM
+
 WARM_UPS = 4
 """Most requests before those that count: the first after a pause takes twice as long, on any server."""
 

@@ -77,17 +77,18 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
     one another; its error takes requests as independent, which those in a queue are not.
     """
     row = _named(load)
-    if not all(each.get("ttfts_s") for each in result.values()):  # no figures, or not one request was answered
+    flows = {side: each.get("flow", {}) for side, each in result.items()}
+    if not all(flow.get("ttfts_s") for flow in flows.values()):  # no figures, or not one request was answered
         return row | {"failure": without_requests(result)}
-    first_tokens_s = [list(map(sum, zip(each["sent_s"], each["ttfts_s"], strict=True))) for each in result.values()]
+    first_tokens_s = [list(map(sum, zip(flow["sent_s"], flow["ttfts_s"], strict=True))) for flow in flows.values()]
     begin_s, end_s = max(map(min, first_tokens_s)), min(map(max, first_tokens_s))
     if end_s <= begin_s:
         return row | {"failure": f"both were fully loaded for {end_s - begin_s:.2f} s"}
     for side in SIDES:
-        mine, requests = result[side], max(1, result[side]["completed"])
-        ttfts_ms = [1000 * ttft_s for ttft_s in mine["ttfts_s"][load.streams :] or mine["ttfts_s"]]
+        mine, flow, requests = result[side], flows[side], max(1, result[side]["completed"])
+        ttfts_ms = [1000 * ttft_s for ttft_s in flow["ttfts_s"][load.streams :] or flow["ttfts_s"]]
         row[side] = {
-            "output_tokens_per_s": round(tokens_between(mine, begin_s, end_s) / (end_s - begin_s), 1),
+            "output_tokens_per_s": round(tokens_between(flow, begin_s, end_s) / (end_s - begin_s), 1),
             "median_ttft_ms": round(statistics.median(ttfts_ms), 2),
             "ttft_error_ms": round(_median_error(ttfts_ms), 2),
             "requests_counted": len(ttfts_ms),
@@ -166,5 +167,5 @@ def without_requests(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: without_requests(value) if isinstance(value, Mapping) else value
         for name, value in result.items()
-        if name not in ("sent_s", "ttfts_s", "tokens")
+        if name != "flow"
     }

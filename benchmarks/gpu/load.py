@@ -20,6 +20,8 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+READY, WARM, RESULT = "READY", "WARM", "RESULT "
+"""What the lines of this program begin with."""
 BIN_S = 0.01
 """How exactly the times of tokens are told."""
 KEPT = (
@@ -85,7 +87,7 @@ def measure(parser: argparse.ArgumentParser, serve: Any, order: dict[str, Any]) 
     figures = {name: result[name] for name in KEPT if name in result}
     if starts := result.get("start_times"):
         figures |= meter.between(min(starts), min(starts) + figures["duration"])
-    figures |= flow(result)
+    figures["flow"] = flow(result)
     if errors := sorted({error for error in result.get("errors", ()) if error}):
         figures["errors"] = errors[:3]
     return figures
@@ -126,7 +128,7 @@ def starter() -> Callable[..., Awaitable[None]]:
 
     async def wait_once(*_: object) -> None:
         if next(asked) == 0:
-            print("WARM", flush=True)
+            print(WARM, flush=True)
             sys.stdin.readline()
 
     return wait_once
@@ -137,13 +139,13 @@ def main() -> None:
     serve: Any = importlib.import_module("vllm.benchmarks.serve")
     parser = argparse.ArgumentParser()
     serve.add_cli_args(parser)
-    print("READY", flush=True)
+    print(READY, flush=True)
     for line in sys.stdin:
         try:
             answer = measure(parser, serve, json.loads(line))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the caller, who goes on with the next
             answer = {"failure": f"{type(error).__name__}: {error}"}
-        print("RESULT " + json.dumps(answer), flush=True)
+        print(RESULT + json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

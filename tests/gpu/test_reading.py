@@ -57,7 +57,7 @@ def result(sent_s: list[float], ttfts_ms: list[float], tokens_per_bin: float = 1
     """What one load gave: tokens from the first bin on, for two seconds."""
     same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
     times = {"sent_s": sent_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms]}
-    return same | times | {"first_bin": round(sent_s[0] / BIN_S), "tokens": [tokens_per_bin] * 200}
+    return same | {"flow": times | {"first_bin": round(sent_s[0] / BIN_S), "tokens": [tokens_per_bin] * 200}}
 
 
 ONE_STREAM = Load("text-1", 1, 4, 1, 1)
@@ -95,8 +95,8 @@ def test_a_failed_load_is_told_and_not_averaged() -> None:
     good = result([1, 2], [30, 30])
     row = compared_row(ONE_STREAM, {"servekit": good, "bare": {"failure": "x"}})
     assert row["failure"]["bare"] == {"failure": "x"}
-    assert set(row["failure"]["servekit"]).isdisjoint({"sent_s", "ttfts_s", "tokens"})
-    none = {"sent_s": [], "ttfts_s": [], "tokens": [], "first_bin": 0, "failed": 4}
+    assert set(row["failure"]["servekit"]).isdisjoint({"flow", "sent_s", "ttfts_s", "tokens"})
+    none = {"flow": {"sent_s": [], "ttfts_s": [], "tokens": [], "first_bin": 0}, "failed": 4}
     unanswered = compared_row(ONE_STREAM, {"servekit": none, "bare": good})
     assert unanswered["failure"]["servekit"]["failed"] == 4
     assert pooled([row, unanswered]) == {}
