@@ -1,16 +1,17 @@
 """What the guard costs: the same engine with and without it, turn and turn about, in one run.
 
-Usage: python benchmarks/guard_overhead.py --engine ENGINE_VENV/bin/vllm [--rounds 20] [--streams 32]
+Usage: python benchmarks/guard_overhead.py --engine ENGINE_VENV/bin/vllm [--rounds 20] [--streams 32] [--burst 256]
 
 Prints one JSON object: throughput of concurrent streams with the guard over that without (ratio of totals,
-and of the median round), and the median time in microseconds of `/v1/models` and of refused requests on a
-connection that is kept open.
+and of the median round); for requests that all come at once, when EngineCore had the first of them and half of
+them; and the median time in microseconds of `/v1/models` and of refused requests on a connection that is kept open.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -38,6 +39,8 @@ CPU_ENVIRONMENT = {
 }
 START_S = 180
 BARE = "x-bare: 1\r\n"
+HANDED_OVER = "/handed-over"
+"""`PATH` of guard_switch.py, out of reach from here."""
 
 
 def main() -> None:
@@ -47,6 +50,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--burst", type=int, default=256, help="requests that come at once")
+    parser.add_argument("--burst-rounds", type=int, default=20)
     parser.add_argument("--latency-requests", type=int, default=2000)
     options = parser.parse_args()
     # SIGTERM would end this program and leave the engine: it runs in a session of its own
@@ -54,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_demo_model(folder / "model")
-        settings = GuardSettings(state_dir=folder / "state", max_in_flight=options.streams)
+        settings = GuardSettings(state_dir=folder / "state", max_in_flight=max(options.streams, options.burst))
         guard = prepare_guard(settings, folder / "run")
         assert guard.key_file is not None
         port = free_port()
@@ -75,6 +80,7 @@ async def measure(port: int, key: str, options: argparse.Namespace) -> dict[str,
         turns = [("guarded", ""), ("bare", BARE)]
         for name, header in turns if number % 2 else reversed(turns):
             seconds[name].append(await stream_round(port, key, header, options))
+    burst = await bursts(port, key, options.burst, options.burst_rounds)
     latency = await latencies(port, key, options.latency_requests)
     guarded, bare = seconds["guarded"], seconds["bare"]
     tokens = options.streams * options.tokens
@@ -85,6 +91,7 @@ async def measure(port: int, key: str, options: argparse.Namespace) -> dict[str,
         "tokens_per_s": {name: round(tokens / statistics.median(values)) for name, values in seconds.items()},
         "throughput_ratio_of_totals": round(sum(bare) / sum(guarded), 4),
         "throughput_ratio_of_medians": round(statistics.median(bare) / statistics.median(guarded), 4),
+        "burst": burst,
         "median_latency_us": latency,
         "added_to_models_us": round(latency["models_guarded"] - latency["models_bare"], 1),
     }
@@ -110,6 +117,51 @@ async def stream_round(port: int, key: str, header: str, options: argparse.Names
     elapsed_s = time.perf_counter() - began
     assert all(answer.startswith(b"HTTP/1.1 200") and b"[DONE]" in answer for answer in answers)
     return elapsed_s
+
+
+async def bursts(port: int, key: str, count: int, rounds: int) -> dict[str, Any]:
+    """Return the milliseconds from the first of `count` requests at once until EngineCore had the first and half."""
+    await burst_round(port, key, "", count)  # warm-up
+    taken_ms: dict[str, list[tuple[float, float]]] = {"guarded": [], "bare": []}
+    for number in range(rounds):
+        turns = [("guarded", ""), ("bare", BARE)]
+        for name, header in turns if number % 2 else reversed(turns):
+            taken_ms[name].append(await burst_round(port, key, header, count))
+    told: dict[str, Any] = {"requests": count, "rounds": rounds}
+    for place, what in enumerate(("first", "half")):
+        each_ms = {name: [values[place] for values in taken] for name, taken in taken_ms.items()}
+        added_ms = [one - other for one, other in zip(each_ms["guarded"], each_ms["bare"], strict=True)]
+        told[f"{what}_handed_over_ms"] = {name: round(statistics.median(values), 1) for name, values in each_ms.items()}
+        told[f"{what}_added_ms"] = {
+            "mean": round(statistics.mean(added_ms), 1),
+            "error": round(statistics.stdev(added_ms) / math.sqrt(rounds), 1),
+        }
+    return told
+
+
+async def burst_round(port: int, key: str, header: str, count: int) -> tuple[float, float]:
+    """Send `count` requests at once on open connections."""
+    body = json.dumps({"model": "demo", "prompt": "1", "user": "x" * 1000, "max_tokens": 1, "stream": True})
+    request = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{header}"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    ).encode()
+    connections = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(count)))
+    await handed_over(port)  # forget those before
+    for _, writer in connections:
+        writer.write(request)
+    answers = await asyncio.gather(*(reader.read(-1) for reader, _ in connections))
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    for _, writer in connections:
+        writer.close()
+    seconds = await handed_over(port)
+    return 1000 * seconds[0], 1000 * seconds[count // 2]
+
+
+async def handed_over(port: int) -> list[float]:
+    """Ask the switch when EngineCore had each request."""
+    answer = await whole_answer(port, f"GET {HANDED_OVER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    return sorted(json.loads(answer.partition(b"\r\n\r\n")[2]))
 
 
 async def whole_answer(port: int, request: bytes) -> bytes:

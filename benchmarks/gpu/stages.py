@@ -36,7 +36,7 @@ def start(run: Setting) -> None:
 def load(run: Setting, *, bare_first: bool = False) -> None:
     """Start with the kept caches; load servekit and vLLM alone in the same seconds; kill EngineCore under load.
 
-    `bare_first`: vLLM alone is started before servekit.
+    `bare_first`: vLLM alone is started before servekit, whose guard then has no stopwatch: that takes time itself.
     """
     profile, model = run.profile(), run.options.w4a16
     stage = run.options.stage
@@ -45,7 +45,7 @@ def load(run: Setting, *, bare_first: bool = False) -> None:
     if bare_first:
         bare = run.serve_bare(f"{stage}-bare", profile, model)
         bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 300)
-        server = run.serve(f"{stage}-servekit", profile, model, timed=True)
+        server = run.serve(f"{stage}-servekit", profile, model)
     else:
         server = run.serve(f"{stage}-servekit", profile, model, timed=True)
         server.until(lambda: server.is_past("compile"), 300)

@@ -1,24 +1,55 @@
 """The guard with a way around it, for `guard_overhead.py` only: a request with `x-bare` goes straight to vLLM.
 
-The same engine in the same minute then serves both, so nothing but the guard differs.
+The same engine in the same minute then serves both, so nothing but the guard differs. It also tells when requests
+came and when EngineCore had them.
 """
 
-from typing import TYPE_CHECKING
+import json
+import time
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servekit.serve.inside.servekit_guard.engine import Guard
-    from servekit.serve.inside.servekit_guard.refusals import Receive, Scope, Send
+    from servekit.serve.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
 else:
     from servekit_guard.engine import Guard
-    from servekit_guard.refusals import Receive, Scope, Send
+    from servekit_guard.refusals import App, Receive, Scope, Send, answer
+
+
+PATH = "/handed-over"
+"""Asked here, it answers with the seconds from the first request since it was asked last to each hand-over."""
+BARE = (b"x-bare", b"1")
 
 
 class Switch(Guard):
     """Guard, or nothing, as the request asks."""
 
+    def __init__(self, app: App) -> None:
+        super().__init__(app)
+        self._came_s = 0.0
+        self._handed_over_s: list[float] = []
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request marked `x-bare` to vLLM as if there were no guard."""
-        if scope["type"] == "http" and any(name == b"x-bare" for name, _ in scope["headers"]):
+        if scope["type"] == "lifespan":
+            self._watch(scope["app"].state.engine_client)
+        elif scope["path"] == PATH:
+            handed_over_s, self._handed_over_s, self._came_s = self._handed_over_s, [], 0.0
+            await answer(scope, send, 200, json.dumps(handed_over_s).encode(), [])
+            return
+        else:
+            self._came_s = self._came_s or time.perf_counter()
+        if scope["type"] == "http" and BARE in scope["headers"]:
             await self._app(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+    def _watch(self, engine: Any) -> None:
+        add_request = engine.add_request
+
+        async def add_and_note(*arguments: Any, **named: Any) -> Any:
+            added = await add_request(*arguments, **named)
+            self._handed_over_s.append(time.perf_counter() - self._came_s)
+            return added
+
+        engine.add_request = add_and_note

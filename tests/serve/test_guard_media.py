@@ -148,6 +148,13 @@ def test_a_slow_head_is_given_up(connection: Any) -> None:
     assert connection.closed
 
 
+def test_a_head_that_comes_whole_needs_no_clock(connection: Any) -> None:
+    """Only the first request of a connection is waited for with a timer."""
+    for _ in range(3):
+        connection.data_received(b"GET\r\n\r\n")
+    assert len(connection.timers) == 1
+
+
 def test_a_lost_connection_stops_its_clock(connection: Any) -> None:
     """Nothing fires for a connection that is gone."""
     connection.connection_lost(None)

@@ -4,6 +4,7 @@ vLLM imports it while it builds its application, before the server starts to lis
 ends the start, so there is no engine without its guard.
 """
 
+import gc
 import logging
 import os
 
@@ -14,9 +15,14 @@ from .rules import CONFIG_VARIABLE, Rules
 
 logger = logging.getLogger("vllm.servekit_guard")
 
+OBJECTS_BEFORE_GARBAGE = 10_000
+"""How many objects Python makes before it looks for garbage among them. Its own 700 are made by some thirty requests,
+which are all alive still: it found nothing and took 2 % of the server's time, of a burst's 9 %."""
+
 RULES = Rules.read(os.environ[CONFIG_VARIABLE])
 
 media.register(RULES.max_image_pixels, RULES.media_domains)
+gc.set_threshold(OBJECTS_BEFORE_GARBAGE, *gc.get_threshold()[1:])
 heads.limit(RULES.max_head_bytes, RULES.max_head_s)
 if RULES.api_keys_file is None:
     logger.warning("The guard asks for no key: everybody who reaches this port may use the model")

@@ -74,6 +74,8 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
+        self._vocabulary_size: int | None = None
+        """Of the running model; asked once, for it does not change."""
         self.passage = Passage()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +144,9 @@ class Gate:
             return
         with self._intake.enter() as slot:
             chunks = await self._intake.read(slot, scope, receive)
-            refusal = objection(b"".join(chunks), vocabulary_size(scope), self._rules.max_sequences)
+            if self._vocabulary_size is None:
+                self._vocabulary_size = vocabulary_size(scope)
+            refusal = objection(b"".join(chunks), self._vocabulary_size, self._rules.max_sequences)
             if refusal is not None:
                 raise RefusedError(refusal)
             self._counts[route.path, "allowed"] += 1

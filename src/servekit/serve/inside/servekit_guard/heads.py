@@ -30,15 +30,18 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
 
     max_head_bytes: int
     max_head_s: float
+    _clock: Any = None
+    """Runs only while headers are incomplete: a timer for every request would cost more than reading them."""
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock of the first request."""
         super().connection_made(transport)
         self._await_head()
+        self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        self._timer.cancel()
+        self._stop_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -46,12 +49,13 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
         super().data_received(data)
         if not self._in_head:
             return
+        self._start_clock()
         self._head_bytes += len(data)
         if self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
             self.send_400_response("Request headers are too large.")
 
     def on_message_begin(self) -> None:
-        """Start the clock of a later request on the same connection."""
+        """Await the headers of a later request on the same connection: as a rule they came with it."""
         super().on_message_begin()
         if not self._in_head:
             self._await_head()
@@ -59,13 +63,21 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
     def on_headers_complete(self) -> None:
         """Stop the clock: what follows is the body, which the gate limits."""
         self._in_head = False
-        self._timer.cancel()
+        self._stop_clock()
         super().on_headers_complete()
 
     def _await_head(self) -> None:
         self._in_head = True
         self._head_bytes = 0
-        self._timer = self.loop.call_later(self.max_head_s, self._give_up)
+
+    def _start_clock(self) -> None:
+        if self._clock is None:
+            self._clock = self.loop.call_later(self.max_head_s, self._give_up)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     def _give_up(self) -> None:
         if self._in_head and not self.transport.is_closing():

@@ -9,6 +9,8 @@ from .rules import Rules
 
 MAX_LENGTH_DIGITS = 18
 """What fits 64 bits; HTTP parsers refuse more."""
+LONGEST_SWEEP_S = 1.0
+"""A body that is late is refused this much later at most, or a tenth of the time it has."""
 
 
 class ClientGoneError(Exception):
@@ -27,14 +29,15 @@ class Intake:
         self._too_busy = too_busy(rules.retry_after_s)
         self._draining = draining(rules.retry_after_s)
         self._closed = False
-        self._reading: set[asyncio.Timeout] = set()
+        self._reading: dict[asyncio.Timeout, float] = {}
+        """The bodies that are on their way, and the loop's time until which each may be."""
+        self._sweeping = False
 
     def close(self) -> None:
         """Take nothing in any more; who still sends a body is refused at once, not when it has arrived."""
         self._closed = True
         for limit in self._reading:
-            if not limit.expired():
-                limit.reschedule(0)
+            _end(limit)
 
     def check(self, *, unread: bool) -> None:
         """Raise RefusedError (503) once closed; `unread`: a body may follow."""
@@ -50,8 +53,10 @@ class Intake:
     async def read(self, slot: "Slot", scope: Scope, receive: Receive) -> list[bytes]:
         """Return the request's whole body as it came. Raises RefusedError (408, 413, 429, 503) or ClientGoneError."""
         self._reserve(slot, _declared_bytes(scope), unread=True)
-        limit = asyncio.timeout(self._rules.max_body_s)
-        self._reading.add(limit)
+        limit, loop = asyncio.timeout(None), asyncio.get_running_loop()
+        self._reading[limit] = loop.time() + self._rules.max_body_s
+        if not self._sweeping:
+            self._sweep(loop)
         try:
             async with limit:
                 return await self._collect(slot, receive)
@@ -59,7 +64,20 @@ class Intake:
             self.check(unread=True)
             raise RefusedError(self._too_slow) from None
         finally:
-            self._reading.discard(limit)
+            del self._reading[limit]
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the reads that are late, again and again while there are any.
+
+        A timer for every body would cost a request more than its body does, which is there as a rule.
+        """
+        now_s = loop.time()
+        for limit, until_s in self._reading.items():
+            if until_s <= now_s:
+                _end(limit)
+        self._sweeping = bool(self._reading)
+        if self._sweeping:
+            loop.call_later(min(LONGEST_SWEEP_S, self._rules.max_body_s / 10), self._sweep, loop)
 
     async def _collect(self, slot: "Slot", receive: Receive) -> list[bytes]:
         chunks: list[bytes] = []
@@ -107,6 +125,11 @@ class Slot:
     ) -> None:
         self._intake.in_flight -= 1
         self._intake.buffered_bytes -= self.reserved_bytes
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    if not limit.expired():
+        limit.reschedule(0)
 
 
 def replay(chunks: list[bytes], receive: Receive) -> Receive:

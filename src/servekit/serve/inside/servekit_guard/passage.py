@@ -6,9 +6,8 @@ requests are on that way is told by `AsyncLLM.add_request`, which ends when the 
 """
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
+from types import TracebackType
 from typing import Any
 
 _request: ContextVar[object | None] = ContextVar("servekit_request", default=None)
@@ -39,23 +38,14 @@ class Passage:
             if self._closed and request is not None:
                 raise TooLateError("the server is draining: the request came too late for it")
             added = await add_request(*arguments, **named)
-            self._leave(request)
+            self.leave(request)
             return added
 
         engine.add_request = add_and_tell
 
-    @contextlib.contextmanager
-    def follow(self) -> Iterator[None]:
-        """Count what is done within as one request, until it has reached EngineCore or has ended."""
-        request = object()
-        self._underway.add(request)
-        self._empty.clear()
-        before = _request.set(request)
-        try:
-            yield
-        finally:
-            _request.reset(before)
-            self._leave(request)
+    def follow(self) -> "Followed":
+        """Count what is done within a `with` of this as one request, until it has reached EngineCore or has ended."""
+        return Followed(self)
 
     async def settle(self, within_s: float) -> bool:
         """Wait until EngineCore has every request, then let no other through; return whether it has them.
@@ -77,7 +67,13 @@ class Passage:
             self._closed = True
             self._take_off(loop.time() - began_s)
 
-    def _leave(self, request: object | None) -> None:
+    def enter(self, request: object) -> None:
+        """Count a request as underway."""
+        self._underway.add(request)
+        self._empty.clear()
+
+    def leave(self, request: object | None) -> None:
+        """Count it no more; of one that is not counted, nothing."""
         self._underway.discard(request)
         if not self._underway:
             self._empty.set()
@@ -87,3 +83,22 @@ class Passage:
         config = getattr(self._engine, "vllm_config", None)
         if config is not None:
             config.shutdown_timeout = max(0.0, config.shutdown_timeout - seconds)
+
+
+class Followed:
+    """One request on its way; leaving the `with` ends it, however that happens."""
+
+    __slots__ = ("_before", "_passage")
+
+    def __init__(self, passage: Passage) -> None:
+        self._passage = passage
+
+    def __enter__(self) -> None:
+        self._passage.enter(self)
+        self._before: Token[object | None] = _request.set(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _request.reset(self._before)
+        self._passage.leave(self)
