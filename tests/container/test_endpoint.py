@@ -56,18 +56,20 @@ def test_health_begins_with_starting(stack: Stack, note: Note) -> None:
 def test_chat_and_images(healthy: Stack, key_file: os.PathLike[str]) -> None:
     """With the key of the mounted file, chat and image requests through the published port are answered."""
     with open(key_file, encoding="ascii") as file:  # noqa: PTH123 - the type allows no more
-        client = healthy.openai(file.read().splitlines()[1])
-    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=8)
+        key = file.read().splitlines()[1]
+    with healthy.openai(key) as client:
+        chat = client.chat.completions
+        answer = chat.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=8)
+        seen = chat.create(model=MODEL, messages=[{"role": "user", "content": look_at(3)}], max_tokens=4)
     assert answer.choices[0].message.content
-    seen = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": look_at(3)}], max_tokens=4)
     assert seen.usage is not None
     assert seen.usage.prompt_tokens > answer.usage.prompt_tokens  # type: ignore[union-attr]
 
 
 def test_nothing_without_the_key(healthy: Stack) -> None:
     """Without the key, and on routes that are none of OpenAI's, nothing is to be had from outside."""
-    with pytest.raises(openai.AuthenticationError):
-        healthy.openai("sk-wrong-" + "x" * 20).models.list()
+    with healthy.openai("sk-wrong-" + "x" * 20) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
     routes = {"/v1/models": 401, "/invocations": 404, "/docs": 404, "/metrics": 404, "/health": 200}
     assert {route: httpx.get(healthy.url + route).status_code for route in routes} == routes
 
@@ -105,10 +107,11 @@ def test_other_tenant(healthy: Stack, make_stack: Callable[..., Stack], note: No
     assert other.health == "healthy"
     key = other.key()
     assert key.startswith("sk-servekit-")
-    assert [model.id for model in other.openai(key).models.list()] == [MODEL]
+    with other.openai(key) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
     for one, wrong in ((healthy, key), (other, healthy.key())):
-        with pytest.raises(openai.AuthenticationError):
-            one.openai(wrong).models.list()
+        with one.openai(wrong) as client, pytest.raises(openai.AuthenticationError):
+            client.models.list()
     note(f"a second tenant beside the first: ready after {other.ready_after_s():.1f} s")
     assert key not in other.container.logs().decode()
     began = time.monotonic()

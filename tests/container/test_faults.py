@@ -34,19 +34,19 @@ class Stream:
     """A client that reads a long answer meanwhile: what it got, and how it ended."""
 
     def __init__(self, stack: Stack, tokens: int) -> None:
-        self.client = stack.openai()
         self.pieces, self.finish, self.error, self.ended_s = 0, "", "", 0.0
-        self._thread = threading.Thread(target=self._read, args=(tokens,), daemon=True)
+        self._thread = threading.Thread(target=self._read, args=(stack.openai(), tokens), daemon=True)
         self._thread.start()
         wait_until(lambda: self.pieces > 2 or self.error, within_s=30, what="the stream's beginning")
         assert not self.error, self.error
 
-    def _read(self, tokens: int) -> None:
+    def _read(self, client: openai.OpenAI, tokens: int) -> None:
         options: dict[str, Any] = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
         try:
-            for chunk in self.client.completions.create(model=MODEL, prompt="1", stream=True, **options):
-                self.pieces += 1
-                self.finish = chunk.choices[0].finish_reason or self.finish
+            with client, client.completions.create(model=MODEL, prompt="1", stream=True, **options) as stream:
+                for chunk in stream:
+                    self.pieces += 1
+                    self.finish = chunk.choices[0].finish_reason or self.finish
         except (openai.OpenAIError, httpx.HTTPError) as error:
             self.error = f"{type(error).__name__}: {str(error)[:80]}"
         self.ended_s = time.monotonic()
@@ -143,7 +143,8 @@ def test_wedged_servekit_is_unhealthy(healthy: Stack, note: Note) -> None:
     try:
         healthy.until_health("unhealthy", within_s=60)
         took = time.monotonic() - began
-        assert healthy.openai().completions.create(model=MODEL, prompt="1", max_tokens=4).usage
+        with healthy.openai() as client:
+            assert client.completions.create(model=MODEL, prompt="1", max_tokens=4).usage
     finally:
         healthy.kill(SERVEKIT, "CONT")
     healthy.until_health("healthy", within_s=60)

@@ -51,8 +51,8 @@ def test_no_way_out(offline: Stack) -> None:
     settings = offline.container.attrs["NetworkSettings"]
     assert not any(settings["Ports"].values())
     (network,) = settings["Networks"].values()
-    client = openai.OpenAI(base_url=f"http://{network['IPAddress']}:8000/v1", api_key=offline.key())
-    assert client.completions.create(model=MODEL, prompt="Hello", max_tokens=4).usage
+    with openai.OpenAI(base_url=f"http://{network['IPAddress']}:8000/v1", api_key=offline.key()) as client:
+        assert client.completions.create(model=MODEL, prompt="Hello", max_tokens=4).usage
 
 
 def test_caddy_in_front(offline: Stack) -> None:
