@@ -22,8 +22,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from servekit.checkpoint.demo import build_demo_model
 from servekit.serve.guard import Guard, GuardSettings, prepare_guard
@@ -38,6 +39,7 @@ CPU_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 START_S = 180
+Measured = TypeVar("Measured")
 BARE = "x-bare: 1\r\n"
 HANDED_OVER = "/handed-over"
 """`PATH` of guard_switch.py, out of reach from here."""
@@ -75,11 +77,7 @@ def main() -> None:
 async def measure(port: int, key: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return every figure of one run."""
     await stream_round(port, key, "", options)  # warm-up
-    seconds: dict[str, list[float]] = {"guarded": [], "bare": []}
-    for number in range(options.rounds):
-        turns = [("guarded", ""), ("bare", BARE)]
-        for name, header in turns if number % 2 else reversed(turns):
-            seconds[name].append(await stream_round(port, key, header, options))
+    seconds = await in_turns(lambda header: stream_round(port, key, header, options), options.rounds)
     burst = await bursts(port, key, options.burst, options.burst_rounds)
     latency = await latencies(port, key, options.latency_requests)
     guarded, bare = seconds["guarded"], seconds["bare"]
@@ -95,6 +93,16 @@ async def measure(port: int, key: str, options: argparse.Namespace) -> dict[str,
         "median_latency_us": latency,
         "added_to_models_us": round(latency["models_guarded"] - latency["models_bare"], 1),
     }
+
+
+async def in_turns(measure: Callable[[str], Awaitable[Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """Return what each round measured with and without the guard; which of them is first changes every time."""
+    measured: dict[str, list[Measured]] = {"guarded": [], "bare": []}
+    for number in range(rounds):
+        turns = [("guarded", ""), ("bare", BARE)]
+        for name, header in turns if number % 2 else reversed(turns):
+            measured[name].append(await measure(header))
+    return measured
 
 
 async def stream_round(port: int, key: str, header: str, options: argparse.Namespace) -> float:
@@ -122,11 +130,7 @@ async def stream_round(port: int, key: str, header: str, options: argparse.Names
 async def bursts(port: int, key: str, count: int, rounds: int) -> dict[str, Any]:
     """Return the milliseconds from the first of `count` requests at once until EngineCore had the first and half."""
     await burst_round(port, key, "", count)  # warm-up
-    taken_ms: dict[str, list[tuple[float, float]]] = {"guarded": [], "bare": []}
-    for number in range(rounds):
-        turns = [("guarded", ""), ("bare", BARE)]
-        for name, header in turns if number % 2 else reversed(turns):
-            taken_ms[name].append(await burst_round(port, key, header, count))
+    taken_ms = await in_turns(lambda header: burst_round(port, key, header, count), rounds)
     told: dict[str, Any] = {"requests": count, "rounds": rounds}
     for place, what in enumerate(("first", "half")):
         each_ms = {name: [values[place] for values in taken] for name, taken in taken_ms.items()}
