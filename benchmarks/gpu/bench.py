@@ -1,6 +1,7 @@
 """Loads for `vllm bench serve`, and the one long-lived process that runs them."""
 
 import json
+import math
 import os
 import subprocess
 import threading
@@ -13,6 +14,9 @@ from benchmarks.gpu.load import READY, RESULT, WARM
 
 WARM_UPS = 4
 """Most requests before those that count: the first after a pause takes twice as long, on any server."""
+ARRIVALS_PER_S = 200.0
+"""How fast the streams of a load begin, at random moments. Were it all at once, requests would go on coming in the clumps
+that the beginning has made, and a round would tell how those happened to fall."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Load:
     images: int = 0
     spread: float = 0.0
     """Share by which the tokens of single answers differ from `tokens_out`, so that streams do not end in step."""
+    arrivals_per_s: float = ARRIVALS_PER_S
+    """inf: all streams begin at once."""
     about_s: float = 0.0
     """What it takes; a load that the time left does not hold is left out."""
 
@@ -38,6 +44,7 @@ class Load:
             "--model": str(tokenizer),
             "--served-model-name": "model",
             "--max-concurrency": self.streams,
+            "--request-rate": self.arrivals_per_s,
             "--num-prompts": self.requests,
             "--random-input-len": self.tokens_in,
             "--random-output-len": self.tokens_out,
@@ -73,11 +80,14 @@ LOADS = (
 )
 """What each of both servers gets in the same seconds."""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
-RATIO = Load("ratio", 512, 512, 600, 200)
+BURST = Load("burst-256", 256, 256, 256, 16, arrivals_per_s=math.inf, about_s=3)
+"""What each of both servers gets in turns: requests that all come at once, and wait for one another."""
+RATIO = Load("ratio", 512, 512, 600, 200, arrivals_per_s=math.inf)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
 
 QUICK = (Load("text-1", 1, 6, 32, 8), Load("text-4", 4, 24, 32, 8, spread=0.5), Load("images-1", 1, 3, 8, 4, images=3))
-QUICK_RATIO = Load("ratio", 4, 4, 64, 16)
+QUICK_BURST = Load("burst-4", 4, 4, 32, 4, arrivals_per_s=math.inf, about_s=3)
+QUICK_RATIO = Load("ratio", 4, 4, 64, 16, arrivals_per_s=math.inf)
 
 
 class Bench:

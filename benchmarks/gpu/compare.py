@@ -48,6 +48,26 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoi
     run.note("at_once", rows)
 
 
+def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoint], load: Load, rounds: int) -> None:
+    """Send requests that all come at once to one server, then to the other, in turns: each has the GPU to itself.
+
+    Of such requests each waits for those before it, in the server's one event loop and in EngineCore's queue: the
+    median first token tells what a server adds to all of them together.
+    """
+    rows: list[dict[str, Any]] = []
+    for number in range(rounds):
+        turns = list(zip(SIDES, benches, strict=True))[:: -1 if number % 2 else 1]
+        result = {side: put(run, bench, servers[side], load, seed=50_000 + number) for side, bench in turns}
+        row = _named(load)
+        if all(each.get("flow", {}).get("ttfts_s") for each in result.values()):
+            for side, each in result.items():
+                row[side] = _figures(each, each["output_throughput"], each["flow"]["ttfts_s"])
+            rows.append(row | {"over": _over(row)})
+        else:
+            rows.append(row | {"failure": without_requests(result)})
+    run.note("bursts", rows)
+
+
 def put(
     run: Setting, bench: Bench, server: Endpoint, load: Load, seed: int, together: threading.Barrier | None = None
 ) -> dict[str, Any]:
@@ -76,8 +96,8 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
 
     Throughput is counted while both are fully loaded: from the first token of the later one until one of them has
     begun to answer its last request. The end of a load tells nothing: streams run out, and who is left has the GPU
-    alone. The time to the first token is the median over all requests but those that begin together, which wait for
-    one another; its error takes requests as independent, which those in a queue are not.
+    alone. The time to the first token is the median over all requests but the first of each stream, which begin before
+    all streams run; its error takes requests as independent, which those in a queue are not.
     """
     row = _named(load)
     flows = {side: each.get("flow", {}) for side, each in result.items()}
@@ -85,31 +105,37 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
         return row | {"failure": without_requests(result)}
     first_tokens_s = [list(map(sum, zip(flow["sent_s"], flow["ttfts_s"], strict=True))) for flow in flows.values()]
     begin_s, end_s = max(map(min, first_tokens_s)), min(map(max, first_tokens_s))
-    if end_s <= begin_s:
-        return row | {"failure": f"both were fully loaded for {end_s - begin_s:.2f} s"}
+    tokens = {side: tokens_between(flow, begin_s, end_s) for side, flow in flows.items()}
+    if end_s <= begin_s or not all(tokens.values()):
+        return row | {"failure": f"both were fully loaded for {end_s - begin_s:.2f} s, with {tokens} tokens"}
     for side in SIDES:
-        mine, flow, requests = result[side], flows[side], max(1, result[side]["completed"])
-        ttfts_ms = [1000 * ttft_s for ttft_s in flow["ttfts_s"][load.streams :] or flow["ttfts_s"]]
-        row[side] = {
-            "output_tokens_per_s": round(tokens_between(flow, begin_s, end_s) / (end_s - begin_s), 1),
-            "median_ttft_ms": round(statistics.median(ttfts_ms), 2),
-            "ttft_error_ms": round(_median_error(ttfts_ms), 2),
-            "requests_counted": len(ttfts_ms),
-            "median_itl_ms": round(mine["median_itl_ms"], 3),
-            "failed": mine["failed"],
-            "server_cpu_ms_per_request": round(1000 * mine["server_cpu_s"] / requests, 2),
-            "core_cpu_ms_per_request": round(1000 * mine["core_cpu_s"] / requests, 2),
-            **({"held": mine["held"]} if "held" in mine else {}),
-        }
+        ttfts_s = flows[side]["ttfts_s"]
+        row[side] = _figures(result[side], tokens[side] / (end_s - begin_s), ttfts_s[load.streams :] or ttfts_s)
+    return row | {"seconds_counted": round(end_s - begin_s, 2), "over": _over(row)}
+
+
+def _figures(mine: Mapping[str, Any], tokens_per_s: float, ttfts_s: Sequence[float]) -> dict[str, Any]:
+    requests, ttfts_ms = max(1, mine["completed"]), [1000 * ttft_s for ttft_s in ttfts_s]
+    return {
+        "output_tokens_per_s": round(tokens_per_s, 1),
+        "median_ttft_ms": round(statistics.median(ttfts_ms), 2),
+        "ttft_error_ms": round(_median_error(ttfts_ms), 2),
+        "requests_counted": len(ttfts_ms),
+        "median_itl_ms": round(mine["median_itl_ms"], 3),
+        "failed": mine["failed"],
+        "server_cpu_ms_per_request": round(1000 * mine["server_cpu_s"] / requests, 2),
+        "core_cpu_ms_per_request": round(1000 * mine["core_cpu_s"] / requests, 2),
+        **({"held": mine["held"]} if "held" in mine else {}),
+    }
+
+
+def _over(row: Mapping[str, Any]) -> dict[str, float]:
     one, other = (row[side] for side in SIDES)
-    return row | {
-        "seconds_counted": round(end_s - begin_s, 2),
-        "over": {
-            "throughput": round(one["output_tokens_per_s"] / other["output_tokens_per_s"], 4),
-            "ttft_added_ms": round(one["median_ttft_ms"] - other["median_ttft_ms"], 2),
-            "ttft_error_ms": round(math.hypot(one["ttft_error_ms"], other["ttft_error_ms"]), 2),
-            "itl_added_ms": round(one["median_itl_ms"] - other["median_itl_ms"], 3),
-        },
+    return {
+        "throughput": round(one["output_tokens_per_s"] / other["output_tokens_per_s"], 4),
+        "ttft_added_ms": round(one["median_ttft_ms"] - other["median_ttft_ms"], 2),
+        "ttft_error_ms": round(math.hypot(one["ttft_error_ms"], other["ttft_error_ms"]), 2),
+        "itl_added_ms": round(one["median_itl_ms"] - other["median_itl_ms"], 3),
     }
 
 
@@ -143,6 +169,20 @@ def pooled(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
             "ttft_error_ms": _mean_error(overs),
         }
         for load, overs in rounds.items()
+    }
+
+
+def burst_later(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Sum the rounds of a burst up: by how much servekit's median first token is later, with the standard error."""
+    added_ms = [row["over"]["ttft_added_ms"] for row in rows if "over" in row]
+    shares = [row["over"]["ttft_added_ms"] / row["bare"]["median_ttft_ms"] for row in rows if "over" in row]
+    root = math.sqrt(len(shares))
+    return {
+        "rounds": len(shares),
+        "ttft_added_ms": statistics.mean(added_ms),
+        "ttft_error_ms": statistics.stdev(added_ms) / root,
+        "share": statistics.mean(shares),
+        "share_error": statistics.stdev(shares) / root,
     }
 
 

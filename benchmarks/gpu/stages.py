@@ -6,15 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.bench import LOADS, QUICK, QUICK_RATIO, RATIO, WARM_UP, Bench
+from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, RATIO, WARM_UP, Bench
 from benchmarks.gpu.card import read_card
-from benchmarks.gpu.compare import at_once, put, without_requests
+from benchmarks.gpu.compare import at_once, bursts, put, without_requests
 from benchmarks.gpu.endpoint import Endpoint, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
 from benchmarks.gpu.setting import BASELINE, STAGES, Setting, healthy
 
 RATIO_ROUNDS = 2
+BURST_ROUNDS = 10
 
 
 def start(run: Setting) -> None:
@@ -59,6 +60,8 @@ def load(run: Setting, *, bare_first: bool = False) -> None:
     for bench, each in zip(benches, servers.values(), strict=True):
         for warm in QUICK[:1] if run.quick else WARM_UP:
             put(run, bench, each, warm, seed=7)
+    if bare_first:  # a stopwatch takes time itself
+        bursts(run, benches, servers, *((QUICK_BURST, 2) if run.quick else (BURST, BURST_ROUNDS)))
     at_once(run, benches, servers, QUICK if run.quick else LOADS)
     for bench in benches:
         bench.close()

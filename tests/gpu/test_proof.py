@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from benchmarks.gpu.compare import pooled
+from benchmarks.gpu.compare import burst_later, pooled
 
 Record = Callable[[str], dict[str, Any]]
 CHECKPOINTS = ("start", "baseline")
@@ -81,6 +81,14 @@ def test_first_token_comes_when_vllm_alone_sends_it(record: Record) -> None:
     """The median time to the first token grows by a millisecond at most, as far as the figures can tell."""
     loads = pooled(rows(record))
     assert [each for each in loads.items() if each[1]["ttft_added_ms"] - 2 * each[1]["ttft_error_ms"] > 1] == []
+
+
+def test_first_tokens_of_a_burst_are_two_percent_later_at_most(record: Record) -> None:
+    """Of 256 requests at once each waits for the work on those before it: 2 %, as far as figures can tell."""
+    bursts = record("load-bare-first")["bursts"]
+    assert [row for row in bursts if "failure" in row or row["servekit"]["failed"]] == []
+    later = burst_later(bursts)
+    assert later["share"] - 2 * later["share_error"] <= 0.02
 
 
 def test_drain_finishes_every_running_stream(record: Record) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.gpu.bench import Bench, Load
-from benchmarks.gpu.compare import compared_row, pooled, tokens_between
+from benchmarks.gpu.bench import BURST, Bench, Load
+from benchmarks.gpu.compare import burst_later, compared_row, pooled, tokens_between
 from benchmarks.gpu.engine_log import compare, read_figures
 from benchmarks.gpu.load import BIN_S, flow
 from benchmarks.gpu.setting import without_guard
@@ -73,10 +73,13 @@ def test_throughput_is_counted_while_both_are_fully_loaded() -> None:
 
 
 def test_loads_that_do_not_meet_are_no_comparison() -> None:
-    """A load that is over before the other has begun gives no ratio."""
+    """A load that is over before the other has begun, or that has no token while both run, gives no ratio."""
     row = compared_row(ONE_STREAM, {"servekit": result([1, 2], [10, 10]), "bare": result([2, 4], [20, 10])})
-    assert row["failure"] == "both were fully loaded for -0.01 s"
-    assert pooled([row]) == {}
+    assert row["failure"].startswith("both were fully loaded for -0.01 s")
+    silent = result([1, 1.5, 2, 2.5], [250] * 4, 0)
+    unheard = compared_row(ONE_STREAM, {"servekit": result([1, 1.5, 2, 2.5], [250] * 4), "bare": silent})
+    assert "'bare': 0.0" in unheard["failure"]
+    assert pooled([row, unheard]) == {}
 
 
 def test_latency_is_that_of_all_but_those_that_begin_together() -> None:
@@ -114,6 +117,24 @@ def test_rounds_are_summed_up_with_their_errors() -> None:
     assert loads["a"]["throughput_error"] == loads["b"]["throughput_error"] == pytest.approx(0.1 / math.sqrt(2))
     assert [each["ttft_added_ms"] for each in loads.values()] == [15, 3]
     assert [each["ttft_error_ms"] for each in loads.values()] == pytest.approx([5, 4 / math.sqrt(2)])
+
+
+def test_a_burst_is_summed_up_against_vllm_alone() -> None:
+    """By how much the median first token is later, in milliseconds and as a share, from what the rounds differ by."""
+    rows = [
+        {"bare": {"median_ttft_ms": alone_ms}, "over": {"ttft_added_ms": added_ms, "ttft_error_ms": 99}}
+        for alone_ms, added_ms in ((1000, 10), (500, 20))
+    ]
+    later = burst_later([*rows, {"failure": {}}])
+    assert (later["rounds"], later["ttft_added_ms"], later["ttft_error_ms"]) == (2, 15, pytest.approx(5))
+    assert (later["share"], later["share_error"]) == (pytest.approx(0.025), pytest.approx(0.015))
+
+
+def test_streams_begin_one_after_another_or_at_once() -> None:
+    """A load's streams begin at 200 a second, those of a burst together."""
+    for load, rate in ((ONE_STREAM, "200.0"), (BURST, "inf")):
+        words = load.arguments("http://h", ROOT, seed=5)
+        assert words[words.index("--request-rate") + 1] == rate
 
 
 def test_tokens_are_told_by_the_time_they_came() -> None:
