@@ -15,8 +15,8 @@ from benchmarks.gpu.load import READY, RESULT, WARM
 WARM_UPS = 4
 """Most requests before those that count: the first after a pause takes twice as long, on any server."""
 ARRIVALS_PER_S = 200.0
-"""How fast the streams of a load begin, at random moments. Were it all at once, requests would go on coming in the clumps
-that the beginning has made, and a round would tell how those happened to fall."""
+"""How fast the streams of a load begin, at random moments. Were it all at once, requests would go on coming in the
+clumps that the beginning has made, and a round would tell how those happened to fall."""
 
 
 @dataclass(frozen=True)
