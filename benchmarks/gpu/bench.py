@@ -80,13 +80,13 @@ LOADS = (
 )
 """What each of both servers gets in the same seconds."""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
-BURST = Load("burst-256", 256, 256, 256, 16, arrivals_per_s=math.inf, about_s=3)
+BURST = Load("burst-256", 256, 256, 256, 16, arrivals_per_s=math.inf)
 """What each of both servers gets in turns: requests that all come at once, and wait for one another."""
 RATIO = Load("ratio", 512, 512, 600, 200, arrivals_per_s=math.inf)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
 
 QUICK = (Load("text-1", 1, 6, 32, 8), Load("text-4", 4, 24, 32, 8, spread=0.5), Load("images-1", 1, 3, 8, 4, images=3))
-QUICK_BURST = Load("burst-4", 4, 4, 32, 4, arrivals_per_s=math.inf, about_s=3)
+QUICK_BURST = Load("burst-4", 4, 4, 32, 4, arrivals_per_s=math.inf)
 QUICK_RATIO = Load("ratio", 4, 4, 64, 16, arrivals_per_s=math.inf)
 
 

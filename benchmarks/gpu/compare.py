@@ -59,12 +59,12 @@ def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoin
         turns = list(zip(SIDES, benches, strict=True))[:: -1 if number % 2 else 1]
         result = {side: put(run, bench, servers[side], load, seed=50_000 + number) for side, bench in turns}
         row = _named(load)
-        if all(each.get("flow", {}).get("ttfts_s") for each in result.values()):
-            for side, each in result.items():
-                row[side] = _figures(each, each["output_throughput"], each["flow"]["ttfts_s"])
-            rows.append(row | {"over": _over(row)})
-        else:
+        if not _answered(result):
             rows.append(row | {"failure": without_requests(result)})
+            continue
+        for side, each in result.items():
+            row[side] = _figures(each, each["output_throughput"], each["flow"]["ttfts_s"])
+        rows.append(row | {"over": _over(row)})
     run.note("bursts", rows)
 
 
@@ -100,18 +100,25 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
     all streams run; its error takes requests as independent, which those in a queue are not.
     """
     row = _named(load)
-    flows = {side: each.get("flow", {}) for side, each in result.items()}
-    if not all(flow.get("ttfts_s") for flow in flows.values()):  # no figures, or not one request was answered
+    if not _answered(result):
         return row | {"failure": without_requests(result)}
+    flows = {side: each["flow"] for side, each in result.items()}
     first_tokens_s = [list(map(sum, zip(flow["sent_s"], flow["ttfts_s"], strict=True))) for flow in flows.values()]
     begin_s, end_s = max(map(min, first_tokens_s)), min(map(max, first_tokens_s))
+    if end_s <= begin_s:
+        return row | {"failure": f"both were fully loaded for {end_s - begin_s:.2f} s"}
     tokens = {side: tokens_between(flow, begin_s, end_s) for side, flow in flows.items()}
-    if end_s <= begin_s or not all(tokens.values()):
+    if not all(tokens.values()):
         return row | {"failure": f"both were fully loaded for {end_s - begin_s:.2f} s, with {tokens} tokens"}
     for side in SIDES:
         ttfts_s = flows[side]["ttfts_s"]
         row[side] = _figures(result[side], tokens[side] / (end_s - begin_s), ttfts_s[load.streams :] or ttfts_s)
     return row | {"seconds_counted": round(end_s - begin_s, 2), "over": _over(row)}
+
+
+def _answered(result: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether each side has figures and has answered a request."""
+    return all(each.get("flow", {}).get("ttfts_s") for each in result.values())
 
 
 def _figures(mine: Mapping[str, Any], tokens_per_s: float, ttfts_s: Sequence[float]) -> dict[str, Any]:
@@ -174,15 +181,15 @@ def pooled(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 def burst_later(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Sum the rounds of a burst up: by how much servekit's median first token is later, with the standard error."""
-    added_ms = [row["over"]["ttft_added_ms"] for row in rows if "over" in row]
-    shares = [row["over"]["ttft_added_ms"] / row["bare"]["median_ttft_ms"] for row in rows if "over" in row]
-    root = math.sqrt(len(shares))
+    rounds = [row for row in rows if "over" in row]
+    added_ms = [row["over"]["ttft_added_ms"] for row in rounds]
+    shares = [ms / row["bare"]["median_ttft_ms"] for ms, row in zip(added_ms, rounds, strict=True)]
     return {
-        "rounds": len(shares),
+        "rounds": len(rounds),
         "ttft_added_ms": statistics.mean(added_ms),
-        "ttft_error_ms": statistics.stdev(added_ms) / root,
+        "ttft_error_ms": _standard_error(added_ms),
         "share": statistics.mean(shares),
-        "share_error": statistics.stdev(shares) / root,
+        "share_error": _standard_error(shares),
     }
 
 
@@ -190,7 +197,11 @@ def _mean_error(overs: Sequence[Mapping[str, float]]) -> float:
     told = math.hypot(*(over["ttft_error_ms"] for over in overs)) / len(overs)
     if len(overs) == 1:
         return told
-    return max(told, statistics.stdev(over["ttft_added_ms"] for over in overs) / math.sqrt(len(overs)))
+    return max(told, _standard_error([over["ttft_added_ms"] for over in overs]))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _median_error(values: Sequence[float]) -> float:
