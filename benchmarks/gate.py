@@ -16,8 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from servekit.serve.inside.servekit_guard import Gate, Rules
-from servekit.serve.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
+from servekit.serve.guard.inside.servekit_guard import Gate, Rules
+from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
 
 NAME = "gate"
 ROUNDS = 7

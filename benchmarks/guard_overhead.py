@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from servekit.checkpoint.demo import build_demo_model
 from servekit.serve.guard import Guard, GuardSettings, prepare_guard
-from servekit.serve.keys import load_keys
+from servekit.serve.guard.keys import load_keys
 
 INSIDE = Path(__file__).parent / "inside"
 CPU_ENVIRONMENT = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+KEY = "sk-servekit-0123456789abcdef"
 
 
 def mark_folder(items: list[pytest.Item], folder: Path, *marks: pytest.MarkDecorator) -> None:
@@ -75,3 +76,17 @@ def _process_table() -> Iterator[tuple[int, tuple[int, int, str]]]:
             except OSError:
                 continue
             yield int(entry.name), (int(fields[1]), int(fields[2]), fields[0])
+
+
+def write_key_file(folder: Path, key: str) -> Path:
+    """Write a key file with one key, for its owner alone."""
+    path = folder / "keys"
+    path.touch(mode=0o600)
+    path.write_text(f"{key}\n")
+    return path
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """A key file with KEY in it."""
+    return write_key_file(tmp_path, KEY)

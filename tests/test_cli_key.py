@@ -7,7 +7,7 @@ import pytest
 
 from servekit.cli import command
 from servekit.errors import ConfigurationError
-from servekit.serve.keys import ensure_key_file, load_keys
+from servekit.serve.guard.keys import ensure_key_file, load_keys
 
 
 def run(*words: str, state: Path) -> click.testing.Result:

@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servekit.serve.inside.servekit_guard.engine import Guard
-    from servekit.serve.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
+    from servekit.serve.guard.inside.servekit_guard.engine import Guard
+    from servekit.serve.guard.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
 else:
     from servekit_guard.engine import Guard
     from servekit_guard.refusals import App, Receive, Scope, Send, answer

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from servekit.serve.inside.servekit_guard.engine import Guard
-    from servekit.serve.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
+    from servekit.serve.guard.inside.servekit_guard.engine import Guard
+    from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 else:
     from servekit_guard.engine import Guard
     from servekit_guard.refusals import App, Message, Receive, Scope, Send, answer

@@ -202,7 +202,7 @@ def probe(question: str, **flags: Any) -> None:
 @settings_options(_KEY_FIELDS)
 def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
     """Tell where the clients' keys are; show or replace the key."""
-    from servekit.serve.keys import load_keys, own_key_file, rotate_key
+    from servekit.serve.guard.keys import load_keys, own_key_file, rotate_key
 
     settings = read_settings(flags, os.environ)
     path = settings.api_keys_file or own_key_file(settings.state_dir)

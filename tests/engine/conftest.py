@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from servekit.serve.keys import load_keys, own_key_file
+from servekit.serve.guard.keys import load_keys, own_key_file
 from tests.conftest import ROOT, find_free_port, is_running, mark_folder
 
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"

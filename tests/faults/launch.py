@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from servekit.serve.keys import load_keys
+from servekit.serve.guard.keys import load_keys
 from tests.conftest import ROOT, find_free_port, is_running
 from tests.engine.conftest import ENGINE, command_line, descendants, get
 from tests.faults.fault import Fault

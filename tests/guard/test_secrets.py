@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from servekit.serve.keys import rotate_key
+from servekit.serve.guard.keys import rotate_key
 from tests.guard.conftest import GuardedEngine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]

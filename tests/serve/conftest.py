@@ -17,21 +17,6 @@ from servekit.serve.watch import Patience
 from servekit.settings import Target
 
 FAKE = Path(__file__).parent / "fake_engine.py"
-KEY = "sk-servekit-0123456789abcdef"
-
-
-def write_key_file(folder: Path, key: str) -> Path:
-    """Write a key file with one key, for its owner alone."""
-    path = folder / "keys"
-    path.touch(mode=0o600)
-    path.write_text(f"{key}\n")
-    return path
-
-
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    """A key file with KEY in it."""
-    return write_key_file(tmp_path, KEY)
 
 
 @pytest.fixture

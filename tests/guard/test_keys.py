@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servekit.errors import ConfigurationError
-from servekit.serve.inside.servekit_guard.keyring import KeyFileError, Keyring, parse_keys, permission_problem
-from servekit.serve.keys import ensure_key_file, generate_key, load_keys, own_key_file, rotate_key
-from tests.serve.conftest import write_key_file
+from servekit.serve.guard.inside.servekit_guard.keyring import KeyFileError, Keyring, parse_keys, permission_problem
+from servekit.serve.guard.keys import ensure_key_file, generate_key, load_keys, own_key_file, rotate_key
+from tests.conftest import write_key_file
 
 FIRST = "sk-first-0123456789abcdef"
 SECOND = "sk-second-0123456789abcdef"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servekit.serve.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
-from servekit.serve.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
-from servekit.serve.inside.servekit_guard.rules import Rules
-from tests.serve.conftest import KEY
+from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
+from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
+from servekit.serve.guard.inside.servekit_guard.rules import Rules
+from tests.conftest import KEY
 
 TOKEN = "a-private-token"
 CHAT = "/v1/chat/completions"

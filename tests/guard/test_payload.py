@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servekit.serve.inside.servekit_guard.payload import MANY_STRINGS, SMALL_BODY_BYTES, objection
+from servekit.serve.guard.inside.servekit_guard.payload import MANY_STRINGS, SMALL_BODY_BYTES, objection
 
 VOCABULARY = 1000
 SEQUENCES = 8

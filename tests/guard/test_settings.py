@@ -9,8 +9,8 @@ import pytest
 
 from servekit.errors import ConfigurationError
 from servekit.serve.guard import INSIDE, GuardSettings, default_max_in_flight, is_loopback, prepare_guard
-from servekit.serve.inside.servekit_guard.rules import Rules
-from servekit.serve.keys import load_keys
+from servekit.serve.guard.inside.servekit_guard.rules import Rules
+from servekit.serve.guard.keys import load_keys
 
 
 @pytest.fixture
