@@ -15,10 +15,13 @@ PLAIN = plain("a plain request", CHAT, added={"temperature": 0}, statuses=frozen
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a group did: everything that is wrong, and the streams beside it."""
+    """What a group did."""
 
     wrong: list[str]
-    statuses: dict[str, int]
+    """What is wrong with its answers."""
+    others: list[str]
+    """What became of the engine and of the streams beside it."""
+    statuses: list[int]
 
 
 def baselines(target: Target) -> list[list[Token]]:
@@ -36,20 +39,20 @@ def baselines(target: Target) -> list[list[Token]]:
 
 
 def run(target: Target, group: Group, expected: list[list[Token]]) -> Outcome:
-    """Send a group's cases one after the other beside a stream; return everything that is wrong."""
-    statuses: dict[str, int] = {}
+    """Send a group's cases one after the other beside a stream; return what was seen."""
+    statuses: list[int] = []
     wrong: list[str] = []
+    others: list[str] = []
     with streaming(target) as stream:
         for case in group.cases:
             answer, mistakes = fire(target, case)
-            statuses[case.name] = answer.status
+            statuses.append(answer.status)
             wrong += mistakes
             if answer.status != 200 and not is_alive(target):
-                wrong.append(f"{case.name}: the engine has ended")
+                others.append(f"{case.name}: the engine has ended")
                 break
-    wrong += stream.problems
-    wrong += compare(stream.runs, expected)
-    return Outcome(wrong, statuses)
+    others += [*stream.problems, *compare(stream.runs, expected)]
+    return Outcome(wrong, others, statuses)
 
 
 def is_alive(target: Target) -> bool:

@@ -131,6 +131,12 @@ TEMPLATES = Group(
             says=("mm_processor_kwargs",),
             closes=("CVE-2026-114053",),
         ),
+        Case(
+            "do_resize off beside an image",
+            lambda target: chat([picture()], model=target.model, mm_processor_kwargs={"do_resize": False}),
+            says=("mm_processor_kwargs",),
+            closes=("CVE-2026-116179",),
+        ),
         plain(
             "mm_processor_kwargs for responses",
             RESPONSES,
@@ -236,6 +242,14 @@ def raw(name: str, text: bytes, **right: Any) -> Case:
     return Case(name, lambda target: text.replace(b"MODEL", target.model.encode()), **right)
 
 
+half_an_emoji = raw(
+    "half an emoji",
+    rb'{"model": "MODEL", "max_tokens": 4, "messages": [{"role": "user", "content": "\ud83d"}]}',
+    statuses=UNHARMED,
+)
+"""vLLM tokenizes the prompts of 2 ms in one call: this one fails, and with it everybody's (`utils/async_utils.py`)."""
+
+
 def deep(_target: Target) -> bytes:
     """Return JSON that is nested 100,000 deep."""
     return b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -244,11 +258,7 @@ def deep(_target: Target) -> bytes:
 SHAPES = Group(
     "bodies nobody expects",
     (
-        raw(
-            "half an emoji",
-            rb'{"model": "MODEL", "max_tokens": 4, "messages": [{"role": "user", "content": "\ud83d"}]}',
-            statuses=UNHARMED,
-        ),
+        *(half_an_emoji,) * 30,
         Case("JSON nested 100,000 deep", deep, says=("JSON",)),
         raw(
             "JSON nested in an unknown field",
@@ -270,11 +280,11 @@ SHAPES = Group(
         raw("a number of 5,000 digits", b'{"model": "MODEL", "seed": ' + b"9" * 5000 + b', "messages": []}'),
         raw(
             "a doubled field",
-            b'{"model": "MODEL", "bad_words": [], "bad_words": [""], "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}',
+            b'{"model": "MODEL", "bad_words": [], "bad_words": [""], "messages": [{"role": "user", "content": "x"}]}',
         ),
         raw(
             "an escaped field",
-            rb'{"model": "MODEL", "\u0062ad_words": [""], "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}',
+            rb'{"model": "MODEL", "\u0062ad_words": [""], "messages": [{"role": "user", "content": "x"}]}',
         ),
         messages("messages that are none", [None]),
         messages("a message without a role", [{"content": "x"}]),

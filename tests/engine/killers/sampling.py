@@ -61,11 +61,13 @@ TOKEN_IDS = Group(
     ),
 )
 
+allowed = plain("allowed_token_ids", added={"allowed_token_ids": [900]}, closes=MASK)
+
 OTHERS = Group(
     "fields that reach into other rows",
     (
-        *(plain(f"allowed_token_ids, {turn}", added={"allowed_token_ids": [900]}, closes=MASK) for turn in range(10)),
-        *(plain(f"bad_words, {turn}", added={"bad_words": ["hello"]}, statuses=UNHARMED) for turn in range(5)),
+        *(allowed,) * 20,
+        *(plain("bad_words", added={"bad_words": ["hello"]}, statuses=UNHARMED),) * 5,
         plain("bad_words of an empty word", added={"bad_words": [""]}, says=("bad_words",), closes=BAD_WORDS),
         plain("bad_words of a space", added={"bad_words": [" "]}, says=("bad_words",), closes=BAD_WORDS),
         plain("allowed_token_ids empty", added={"allowed_token_ids": []}),

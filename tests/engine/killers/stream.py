@@ -42,7 +42,11 @@ def stream_once(target: Target, tokens: int = TOKENS) -> list[Token]:
     body = completion(
         "The sea and the",
         model=target.model,
-        max_tokens=tokens, temperature=0, ignore_eos=True, stream=True, logprobs=4,
+        max_tokens=tokens,
+        temperature=0,
+        ignore_eos=True,
+        stream=True,
+        logprobs=4,
         return_tokens_as_token_ids=True,
     )
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=120)
@@ -58,6 +62,8 @@ def stream_once(target: Target, tokens: int = TOKENS) -> list[Token]:
     events = [line[6:].strip() for line in lines if line.startswith(b"data: ")]
     if answer.status != 200 or events[-1:] != [b"[DONE]"]:
         raise ValueError(f"status {answer.status}, {len(events)} events, at the end {lines[-3:]}")
+    if broken := [event for event in events[:-1] if b'"choices"' not in event]:
+        raise ValueError(f"an event without a token: {broken[0]!r}")
     said = [token for event in events[:-1] for token in _tokens(json.loads(event))]
     if len(said) != tokens:
         raise ValueError(f"{len(said)} tokens of {tokens}")
