@@ -8,7 +8,7 @@ import gc
 import logging
 import os
 
-from . import heads, media, mistakes, validation
+from . import heads, media, mistakes, validation, worker
 from .gate import CHECKED_BODY, CLIENT_ROUTES, Gate
 from .refusals import App, Receive, Scope, Send
 from .rules import CONFIG_VARIABLE, Rules
@@ -21,6 +21,8 @@ which are all alive still: it found nothing and took 2 % of the server's time, o
 
 RULES = Rules.read(os.environ[CONFIG_VARIABLE])
 
+if not worker.registered:
+    raise RuntimeError(f"vLLM did not load the plugin {worker.PLUGIN!r}: VLLM_PLUGINS must name it where it is set")
 media.register(RULES.max_image_pixels, RULES.media_domains)
 gc.set_threshold(OBJECTS_BEFORE_GARBAGE, *gc.get_threshold()[1:])
 validation.read_checked_bodies(CHECKED_BODY)
