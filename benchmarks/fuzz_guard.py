@@ -83,7 +83,7 @@ def environment() -> Path:
 
 def fuzz(options: argparse.Namespace) -> None:
     """Fuzz in this process, which has the fuzzer; never returns."""
-    import atheris  # type: ignore[import-not-found] # noqa: PLC0415 - in the environment of its own alone
+    import atheris  # type: ignore[import-untyped] # noqa: PLC0415 - in the environment of its own alone
 
     with atheris.instrument_imports(include=[GUARD]):
         from tests.guard import fuzzed_gate  # noqa: PLC0415 - instrumented while it is imported
