@@ -41,4 +41,5 @@ class Guard(Gate):
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
             mistakes.answer_messages(app.state, kinds)
             self.passage.watch(app.state.engine_client)
+            self.flights.engine_dead = lambda: bool(app.state.engine_client.errored)
         await super().__call__(scope, receive, send)
