@@ -43,6 +43,7 @@ class Guard(Gate):
             app, kinds = scope["app"], mistakes.client_mistakes()
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
             mistakes.answer_messages(app.state, kinds)
+            mistakes.answer_images_without_a_place(app.state.engine_client.renderer)
             validation.stop_at_first_mistakes(app.routes, [route.path for route in CLIENT_ROUTES if route.generates])
             self.passage.watch(app.state.engine_client)
             self.flights.engine_dead = lambda: bool(app.state.engine_client.errored)
