@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .effective import describe, vocabulary_size
+from .errors import passed_on
 from .intake import ClientGoneError, Intake, replay
 from .keyring import Keyring
 from .passage import Passage
@@ -21,11 +22,11 @@ from .refusals import (
     RefusedError,
     Scope,
     Send,
-    answer,
     refuse,
     refuse_and_linger,
     refuse_websocket,
 )
+from .request_ids import name_request
 from .rules import Rules
 
 TOKEN_HEADER = b"x-servekit-token"
@@ -93,18 +94,20 @@ class Gate:
         own = self._is_own(scope)
         route = find_route(scope, _OWN_TABLE if own else _CLIENT_TABLE)
         label = route.path if route else "other"
+        request_id = name_request(scope)
+        send_on = passed_on(send, scope["path"], request_id)
         try:
             if own and route is not None:
                 self._counts[label, "own"] += 1
-                await self._serve_own(route, scope, receive, send)
+                await self._serve_own(route, scope, receive, send_on)
             else:
-                await self._serve_client(self._admitted(route, scope), scope, receive, send)
+                await self._serve_client(self._admitted(route, scope), scope, receive, send_on)
         except RefusedError as error:
             self._counts[label, error.refusal.outcome] += 1
             if error.unread:
-                await refuse_and_linger(receive, send, error.refusal)
+                await refuse_and_linger(scope, receive, send, error.refusal, request_id)
             else:
-                await refuse(scope, send, error.refusal)
+                await refuse(scope, send, error.refusal, request_id)
         except ClientGoneError:
             self._counts[label, "client_gone"] += 1
 
@@ -128,16 +131,16 @@ class Gate:
     async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve servekit: no limit applies, or a full server would look like a dead one."""
         if route is EFFECTIVE:
-            await answer(scope, send, 200, json.dumps(describe(scope["app"])).encode(), [])
+            await _answer(send, describe(scope["app"]))
         elif route is COUNTERS:
-            await answer(scope, send, 200, json.dumps(self.counters()).encode(), [])
+            await _answer(send, self.counters())
         elif route is DRAIN:
-            await answer(scope, send, 200, json.dumps(await self._drain()).encode(), [])
+            await _answer(send, await self._drain())
         else:
             await self._app(scope, receive, send)
 
     async def _serve_client(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an admitted request on to vLLM, whose answer is not touched."""
+        """Pass an admitted request on to vLLM, whose answer is not touched unless it is an error."""
         if not route.generates:
             self._counts[route.path, "allowed"] += 1
             await self._app(scope, receive, send)
@@ -158,6 +161,11 @@ class Gate:
         self._intake.close()
         settled = await self.passage.settle(self._rules.settle_s)
         return {"in_flight": self._intake.in_flight, "settled": settled}
+
+    def count_unread(self, scope: Scope) -> None:
+        """Count a request whose answer its client did not read; it was counted as it came, too."""
+        route = find_route(scope, _OWN_TABLE)
+        self._counts[route.path if route else "other", "unread"] += 1
 
     def counters(self) -> dict[str, Any]:
         """Return what servekit exports on its own metrics page."""
@@ -190,6 +198,13 @@ def find_route(scope: Scope, table: dict[tuple[str, str], Route]) -> Route | Non
         return None
     raw_path = scope.get("raw_path")
     return route if raw_path is None or raw_path == route.path.encode() else None
+
+
+async def _answer(send: Send, document: dict[str, Any]) -> None:
+    body = json.dumps(document).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _has_key(scope: Scope, keys: Keyring) -> bool:
