@@ -117,7 +117,7 @@ def wrong_fields(errors: list[Any], body: Any) -> tuple[str, str | None]:
     cause = first.get("ctx", {}).get("error")
     param = getattr(cause, "parameter", None) or field or None
     more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-    return (f"{field}: {message}{more}" if field else message + more), param
+    return (message if message.startswith(field) else f"{field}: {message}") + more, param
 
 
 def _field(location: tuple[str | int, ...], kind: str | None, body: Any) -> str:

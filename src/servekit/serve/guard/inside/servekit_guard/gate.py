@@ -22,6 +22,7 @@ from .refusals import (
     RefusedError,
     Scope,
     Send,
+    answer,
     refuse,
     refuse_and_linger,
     refuse_websocket,
@@ -131,11 +132,11 @@ class Gate:
     async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve servekit: no limit applies, or a full server would look like a dead one."""
         if route is EFFECTIVE:
-            await _answer(send, describe(scope["app"]))
+            await answer(scope, send, 200, json.dumps(describe(scope["app"])).encode(), [])
         elif route is COUNTERS:
-            await _answer(send, self.counters())
+            await answer(scope, send, 200, json.dumps(self.counters()).encode(), [])
         elif route is DRAIN:
-            await _answer(send, await self._drain())
+            await answer(scope, send, 200, json.dumps(await self._drain()).encode(), [])
         else:
             await self._app(scope, receive, send)
 
@@ -198,13 +199,6 @@ def find_route(scope: Scope, table: dict[tuple[str, str], Route]) -> Route | Non
         return None
     raw_path = scope.get("raw_path")
     return route if raw_path is None or raw_path == route.path.encode() else None
-
-
-async def _answer(send: Send, document: dict[str, Any]) -> None:
-    body = json.dumps(document).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _has_key(scope: Scope, keys: Keyring) -> bool:

@@ -92,13 +92,13 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
 
     def on_headers_complete(self) -> None:
         """Stop the clock: what follows is the body, which the gate limits. Raises RefusedHeadError."""
-        self._in_head = False
-        self._advanced = True
-        self._stop_clock()
         refusal = self._objection()
         if refusal is not None:
             self._refusal = refusal
             raise RefusedHeadError(refusal.outcome)
+        self._in_head = False
+        self._advanced = True
+        self._stop_clock()
         super().on_headers_complete()
         self.headers = []  # what comes now are trailers: they are no headers (RFC 9110, 6.5.1)
 
@@ -131,15 +131,22 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
         self._left = rest
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what the parser does not take, and close; never into the middle of another answer."""
+        """Answer what the parser does not take, and close."""
         del msg
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._owes_another_answer():
             headers, body = self._refusal.answer("", new_id())
             lines = [b"%s: %s\r\n" % header for header in (*self.server_state.default_headers, *headers)]
             status = HTTPStatus(self._refusal.status)
             line = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
             self.transport.write(b"".join((line, *lines, b"connection: close\r\n\r\n", body)))
         self.transport.close()
+
+    def _owes_another_answer(self) -> bool:
+        """Tell whether an earlier request, or a part of this one's answer, would be mixed up with a refusal."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(self._in_head or self.pipeline or cycle.response_started)
 
     def _should_upgrade(self) -> bool:
         """Let every upgrade come to `handle_websocket_upgrade`."""
