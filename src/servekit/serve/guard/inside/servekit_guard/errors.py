@@ -76,10 +76,10 @@ async def _answer_error(send: _Send, path: str, request_id: bytes, held: list[_M
         return
     status = start["status"]
     message, param = told(b"".join(part.get("body", b"") for part in parts))
-    if status < _ANY_SERVER_ERROR:
-        message = in_words(message)
+    message = message[:LONGEST_MESSAGE]
+    message = in_words(message) if status < _ANY_SERVER_ERROR else message or "Internal server error"
     code = "model_not_found" if (status, param) == (404, "model") else None
-    body = error_body(path, status, message[:LONGEST_MESSAGE] or "Internal server error", param, code, request_id)
+    body = error_body(path, status, message, param, code, request_id)
     others = [header for header in start["headers"] if header[0] not in (b"content-length", b"content-type")]
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *others]
     await send({**start, "headers": headers})
