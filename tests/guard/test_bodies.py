@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
 from tests.guard.conftest import GuardedEngine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -151,8 +152,9 @@ def test_a_field_that_ends_the_engine_does_not_reach_it(
         ("/v1/completions", requests.completion(**fields)),
     ):
         response = engine.request("POST", path, body)
-        assert response.status == 400
-        assert response.json()["error"]["param"] in {*fields, "n"}
+        unknown = not set(fields) <= set(ROUTES[path])  # vLLM ignores a field that the route does not have
+        assert response.status == (200 if unknown else 400)
+        assert unknown or response.json()["error"]["param"] in fields
     assert engine.request("POST", "/v1/completions", requests.completion()).status == 200
 
 

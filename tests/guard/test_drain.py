@@ -14,6 +14,9 @@ from servekit.serve.guard.inside.servekit_guard.passage import TooLateError
 from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
 from tests.guard.test_gate import BODY, Upstream, ask, make_gate, make_scope, own_headers
 
+PLAIN = SimpleNamespace(n=1, prompt_logprobs=None, logprobs=None)
+"""Sampling parameters that ask for nothing special."""
+
 
 class Engine:
     """vLLM's engine client as far as the guard knows it; `core` is what has reached EngineCore."""
@@ -21,10 +24,11 @@ class Engine:
     def __init__(self) -> None:
         self.core: list[str] = []
         self.vllm_config = SimpleNamespace(shutdown_timeout=60)
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: 1000, max_model_len=4096)
         self.engine_core = self
         self.answers = True
 
-    async def add_request(self, name: str) -> str:
+    async def add_request(self, name: str, _prompt: Any, _params: Any) -> str:
         """Send a request to EngineCore."""
         self.core.append(name)
         return f"queue of {name}"
@@ -49,7 +53,7 @@ class Vllm:
         await self.rendered.wait()
         try:
             # In a task of its own, as vLLM streams.
-            await asyncio.create_task(self.engine.add_request("a"))
+            await asyncio.create_task(self.engine.add_request("a", {}, PLAIN))
         except TooLateError:
             await send({"type": "http.response.start", "status": 500, "headers": []})
             await send({"type": "http.response.body", "body": b"too late"})
@@ -234,6 +238,6 @@ def test_servekits_own_token_is_not_held_back(key_file: Path) -> None:
     async def scenario(gate: Gate, _vllm: Vllm, engine: Engine) -> None:
         await drain(gate)
         client: Any = engine
-        assert await client.add_request("canary") == "queue of canary"
+        assert await client.add_request("canary", {}, PLAIN) == "queue of canary"
 
     run_with(key_file, scenario)

@@ -14,6 +14,7 @@ from servekit.serve.guard import (
     guard_arguments,
     guard_environment,
 )
+from servekit.serve.guard.inside.servekit_guard.worker import PLUGIN
 from servekit.serve.tls import Certificate, load_certificate
 from servekit.serve.watch import Patience
 from servekit.settings import Settings, Target
@@ -205,6 +206,8 @@ def engine_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]
     given = kept | dict(plan.environment)
     if "PYTHONPATH" in kept and "PYTHONPATH" in plan.environment:
         given["PYTHONPATH"] = os.pathsep.join((plan.environment["PYTHONPATH"], kept["PYTHONPATH"]))
+    if "VLLM_PLUGINS" in kept:  # the operator's choice would leave servekit's own out
+        given["VLLM_PLUGINS"] = f"{kept['VLLM_PLUGINS']},{PLUGIN}"
     return given
 
 

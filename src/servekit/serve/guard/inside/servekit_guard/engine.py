@@ -8,8 +8,8 @@ import gc
 import logging
 import os
 
-from . import heads, media, mistakes
-from .gate import Gate
+from . import heads, media, mistakes, validation, worker
+from .gate import CHECKED_BODY, CLIENT_ROUTES, Gate
 from .refusals import App, Receive, Scope, Send
 from .rules import CONFIG_VARIABLE, Rules
 
@@ -21,8 +21,11 @@ which are all alive still: it found nothing and took 2 % of the server's time, o
 
 RULES = Rules.read(os.environ[CONFIG_VARIABLE])
 
+if not worker.registered:
+    raise RuntimeError(f"vLLM did not load the plugin {worker.PLUGIN!r}: VLLM_PLUGINS must name it where it is set")
 media.register(RULES.max_image_pixels, RULES.media_domains)
 gc.set_threshold(OBJECTS_BEFORE_GARBAGE, *gc.get_threshold()[1:])
+validation.read_checked_bodies(CHECKED_BODY)
 heads.limit(RULES.max_head_bytes, RULES.max_head_s)
 if RULES.api_keys_file is None:
     logger.warning("The guard asks for no key: everybody who reaches this port may use the model")
@@ -40,5 +43,6 @@ class Guard(Gate):
             app, kinds = scope["app"], mistakes.client_mistakes()
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
             mistakes.answer_messages(app.state, kinds)
+            validation.stop_at_first_mistakes(app.routes, [route.path for route in CLIENT_ROUTES if route.generates])
             self.passage.watch(app.state.engine_client)
         await super().__call__(scope, receive, send)

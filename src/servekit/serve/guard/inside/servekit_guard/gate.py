@@ -8,11 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from .body.check import check
+from .body.parse import parse
+from .body.problem import Problem
 from .effective import describe, vocabulary_size
 from .intake import ClientGoneError, Intake, replay
 from .keyring import Keyring
 from .passage import Passage
-from .payload import objection
 from .refusals import (
     NOT_FOUND,
     UNAUTHORIZED,
@@ -22,6 +24,7 @@ from .refusals import (
     Scope,
     Send,
     answer,
+    harmful,
     refuse,
     refuse_and_linger,
     refuse_websocket,
@@ -29,6 +32,8 @@ from .refusals import (
 from .rules import Rules
 
 TOKEN_HEADER = b"x-servekit-token"
+CHECKED_BODY = "servekit.body"
+"""Where the parsed body is in the request's scope: vLLM gets what was checked, not what another parser would read."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,11 @@ class Gate:
             chunks = await self._intake.read(slot, scope, receive)
             if self._vocabulary_size is None:
                 self._vocabulary_size = vocabulary_size(scope)
-            refusal = objection(b"".join(chunks), self._vocabulary_size, self._rules.max_sequences)
-            if refusal is not None:
-                raise RefusedError(refusal)
+            fields = parse(b"".join(chunks))
+            problem = fields if isinstance(fields, Problem) else check(fields, route.path, self._vocabulary_size or 0)
+            if problem is not None:
+                raise RefusedError(harmful(*problem))
+            scope[CHECKED_BODY] = fields
             self._counts[route.path, "allowed"] += 1
             with self.passage.follow():
                 await self._app(scope, replay(chunks, receive), send)

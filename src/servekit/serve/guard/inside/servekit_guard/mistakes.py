@@ -13,7 +13,8 @@ from typing import Any
 def client_mistakes() -> tuple[type[Exception], ...]:
     """Return what vLLM's own handler takes for the client's fault (`entrypoints/utils.py`)."""
     template_error: type[Exception] = importlib.import_module("jinja2").TemplateError
-    return ValueError, TypeError, OverflowError, NotImplementedError, template_error
+    # RecursionError: JSON text within JSON, as the arguments of a tool call, is parsed by vLLM once more.
+    return ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, template_error
 
 
 def answer_where_they_happen(layer: Any, handler: Any, mistakes: tuple[type[Exception], ...]) -> None:

@@ -10,7 +10,9 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any
 
-_request: ContextVar[object | None] = ContextVar("servekit_request", default=None)
+from .admission import Admitted, Model, admit
+
+_request: "ContextVar[Followed | None]" = ContextVar("servekit_request", default=None)
 """The client's request a piece of vLLM's work belongs to; the tasks vLLM makes for it inherit it."""
 
 
@@ -29,15 +31,18 @@ class Passage:
         self._closed = False
 
     def watch(self, engine: Any) -> None:
-        """Learn from vLLM's engine client (`AsyncLLM`) when a request has been sent to EngineCore."""
+        """Stand at the door of vLLM's engine client (`AsyncLLM`): look at each request, and learn when it was sent."""
         self._engine = engine
         add_request = engine.add_request
+        model = Model(engine.model_config.get_vocab_size(), engine.model_config.max_model_len)
 
-        async def add_and_tell(*arguments: Any, **named: Any) -> Any:
+        async def add_and_tell(request_id: str, prompt: Any, params: Any, *arguments: Any, **named: Any) -> Any:
             request = _request.get()
-            if self._closed and request is not None:
-                raise TooLateError("the server is draining: the request came too late for it")
-            added = await add_request(*arguments, **named)
+            if request is not None:
+                if self._closed:
+                    raise TooLateError("the server is draining: the request came too late for it")
+                admit(request.admitted, prompt, params, model)
+            added = await add_request(request_id, prompt, params, *arguments, **named)
             self.leave(request)
             return added
 
@@ -88,14 +93,15 @@ class Passage:
 class Followed:
     """One request on its way; leaving the `with` ends it, however that happens."""
 
-    __slots__ = ("_before", "_passage")
+    __slots__ = ("_before", "_passage", "admitted")
 
     def __init__(self, passage: Passage) -> None:
         self._passage = passage
+        self.admitted = Admitted()
 
     def __enter__(self) -> None:
         self._passage.enter(self)
-        self._before: Token[object | None] = _request.set(self)
+        self._before: Token[Followed | None] = _request.set(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -25,8 +25,6 @@ class Rules:
     """A body must have arrived within this time."""
     max_image_pixels: int = 33_177_600
     """Width times height of one image: 33,177,600 is 8K (7680 x 4320), 95 MiB once decoded."""
-    max_sequences: int = 256
-    """Sequences one request may start: prompts times `n`."""
     media_domains: tuple[str, ...] = ()
     """Hosts images may be fetched from; none means `data:` URLs only."""
     max_head_bytes: int = 65_536

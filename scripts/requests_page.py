@@ -1,0 +1,66 @@
+"""Write docs/requests.md: the guard's verdict on every field that vLLM's request models have.
+
+usage: .venv/bin/python scripts/requests_page.py [FILE]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from servekit.serve.guard.inside.servekit_guard.body.fields import PASSED_INSIDE, REFUSED_IN_PARTS, ROUTES
+from servekit.serve.guard.inside.servekit_guard.body.rules import Passed, Refused, Rule
+
+DOCS = Path(__file__).parent.parent / "docs"
+HEAD = """\
+# What a request may hold
+
+The guard's verdict on every field that the request models of vLLM {vllm} have on the open routes: *passed*,
+*bounded* or *refused* (400). A field that vLLM does not know passes, as it passes vLLM. Written by `make docs` from
+`servekit_guard/body/fields.py`; the list of fields is vLLM's own (`make request-fields`), and a test fails for a field
+without a verdict. A whole body has at most 20,000 objects and lists, 400,000 values and 64 levels; NaN and infinities
+are refused everywhere. Structured output, logprobs and images have bounds of their own: [security.md](security.md).
+"""
+
+
+def main() -> int:
+    """Write the page."""
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "requests.md"
+    target.write_text(page(), encoding="utf-8")
+    return 0
+
+
+def page() -> str:
+    """Return the page's text."""
+    table = json.loads((DOCS / "request_fields.json").read_text(encoding="utf-8"))
+    parts = [HEAD.format(vllm=table["vllm"])]
+    for route, fields in table["routes"].items():
+        parts += [f"## {route}\n", "| field | verdict | why |\n|---|---|---|"]
+        rules = ROUTES[route]
+        parts += [f"| `{name}` | {verdict(rules[name])} | {rules[name].why} |" for name in sorted(fields)]
+        parts.append("")
+    parts += ["## Inside messages, parts, tools and formats\n", "| fields | verdict | why |\n|---|---|---|"]
+    parts += [f"| `{name}` | refused | {why} |" for name, why in REFUSED_IN_PARTS.items()]
+    parts += [
+        f"| {', '.join(f'`{name}`' for name in names.split())} | passed | {why} |"
+        for why, names in PASSED_INSIDE.items()
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def verdict(rule: Rule) -> str:
+    """Return a rule as the cell of a table."""
+    if isinstance(rule, (Passed, Refused)):
+        return type(rule).__name__.lower()
+    low, high = getattr(rule, "low", None), getattr(rule, "high", None)
+    if low is not None and high is not None:
+        return f"bounded: {low:,} to {high:,}"
+    counts = [
+        f"{count:,} {what}"
+        for name, what in (("max_items", "entries"), ("max_chars", "characters"))
+        if (count := getattr(rule, name, None))
+    ]
+    return f"bounded: {' of '.join(counts)}" if counts else "bounded"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Whether a request body may reach vLLM: its structure, its fields, and what they ask for together."""
+
+import math
+from typing import Any
+
+from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
+from .problem import Problem
+
+MAX_DEPTH = 64
+"""Of the whole body. vLLM's validators, its template and pickle go through it by recursion."""
+SEQUENCE_FIELDS = ("n", "best_of")
+PARTS = frozenset({"content", "output"})
+"""Names of the lists whose objects are content parts."""
+OPAQUE = frozenset({"arguments", "metadata", "parameters", "input_schema", "schema", "json", "json_schema"})
+"""What belongs to the client's own tools and schemas: its names are nobody else's."""
+
+
+def check(fields: dict[str, Any], path: str, vocabulary_size: int) -> Problem | None:
+    """Return why a body for the route `path` must not reach the engine, or None.
+
+    vocabulary_size: token ids of the running model; 0 when unknown, then no token id is let through.
+    """
+    rules = ROUTES[path]
+    for name, value in fields.items():
+        rule = rules.get(name)
+        if rule is not None and value is not None and (said := rule.complaint(value, vocabulary_size)):
+            return Problem(name, f"{name} {said}.")
+    return _check_sequences(fields) or _check_structure(fields)
+
+
+def _check_sequences(fields: dict[str, Any]) -> Problem | None:
+    prompt = fields.get("prompt")
+    sequences = 1
+    if isinstance(prompt, list) and not set(map(type, prompt)) <= {int}:
+        sequences = len(prompt)
+    for name in SEQUENCE_FIELDS:
+        count = fields.get(name)
+        if isinstance(count, (int, float)) and count > 1:
+            sequences *= int(min(count, MAX_SEQUENCES + 1))
+    if sequences > MAX_SEQUENCES:
+        return Problem("n", f"The request asks for more than {MAX_SEQUENCES} sequences (prompts times n).")
+    return None
+
+
+def _check_structure(fields: dict[str, Any]) -> Problem | None:
+    """Go through all objects and lists, without recursion."""
+    pending: list[tuple[Any, int, str, bool]] = [(fields, 1, "", False)]
+    while pending:
+        value, depth, name, opaque = pending.pop()
+        if depth > MAX_DEPTH:
+            return Problem(None, f"The request body is nested more than {MAX_DEPTH} levels deep.")
+        if not opaque and name in PARTS and type(value) is dict and (problem := _check_part(value, name)):
+            return problem
+        for key, item in value.items() if type(value) is dict else ((name, item) for item in value):
+            kind = type(item)
+            if kind is dict or (kind is list and not _has_ids_alone(item)):
+                own = opaque or (kind is dict and (key in OPAQUE or (key == "input" and depth > 1)))
+                pending.append((item, depth + 1, key, own))
+            elif kind is float and not math.isfinite(item):
+                return Problem(key or None, "A number in the request body is not finite.")
+    return None
+
+
+def _has_ids_alone(values: list[Any]) -> bool:
+    """Tell whether a list holds whole numbers and nothing else: a prompt's need no second look."""
+    return bool(values) and type(values[0]) is int and set(map(type, values)) == {int}
+
+
+def _check_part(part: dict[str, Any], name: str) -> Problem | None:
+    for refused, why in REFUSED_IN_PARTS.items():
+        if part.get(refused) is not None or part.get("type") == refused:
+            return Problem(name, f"{refused} is not accepted in a content part: {why}.")
+    return None

@@ -1,0 +1,69 @@
+"""What is refused once a prompt is in tokens."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from servekit.serve.guard.inside.servekit_guard.admission import (
+    MAX_LOGPROB_PROMPT_TOKENS,
+    MAX_LOGPROBS,
+    MAX_PROMPT_LOGPROBS,
+    Admitted,
+    Model,
+    admit,
+)
+
+MODEL = Model(vocabulary_size=1000, max_model_len=20_000)
+
+
+def let_in(tokens: list[int], admitted: Admitted | None = None, places: Any = None, **asked: Any) -> Any:
+    """Admit a request for these tokens; return its sampling parameters as they are then."""
+    given = {"n": 1, "logprobs": None, "prompt_logprobs": None, "max_tokens": 16, "kind": "FINAL_ONLY"} | asked
+    params = SimpleNamespace(**given, output_kind=SimpleNamespace(name=given["kind"]))
+    admit(admitted or Admitted(), {"prompt_token_ids": tokens, "mm_placeholders": places}, params, MODEL)
+    return params
+
+
+@pytest.mark.parametrize("token", [-1, 1000, 2**40])
+def test_a_token_outside_the_vocabulary(token: int) -> None:
+    """It would index the embeddings of EngineCore, which ends it."""
+    with pytest.raises(ValueError, match="0 to 999"):
+        let_in([5, token])
+
+
+def test_logprobs_of_a_prompt_up_to_the_bounds() -> None:
+    """They are served up to the bounds of memory and of the event loop; beyond, the bound is named."""
+    let_in([1] * MAX_LOGPROB_PROMPT_TOKENS, prompt_logprobs=MAX_PROMPT_LOGPROBS // MAX_LOGPROB_PROMPT_TOKENS - 1)
+    with pytest.raises(ValueError, match=r"1,024 tokens \(got 1,025\)"):
+        let_in([1] * (MAX_LOGPROB_PROMPT_TOKENS + 1), prompt_logprobs=0)
+    with pytest.raises(ValueError, match="4,096 logprobs"):
+        let_in([1] * MAX_LOGPROB_PROMPT_TOKENS, prompt_logprobs=4)
+    with pytest.raises(ValueError, match="4,096 logprobs"):
+        let_in([1] * MAX_LOGPROB_PROMPT_TOKENS, prompt_logprobs=1, n=3)
+
+
+def test_prompts_of_one_request_count_together() -> None:
+    """Two prompts that pass alone are refused when one request has them both."""
+    admitted = Admitted()
+    let_in([1] * 1000, admitted, prompt_logprobs=1)
+    let_in([1] * 1000, admitted, prompt_logprobs=1)
+    with pytest.raises(ValueError, match="over all prompts"):
+        let_in([1] * 1000, admitted, prompt_logprobs=1)
+
+
+def test_logprobs_of_an_answer() -> None:
+    """Streams are not bounded, whole answers are; a length that nobody asked for is lowered."""
+    most = MAX_LOGPROBS // 21
+    assert let_in([1], logprobs=20, max_tokens=most).max_tokens == most
+    assert let_in([1], logprobs=20, max_tokens=19_999).max_tokens == most
+    assert let_in([1], logprobs=20, max_tokens=15_000, kind="DELTA").max_tokens == 15_000
+    with pytest.raises(ValueError, match=f"Set max_tokens to {most:,} or less, or stream"):
+        let_in([1], logprobs=20, max_tokens=most + 1)
+
+
+def test_an_image_whose_place_is_cut() -> None:
+    """Truncation may cut an image's place out of the prompt; vLLM would fail at it later, with 500."""
+    let_in([1] * 10, places={"image": [SimpleNamespace(offset=2, length=8)]})
+    with pytest.raises(ValueError, match="an image in it would be cut"):
+        let_in([1] * 9, places={"image": [SimpleNamespace(offset=2, length=8)]})

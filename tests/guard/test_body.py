@@ -1,0 +1,208 @@
+"""Which request bodies must not reach the engine."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servekit.serve.guard.inside.servekit_guard.body import parse as parsing
+from servekit.serve.guard.inside.servekit_guard.body.check import MAX_DEPTH, check
+from servekit.serve.guard.inside.servekit_guard.body.fields import (
+    MAX_MESSAGES,
+    MAX_SEQUENCES,
+    PASSED_INSIDE,
+    REFUSED_IN_PARTS,
+    ROUTES,
+)
+from servekit.serve.guard.inside.servekit_guard.body.parse import MAX_CONTAINERS, MAX_VALUES, parse
+from servekit.serve.guard.inside.servekit_guard.body.problem import Problem
+from tests.conftest import ROOT
+
+VOCABULARY = 1000
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+
+
+def problem_of(body: bytes, path: str = CHAT, vocabulary: int = VOCABULARY) -> Problem | None:
+    """Return why these bytes must not reach the engine."""
+    fields = parse(body)
+    return fields if isinstance(fields, Problem) else check(fields, path, vocabulary)
+
+
+def refused(fields: Any, path: str = CHAT) -> str | None:
+    """Return the field a body is refused for, or None when it may pass."""
+    problem = problem_of(json.dumps(fields).encode(), path)
+    return problem.param if problem else None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"mm_processor_kwargs": {"do_resize": False}}, "mm_processor_kwargs"),
+        (RESPONSES, {"media_io_kwargs": {"image": {}}}, "media_io_kwargs"),
+        (CHAT, {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": [VOCABULARY]}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": [True]}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": ["5"]}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": {"0": 1}}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": [1] * 300}, "stop_token_ids"),
+        (CHAT, {"n": MAX_SEQUENCES + 1}, "n"),
+        (CHAT, {"n": "2"}, "n"),
+        (CHAT, {"n": 1e300}, "n"),
+        (CHAT, {"best_of": 1000}, "n"),
+        (COMPLETIONS, {"prompt": ["a"] * (MAX_SEQUENCES + 1)}, "n"),
+        (COMPLETIONS, {"prompt": [[1]] * 30, "n": 30}, "n"),
+        (COMPLETIONS, {"prompt": [VOCABULARY]}, "prompt"),
+        (COMPLETIONS, {"prompt": [[1, 2], [3, VOCABULARY]]}, "prompt"),
+        (COMPLETIONS, {"prompt": [[1, 2], [3.5]]}, "prompt"),
+        (COMPLETIONS, {"prompt": ["a", 5]}, "prompt"),
+        (COMPLETIONS, {"prompt": [[1], "a"]}, "prompt"),
+        (COMPLETIONS, {"prompt": [-1]}, "prompt"),
+        (COMPLETIONS, {"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        (COMPLETIONS, {"logprobs": 21}, "logprobs"),
+        (CHAT, {"prompt_logprobs": -1}, "prompt_logprobs"),
+        (CHAT, {"temperature": -0.1}, "temperature"),
+        (CHAT, {"temperature": "0.5"}, "temperature"),
+        (CHAT, {"top_k": 2**70}, "top_k"),
+        (CHAT, {"seed": 2**63}, "seed"),
+        (CHAT, {"logit_bias": {"AI": -100}}, "logit_bias"),
+        (CHAT, {"logit_bias": {str(VOCABULARY): 1}}, "logit_bias"),
+        (CHAT, {"logit_bias": {"\u0665": 1}}, "logit_bias"),
+        (CHAT, {"logit_bias": {"5": "much"}}, "logit_bias"),
+        (CHAT, {"logit_bias": [5]}, "logit_bias"),
+        (CHAT, {"bad_words": [""]}, "bad_words"),
+        (CHAT, {"allowed_token_ids": [900]}, "allowed_token_ids"),
+        (CHAT, {"stop": ["a"] * 33}, "stop"),
+        (CHAT, {"stop": "a" * 257}, "stop"),
+        (MESSAGES, {"stop_sequences": ["ok", "a" * 257]}, "stop_sequences"),
+        (CHAT, {"messages": []}, "messages"),
+        (CHAT, {"messages": [{}] * (MAX_MESSAGES + 1)}, "messages"),
+        (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
+        (CHAT, {"chat_template_kwargs": {"chat_template": "{% for _ in range(10) %}"}}, "chat_template_kwargs"),
+        (MESSAGES, {"chat_template_kwargs": {"enable_thinking": "{{ 7 * 7 }}"}}, "chat_template_kwargs"),
+        (CHAT, {"documents": [{"text": "x"}]}, "documents"),
+        (CHAT, {"kv_transfer_params": {"do_remote_decode": True}}, "kv_transfer_params"),
+        (CHAT, {"vllm_xargs": {"a": 1}}, "vllm_xargs"),
+        (CHAT, {"use_beam_search": True}, "use_beam_search"),
+        (CHAT, {"repetition_detection": {"max_pattern_size": 20_000, "min_count": 2}}, "repetition_detection"),
+        (RESPONSES, {"background": True}, "background"),
+        (RESPONSES, {"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+        (CHAT, {"messages": [{"content": [{"type": "image_url", "uuid": "u"}]}]}, "content"),
+        (CHAT, {"messages": [{"content": [{"type": "image_embeds"}]}]}, "content"),
+        (CHAT, {"user": "u" * 2000}, "user"),
+    ],
+)
+def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str) -> None:
+    """The refusal names the field, so the client can mend it."""
+    assert refused(fields, path) == param
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "mm_processor_kwargs"}]}),
+        (CHAT, {"mm_processor_kwargs": None, "media_io_kwargs": {}, "bad_words": [], "use_beam_search": False}),
+        (CHAT, {"stop_token_ids": [0, VOCABULARY - 1]}),
+        (CHAT, {"stop_token_ids": None}),
+        (CHAT, {"n": MAX_SEQUENCES, "logit_bias": {}, "stop": "\n", "chat_template_kwargs": {"enable_thinking": True}}),
+        (COMPLETIONS, {"n": None, "prompt": "hello"}),
+        (COMPLETIONS, {"prompt": list(range(500))}),
+        (COMPLETIONS, {"prompt": [[1, 2], [VOCABULARY - 1]]}),
+        (COMPLETIONS, {"prompt": ["a"] * MAX_SEQUENCES}),
+        (COMPLETIONS, {"prompt": []}),
+        (CHAT, {"metadata": {"n": 10**30}, "of_next_year": {"uuid": "u"}}),
+        (CHAT, {"tools": [{"function": {"parameters": {"properties": {"uuid": {"type": "string"}}}}}]}),
+        (MESSAGES, {"messages": [{"content": [{"type": "tool_use", "input": {"content": [{"uuid": "u"}]}}]}]}),
+        (CHAT, {"messages": [{"role": "tool", "content": '{"uuid": 1}'}], "seed": -(2**63), "top_k": -1}),
+    ],
+)
+def test_an_ordinary_body_passes(path: str, fields: Any) -> None:
+    """What does no harm passes, also where a dangerous name stands in a text or in a client's own schema."""
+    assert refused(fields, path) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"mm_processor\u005fkwargs": {"do_resize": false}}',
+        b'{"mm_processor_kwargs": null, "mm_processor_kwargs": {"do_resize": false}}',
+        '{"mm_processor_kwargs": {"do_resize": false}}'.encode("utf-16"),
+        '{"mm_processor_kwargs": {"do_resize": false}}'.encode("utf-16-le"),
+        '{"mm_processor_kwargs": {"do_resize": false}}'.encode("utf-32"),
+        '{"mm_processor_kwargs": {"do_resize": false}}'.encode("utf-8-sig"),
+    ],
+)
+def test_a_key_cannot_be_hidden(body: bytes) -> None:
+    """Escapes, doubled keys and other encodings are read as Python's json reads them."""
+    assert json.loads(body) == parse(body)
+    problem = problem_of(body)
+    assert problem is not None
+    assert problem.param == "mm_processor_kwargs"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'{"n": ', b'{"n":' + b"[" * 100_000, b'"\\u"', b"", b"null", b" [1, 2]", b'"n"', b"\xff"),
+        *(b'{"top_p": NaN}', b'{"x": [-Infinity]}', b'{"metadata": {"a": 1e999}}', b'{"x": ' + b"9" * 5000 + b"}"),
+        b'{"x": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
+        b'{"x": [' + b"{}," * MAX_CONTAINERS + b"{}]}",
+        b'{"x": [' + b"1," * MAX_VALUES + b"1, 1]}",
+    ],
+    ids=lambda body: f"{len(body)} bytes",
+)
+def test_what_is_no_json_object_of_sane_size_is_refused(body: bytes) -> None:
+    """Broken JSON, numbers that are none, nesting and counts beyond measure are the client's mistake, in words."""
+    problem = problem_of(body)
+    assert problem is not None
+    assert problem.message.startswith(("The request body", "A number in the request body"))
+
+
+def test_brackets_in_a_text_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of program text passes, however many brackets it has; beyond a size nobody counts exactly."""
+    text = '{"a": [1, "\\\\"]}, ' * MAX_CONTAINERS
+    assert refused({"messages": [{"role": "user", "content": text}]}) is None
+    monkeypatch.setattr(parsing, "MAX_COUNTED_BYTES", 100_000)
+    assert problem_of(json.dumps({"content": text}).encode()) is not None
+
+
+def test_without_a_known_vocabulary_no_token_passes() -> None:
+    """What cannot be checked is refused."""
+    assert problem_of(b'{"stop_token_ids": [1]}', CHAT, 0) is not None
+    assert problem_of(b'{"prompt": [1]}', COMPLETIONS, 0) is not None
+
+
+def test_every_field_of_vllm_has_a_verdict() -> None:
+    """A field of vLLM's request models without a verdict, or a verdict on none of its fields, is a mistake."""
+    table = json.loads((ROOT / "docs" / "request_fields.json").read_text())
+    assert {route: set(fields) for route, fields in table["routes"].items()} == {
+        route: set(rules) for route, rules in ROUTES.items()
+    }
+    passed = " ".join(PASSED_INSIDE.values()).split()
+    assert sorted([*passed, *REFUSED_IN_PARTS]) == sorted(table["nested"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.data(), st.sampled_from(sorted(ROUTES)))
+def test_any_json_is_judged(data: st.DataObject, path: str) -> None:
+    """Whatever types the fields have, the answer is a problem or None, and the rules hold for what passes."""
+    fields: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(sorted(ROUTES[path])), JSON, max_size=5))
+    if check(fields, path, VOCABULARY) is None:
+        assert fields.get("mm_processor_kwargs") in (None, False, {}, [])
+        tokens = fields.get("stop_token_ids") or []
+        assert all(0 <= token < VOCABULARY for token in tokens)
+        assert type(fields.get("n")) in {int, float, bool, type(None)}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_judged(body: bytes) -> None:
+    """Bytes that are no JSON at all are refused, and never raise."""
+    problem_of(body)
