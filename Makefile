@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args docs advisories release-check bench sbom
+.PHONY: help install serve doctor test test-fast lint types lock engine-args docs advisories release-check bench killers sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -60,6 +60,10 @@ release-check:  ## what a release needs besides the tests: a list of advisories 
 bench:  ## run the benchmarks that need no GPU
 	@scripts/install.sh dev engine
 	$(BIN)/python -m benchmarks
+
+killers:  ## show that each rule of the guard is needed: a start of the engine without it, for each (ARGS="NAME")
+	@scripts/install.sh dev engine
+	$(BIN)/python -m benchmarks.killers $(ARGS)
 
 sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, and the CPU engine
 	@scripts/install.sh dev

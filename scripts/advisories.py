@@ -2,7 +2,8 @@
 
 usage: .venv/bin/python scripts/advisories.py [--check] [--max-age-days N]
 
-A test shows an advisory when it carries `pytest.mark.advisory(ID, ...)`. `--check` writes nothing and exits with 1 when
+A test shows an advisory when it carries `pytest.mark.advisory(ID, ...)`, or fires a case of tests/engine/killers that
+`closes` it. `--check` writes nothing and exits with 1 when
 the list, the tests and the two documents disagree. `--max-age-days` only checks the date of the list, for a release.
 """
 
@@ -20,6 +21,11 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the tests are not installed
+
+from tests.engine.killers.catalogue import GROUPS  # noqa: E402
+
+KILLERS = "engine/killers/test_killers.py::test_engine_lives_and_others_notice_nothing"
 SOURCE = ROOT / "docs" / "advisories.yaml"
 PAGE = ROOT / "docs" / "security.md"
 VEX = ROOT / "docs" / "vex.cdx.json"
@@ -75,7 +81,7 @@ def main() -> int:
     known = read_list(SOURCE.read_text(encoding="utf-8"))
     if options.max_age_days is not None:
         return tell(age_problems(known.checked, datetime.now(UTC).date(), options.max_age_days))
-    tests = marked_tests(ROOT / "tests")
+    tests = showing_tests(ROOT / "tests")
     problems = disagreements(known.advisories, tests)
     written = {PAGE: page(PAGE.read_text(encoding="utf-8"), known, tests), VEX: vex(known, tests)}
     for path, text in written.items():
@@ -109,14 +115,17 @@ def group_facts(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "ids"}
 
 
-def marked_tests(folder: Path) -> dict[str, list[str]]:
-    """Return the tests that carry `pytest.mark.advisory`, by advisory: `guard/test_routes.py::test_name`."""
+def showing_tests(folder: Path) -> dict[str, list[str]]:
+    """Return the tests that show an advisory, by its id, as pytest names them below `folder`."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 for name in sorted(set(marks(node.decorator_list))):
                     found.setdefault(name, []).append(f"{path.relative_to(folder).as_posix()}::{node.name}")
+    for group in GROUPS:
+        for name in sorted({name for case in group.cases for name in case.closes}):
+            found.setdefault(name, []).append(f"{KILLERS}[{group.name}]")
     return found
 
 
@@ -143,14 +152,12 @@ def disagreements(advisories: Sequence[Advisory], tests: Mapping[str, Sequence[s
         if (each.vex in JUSTIFICATIONS or each.vex == "resolved") == (each.state == "open"):
             problems.append(f"{each.id} is {each.state}, and for CycloneDX {each.vex}")
         if each.state == "closed" and each.id not in tests:
-            problems.append(f"{each.id} is closed, and no test is marked with it")
+            problems.append(f"{each.id} is closed, and no test shows it")
         if each.state == "open" and each.id in tests:
-            problems.append(f"{each.id} is open, and {tests[each.id][0]} is marked with it")
+            problems.append(f"{each.id} is open, and {tests[each.id][0]} shows it closed")
     ids = {each.id for each in advisories}
     problems += [
-        f"{where[0]} is marked with {name}, which is not an id of the list"
-        for name, where in tests.items()
-        if name not in ids
+        f"{where[0]} shows {name}, which is not an id of the list" for name, where in tests.items() if name not in ids
     ]
     return problems
 

@@ -70,11 +70,11 @@ def test_versions_are_those_of_the_engine(known: AdvisoryList, component: str) -
         (lambda: ([A, replace(B, aliases=("CVE-1",))], SHOWN), "CVE-1 is in the list 2 times"),
         (lambda: ([A, replace(B, state="mended")], SHOWN), "CVE-2: the state is mended, not one of closed"),
         (lambda: ([A, replace(B, vex="exploitable")], SHOWN), "CVE-2 is closed, and for CycloneDX exploitable"),
-        (lambda: ([A, B], {"CVE-1": SHOWN["CVE-1"]}), "CVE-2 is closed, and no test is marked with it"),
-        (lambda: ([A], SHOWN), "b.py::test_b is marked with CVE-2, which is not an id of the list"),
+        (lambda: ([A, B], {"CVE-1": SHOWN["CVE-1"]}), "CVE-2 is closed, and no test shows it"),
+        (lambda: ([A], SHOWN), "b.py::test_b shows CVE-2, which is not an id of the list"),
         (
             lambda: ([A, replace(B, state="open", vex="exploitable")], SHOWN),
-            "CVE-2 is open, and b.py::test_b is marked with it",
+            "CVE-2 is open, and b.py::test_b shows it closed",
         ),
     ],
 )
@@ -97,6 +97,15 @@ def test_a(x): ...
     (function,) = ast.parse(text).body
     assert isinstance(function, ast.FunctionDef)
     assert sorted(advisories.marks(function.decorator_list)) == ["CVE-1", "CVE-2", "CVE-3"]
+
+
+def test_every_killer_counts() -> None:
+    """An advisory that a killer closes names pytest's own id of the group, and that test exists."""
+    shown = advisories.showing_tests(ROOT / "tests")["CVE-2026-116181"]
+    (node,) = [each for each in shown if each.startswith(advisories.KILLERS)]
+    module = (ROOT / "tests" / node.partition("::")[0]).read_text()
+    assert f"def {advisories.KILLERS.partition('::')[2]}(" in module
+    assert node.endswith("[token ids]")
 
 
 @pytest.mark.parametrize(("age_days", "fresh"), [(0, True), (60, True), (61, False), (-1, False)])

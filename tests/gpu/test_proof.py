@@ -170,6 +170,7 @@ def test_quantization_pays(record: Record) -> None:
     assert joules["optimised"] < joules["baseline"] / 1.5
 
 
+@pytest.mark.advisory("CVE-2026-105922", "vllm#5907", "vllm#38830")
 def test_no_request_takes_more_memory_than_an_l4_has(record: Record) -> None:
     """With an L4's memory every request is answered or refused, alone and into a full batch, and the engine lives."""
     taken = record("memory")
