@@ -18,7 +18,7 @@ L4_BUDGET_GIB = 19.83
 """0.9 of the 22.03 GiB that CUDA shows of an L4."""
 L4_CAP_GIB = 21.53
 """What PyTorch may take there: 22.03 GiB without the 0.5 of the CUDA context."""
-LADDER = (512, 1_000, 2_000, 4_000, 16_000)
+LADDER = (512, 1_024, 2_000, 4_000, 16_000)
 """Prompt tokens: 1,000 were fine without the guard and 2,000 ended the engine."""
 ROWS, ROW_TOKENS = 1_000, 192
 """As many as the batch holds, with some places left; long enough for all of them to run at once."""
@@ -66,7 +66,7 @@ def shoot(run: Setting, server: Endpoint, volley: Volley) -> Outcome:
 def longest(run: Setting, server: Endpoint, kind: str) -> int:
     """Return the most prompt tokens whose logprobs the endpoint gives, of those tried; 0 for none."""
     allowed = 0
-    for length in (16, 64) if run.quick else LADDER:
+    for length in (64, 2_000) if run.quick else LADDER:
         if shoot(run, server, Volley(f"{kind}-{length}", [scored(kind, length)])).shots != {"200": 1}:
             break
         allowed = length
