@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,9 @@ LADDER = (512, 1_024, 2_000, 4_000, 16_000)
 ROWS, ROW_TOKENS = 1_000, 192
 """As many as the batch holds, with some places left; long enough for all of them to run at once."""
 START_S = 400
-ONE_START_S = 100
+ONE_START_S = 150
 """What a killer without the guard takes, its start with kept caches included."""
+DEATH_S = 10
 _CAP_VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
 _TRY_CAP = """
 import torch
@@ -117,8 +119,8 @@ def chat(number: int, tokens: int) -> Body:
 def bare(run: Setting) -> None:
     """Fire each killer at a vLLM of its own without the guard; a second call goes on where the first one ended."""
     cap(run)
-    path = run.out / f"{run.options.stage}.json"
-    killers: dict[str, Any] = json.loads(path.read_text()).get("killers", {}) if path.exists() else {}
+    kept = run.out / "memory-killers.json"
+    killers: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     profile = run.profile(budget_gib=L4_BUDGET_GIB)
     for volley in killing_volleys(quick=run.quick):
         if volley.name in killers or run.left_s() < ONE_START_S:
@@ -126,7 +128,8 @@ def bare(run: Setting) -> None:
         server = run.serve_bare(f"bare-{volley.name}", profile, run.options.w4a16)
         server.until(lambda server=server: healthy(server), START_S)  # type: ignore[misc]
         killers[volley.name] = asdict(killed(server, fire(server, "", volley))) | {"causes": causes(server)}
-        run.note("killers", killers)
+        kept.write_text(json.dumps(killers))
+        run.note("last_killer", killers[volley.name])
         server.processes()
         server.sweep()
         server.ending(server.started_s, 0)
@@ -144,11 +147,12 @@ def killing_volleys(*, quick: bool) -> Iterator[Volley]:
 
 
 def killed(server: Endpoint, outcome: Outcome) -> Outcome:
-    """Give an engine that has met its end the seconds that its server takes to notice."""
+    """Give the server of an engine that has ended the seconds that it takes to notice."""
     outcome.gpu_bytes = gpu_bytes(server)
-    if outcome.shots.keys() | outcome.rows.keys() != {"200"}:
-        server.ending(server.started_s + server.age_s, 10)
-        outcome.alive = server.process.poll() is None and healthy(server)
+    end_s = time.monotonic() + DEATH_S
+    while outcome.rows.keys() | outcome.shots.keys() != {"200"} and healthy(server) and time.monotonic() < end_s:
+        time.sleep(0.2)
+    outcome.alive = healthy(server)
     return outcome
 
 
