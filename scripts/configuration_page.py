@@ -24,6 +24,7 @@ from servekit.errors import ExitCode
 from servekit.profile import CONTRACT
 from servekit.profile.contract import CLOSED_MODALITIES
 from servekit.profile.reserved import PINNED, RESERVED
+from servekit.serve.environment import TABLE
 from servekit.settings import Settings, flag_of, variable_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -86,6 +87,17 @@ PINNED_HEAD = """\
 | --- | --- | --- |
 """
 
+VARIABLES_HEAD = """\
+## The engine's environment
+
+What `servekit` was started with passes to the engine, but for what this table withholds. The first row that matches the
+whole name (a regular expression) decides; a variable that no row is about passes. What is withheld is logged by name
+and listed by `servekit plan`. `SERVEKIT_PASS_ENV` lets named ones in, but not those marked "never".
+
+| variables | | why |
+| --- | --- | --- |
+"""
+
 EXIT_HEAD = """\
 ## Exit codes
 
@@ -130,9 +142,16 @@ def page() -> str:
         profile + lines(contract),
         RESERVED_HEAD + lines(reserved),
         PINNED_HEAD + lines(pinned),
+        VARIABLES_HEAD + lines(variable_rows()),
         exit_head + lines(exits),
     ]
     return "\n".join(parts)
+
+
+def variable_rows() -> list[str]:
+    """Return a row for each of the table of the engine's variables."""
+    words = {(True, False): "passes", (False, False): "withheld", (False, True): "never"}
+    return [row(code(each.names), words[each.passes, each.final], each.why) for each in TABLE]
 
 
 def command_rows() -> list[str]:

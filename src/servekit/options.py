@@ -47,6 +47,7 @@ def _metavar(name: str) -> str:
         "file": "FILE",
         "flight": "NUMBER",
         "domains": "HOSTS",
+        "env": "NAMES",
     }
     last = name.rpartition("_")[2]
     return kinds.get(last, last.upper())

@@ -7,13 +7,23 @@ from collections.abc import Callable
 from servekit import ENGINE_VERSION, __version__
 from servekit.checkpoint.demo import ensure_demo_model
 from servekit.errors import ConfigurationError, ExitCode, Mistake, PreflightError, ServekitError
+from servekit.nvml import GpuErrors
 from servekit.observe.endpoints import Endpoints, Server
+from servekit.observe.gpu_errors import GpuErrorCollector
 from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, make_registry
 from servekit.preflight.examine import Start, examine
 from servekit.preflight.findings import Severity, render
-from servekit.serve.guard import Guard, GuardSettings, default_max_in_flight, prepare_guard
+from servekit.preflight.gpus import survey_gpus, visible_gpus
+from servekit.serve.guard import (
+    FLIGHT_FILE_NAME,
+    Guard,
+    GuardSettings,
+    default_max_in_flight,
+    prepare_guard,
+    read_flights,
+)
 from servekit.serve.plan import Plan, engine_environment, run_dir
 from servekit.serve.probe import EngineClient
 from servekit.serve.status import Board, Phase, State
@@ -36,13 +46,25 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
     board = Board()
     fingerprint = plan.certificate.fingerprint if plan.certificate else None
     client = EngineClient(plan.url, guard.headers, fingerprint=fingerprint)
-    supervisor = Supervisor(plan, board, client, engine_environment(plan, os.environ))
+    survey = survey_gpus() if plan.target is Target.CUDA else None
+    gpus = visible_gpus(survey) if survey else ()
+    gpu_errors = GpuErrors([gpu.uuid for gpu in gpus])
+    flight_file = run_dir(settings) / FLIGHT_FILE_NAME
+    supervisor = Supervisor(
+        plan,
+        board,
+        client,
+        engine_environment(plan, os.environ),
+        in_flight=lambda: read_flights(flight_file),
+        gpu_errors=gpu_errors.describe,
+    )
     on_stop_signal(supervisor.ask_to_stop)
     board.see_phase(Phase.PREFLIGHT)
     board.enter(State.STARTING, "checking and preparing")
     collectors = [StatusCollector(plan, board), GuardCollector(client, supervisor)]
     if plan.target is Target.CUDA:
-        collectors.append(GpuCollector())
+        collectors += [GpuCollector(), GpuErrorCollector(gpus, gpu_errors)]
+        gpu_errors.start()
     registry = make_registry(*collectors)
     with Server(Endpoints(plan, board, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
         _introduce(plan, guard, server.url)
@@ -106,6 +128,9 @@ def _introduce(plan: Plan, guard: Guard, observe_url: str) -> None:
     else:
         made = "a key was made for you" if guard.key_generated else "clients' keys"
         logger.info("%s: %s (servekit key --show)", made, guard.key_file)
+    if plan.withheld:
+        reasons = "; ".join(f"{name} ({why})" for name, why in plan.withheld.items())
+        logger.warning("withheld from the engine, see SERVEKIT_PASS_ENV: %s", reasons)
     for deviation in plan.deviations:
         logger.warning(
             "deviation from the contract: %s is %s instead of %s: %s",

@@ -88,6 +88,11 @@ class Settings(BaseModel):
     media_domains: Names = Field(
         (), description="Host names images may be fetched from, comma-separated. Default: none, data: URLs only."
     )
+    pass_env: Names = Field(
+        (),
+        description="Names of variables that reach the engine although servekit withholds them (docs/security.md), "
+        "comma-separated: LD_PRELOAD for another allocator.",
+    )
     start_s: float = Field(1800, gt=0, description="Seconds the engine may take from its start until it is ready.")
     drain_s: int = Field(60, ge=0, le=3600, description="Seconds running requests may take to finish after SIGTERM.")
     hang_s: float = Field(
@@ -95,6 +100,11 @@ class Settings(BaseModel):
     )
     canary_s: float = Field(
         0, ge=0, description="Seconds after which an idle engine is asked for one token, again and again; 0: never."
+    )
+    silent_s: float = Field(
+        10,
+        gt=0,
+        description="Seconds the engine's server may answer nothing before /readyz is red; green again by itself.",
     )
     state_dir: UserPath = Field(
         default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"),

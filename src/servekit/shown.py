@@ -66,6 +66,8 @@ def plan_text(plan: "Plan") -> str:
     lines += ["environment", *(f"  {name}={value}" for name, value in plan.environment.items())]
     if plan.inherited:
         lines += ["inherited environment", *(f"  {name}={value}" for name, value in plan.inherited.items())]
+    if plan.withheld:
+        lines += ["withheld from the engine", *(f"  {name}: {why}" for name, why in plan.withheld.items())]
     return "\n".join([*lines, "command", f"  {shlex.join(plan.argv)}"])
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from servekit.nvml import GpuErrors
+from servekit.observe.gpu_errors import GpuErrorCollector
 from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, exposition, make_registry
@@ -23,6 +25,7 @@ from tests.deploy.prometheus import FOLDER
 from tests.deploy.test_rules import promtool
 from tests.observe.test_gpu_metrics import SURVEY, Nvml
 from tests.observe.test_guard_metrics import Canaries, Engine
+from tests.test_nvml import Nvml as ErrorsNvml
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
@@ -85,6 +88,7 @@ def names_of_servekit() -> set[str]:
         StatusCollector(plan, board),
         GuardCollector(Engine(counters), Canaries()),
         GpuCollector(survey=lambda: SURVEY, nvml=Nvml(), environ={}),
+        GpuErrorCollector(SURVEY.gpus, GpuErrors([gpu.uuid for gpu in SURVEY.gpus], ErrorsNvml())),
     )
     page = exposition(registry, lambda: "").decode()
     return {line.partition(" ")[0].partition("{")[0] for line in page.splitlines() if not line.startswith("#")}

@@ -11,7 +11,8 @@ Check = Callable[[], None]
 Prepare = Callable[["Launch"], None]
 Provoke = Callable[["Launch"], Check | None]
 
-STARTING, READY, DRAINING, STOPPED, FAILED = "starting", "ready", "draining", "stopped", "failed"
+STARTING, READY, SILENT = "starting", "ready", "silent"
+DRAINING, STOPPED, FAILED = "draining", "stopped", "failed"
 NEVER_UP: tuple[str, ...] = ()
 NOT_STARTED = (STARTING, FAILED)
 BROKEN = (STARTING, READY, FAILED)

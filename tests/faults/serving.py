@@ -1,8 +1,9 @@
 """Faults of a running endpoint: the engine dies, hangs, or only seems to."""
 
+import os
 import signal
 
-from tests.faults.fault import BROKEN, DRAINED, READY, STARTING, Check, Fault
+from tests.faults.fault import BROKEN, DRAINED, READY, SILENT, STARTING, Check, Fault
 from tests.faults.launch import Launch
 from tests.faults.provoke import (
     hold_connections,
@@ -32,6 +33,17 @@ def kill_servekit(launch: Launch) -> None:
 def hang_up_the_log(launch: Launch) -> None:
     """Close the pipe servekit writes its log to after the first line, as `| head -1` does."""
     launch.lines_wanted = 1
+
+
+def stand_still(launch: Launch) -> None:
+    """Stop the engine's server until the endpoint is not ready for it, and let it go on."""
+    launch.until_says("ready")
+    server = launch.pid_of("server")
+    os.kill(server, signal.SIGSTOP)
+    launch.until_says("silent", 5)
+    os.kill(server, signal.SIGCONT)
+    launch.until(lambda: launch.probes.ready[-1] == ("ready", 200), "readiness again", 5)
+    launch.process.send_signal(signal.SIGTERM)
 
 
 def stop_soon(launch: Launch) -> Check:
@@ -103,6 +115,12 @@ FAULTS = (
         *(BROKEN, 6, "the engine hangs"),
         faults=("--mute-metrics-after", "0.3"),
         flags=_HANG,
+    ),
+    Fault(
+        "silent: its server stands still for a while, and goes on",
+        *((STARTING, READY, SILENT, READY, *DRAINED[2:]), 0, "SIGTERM: drained"),
+        flags=("--silent-s", "0.5"),
+        provoke=stand_still,
     ),
     Fault(
         "no fault: requests slower than the hang time",

@@ -80,6 +80,7 @@ def get(url: str, method: str = "GET") -> tuple[int, str]:
     [
         (State.STARTING, 200, 503, "starting (weights): why\n"),
         (State.READY, 200, 200, "ready\n"),
+        (State.SILENT, 200, 503, "silent: why\n"),
         (State.DRAINING, 200, 503, "draining: why\n"),
         (State.STOPPED, 200, 503, "stopped: why\n"),
         (State.FAILED, 503, 503, "failed: why\n"),

@@ -52,6 +52,7 @@ def test_every_counter_of_the_guard() -> None:
         "key_reloads": 4,
         "refused_key_reloads": 1,
         "key_file_problem": "line 2: too short",
+        "event_loop": {"bounds_s": [0.05, 0.25], "ticks": [40, 2, 1], "cpu_s": 1.5, "longest_s": 0.3},
     }
     assert page(counters) == [
         "servekit_canary_tokens_total 7.0",
@@ -66,6 +67,12 @@ def test_every_counter_of_the_guard() -> None:
         "servekit_guard_key_file_broken 1.0",
         'servekit_guard_key_reloads_total{outcome="taken"} 4.0',
         'servekit_guard_key_reloads_total{outcome="refused"} 1.0',
+        'servekit_guard_event_loop_held_seconds_bucket{le="0.05"} 40.0',
+        'servekit_guard_event_loop_held_seconds_bucket{le="0.25"} 42.0',
+        'servekit_guard_event_loop_held_seconds_bucket{le="+Inf"} 43.0',
+        "servekit_guard_event_loop_held_seconds_count 43.0",
+        "servekit_guard_event_loop_held_seconds_sum 1.5",
+        "servekit_guard_event_loop_held_max_seconds 0.3",
     ]
 
 

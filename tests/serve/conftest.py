@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ FAKE = Path(__file__).parent / "fake_engine.py"
 def make_plan(free_port: int) -> Callable[..., Plan]:
     """Make a plan whose engine is the fake one with the given faults."""
 
-    def make(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60) -> Plan:
+    def make(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60, silent_s: float = 10) -> Plan:
         argv = (sys.executable, str(FAKE), "serve", "/models/m", "--served-model-name", "m")
         address = ("--host", "127.0.0.1", "--port", str(free_port), "--shutdown-timeout", str(drain_s))
         return Plan(
@@ -40,7 +41,7 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
             observe_port=0,
             start_s=start_s,
             drain_s=drain_s,
-            patience=Patience(hang_s),
+            patience=Patience(hang_s, silent_s=silent_s),
             authentication=True,
             certificate=None,
             arguments={
@@ -81,10 +82,11 @@ def supervise(make_plan: Callable[..., Plan]) -> Iterator[Callable[..., Run]]:
     """Supervise the fake engine with the given faults; whatever still runs at the end of the test is stopped."""
     runs: list[Run] = []
 
-    def start(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60) -> Run:
-        plan = make_plan(*faults, start_s=start_s, drain_s=drain_s, hang_s=hang_s)
+    def start(*faults: str, **named: Any) -> Run:
+        told = {name: named.pop(name) for name in ("in_flight", "gpu_errors") if name in named}
+        plan = make_plan(*faults, **named)
         board = Board()
-        supervisor = Supervisor(plan, board, EngineClient(plan.url), {})
+        supervisor = Supervisor(plan, board, EngineClient(plan.url), {}, **told)
         codes: list[ExitCode] = []
         thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
         runs.append(Run(plan, board, supervisor, thread, codes))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from servekit.serve.cause import describe_exit, find_cause
+from servekit.serve.cause import describe_exit, find_cause, without_consequences
 from servekit.serve.phases import phase_of
 from servekit.serve.status import Phase
 
@@ -71,6 +71,20 @@ def test_an_exception_of_the_tidying_up_is_no_cause() -> None:
     assert find_cause([*TIDYING[:3], other, *TIDYING[3:]]) == "ValueError: the reason"
     later = ["(Worker pid=31) Traceback (most recent call last):", "(Worker pid=31) ValueError: the reason"]
     assert find_cause([*TIDYING, *later]) == "ValueError: the reason"
+
+
+def test_tracebacks_that_follow_are_left_out() -> None:
+    """Of lines that come mixed only those of a consequence go: with their head, their frames and their exception."""
+    core = [
+        f"(EngineCore pid=3) {text}" for text in ("Traceback (most recent call last):", '  File "c", line 1, in run')
+    ]
+    end = "(EngineCore pid=3) ValueError: the reason"
+    assert without_consequences([TIDYING[0], core[0], *TIDYING[1:3], core[1], TIDYING[3], end]) == [*core, end]
+    assert without_consequences(TIDYING[5:]) == []
+    assert without_consequences(TIDYING[1:4]) == [], "a traceback whose head is no longer kept"
+    assert without_consequences(["Exception ignored in: x", "Traceback (most recent call last):", "KeyError: 1"]) == [
+        *("Exception ignored in: x", "Traceback (most recent call last):", "KeyError: 1")
+    ]
 
 
 def test_no_cause_is_made_up() -> None:

@@ -1,5 +1,9 @@
 """What is repeated of the engine's last lines, and what is taken for the cause of its end."""
 
+from pathlib import Path
+
+import pytest
+
 from servekit.serve.heard import Heard, fold
 
 TRACEBACK = [
@@ -45,7 +49,7 @@ def test_what_came_before_the_tracebacks_is_still_told() -> None:
     for line in ["RuntimeError: the reason", *tracebacks(9)]:
         heard.add(line)
     assert heard.last()[0] == "RuntimeError: the reason"
-    assert len(heard.last()) == 6
+    assert len(heard.last()) == 3, "one line of each traceback, told once, and how often"
 
 
 def test_the_cause_since_a_moment() -> None:
@@ -58,3 +62,32 @@ def test_the_cause_since_a_moment() -> None:
     assert heard.cause() == "RuntimeError: survived"
     assert heard.cause(since_s=1.5) == "ValueError: the reason"
     assert heard.cause(since_s=2.5) == ""
+
+
+DEATHS = Path(__file__).parent / "deaths"
+"""Everything that vLLM 0.20.2 for the CPU printed from its readiness to its end, paths shortened."""
+
+
+@pytest.mark.parametrize(
+    ("death", "cause", "told"),
+    [
+        ("core_killed", "", "Parent process exited, terminating worker queues"),
+        (
+            "core_raised",
+            "IndexError: index out of range in self",
+            "RuntimeError: Worker failed with error 'index out of range in self'",
+        ),
+    ],
+)
+def test_a_real_death(death: str, cause: str, told: str) -> None:
+    """What is repeated of a death holds what came first, and nothing that only followed from it."""
+    lines = (DEATHS / f"{death}.txt").read_text().splitlines()
+    assert any("Found no NVIDIA driver" in line for line in lines)
+    heard = Heard()
+    for line in lines:
+        heard.add(line)
+    assert heard.cause() == cause
+    assert any(told in line for line in heard.last())
+    for consequence in ("NVIDIA", "EngineDeadError", "Exception ignored", "AttributeError"):
+        assert not any(consequence in line for line in heard.last())
+    assert heard.last()[-1].endswith("Finished server process [9971]" if not cause else "server process [12359]")

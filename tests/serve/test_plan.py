@@ -125,6 +125,21 @@ def test_secrets_are_masked_and_keys_stay_out(plan: MakePlan) -> None:
     assert [name for name in given if name.startswith("SERVEKIT_")] == ["SERVEKIT_GUARD_CONFIG"], "a path, no secret"
 
 
+def test_what_is_withheld_is_in_the_plan_by_name(plan: MakePlan) -> None:
+    """The plan shows what passes of Python's and the loader's variables, and only the names of what does not."""
+    environ = {"PYTHONPATH": "/own", "PYTHONOPTIMIZE": "2", "LD_PRELOAD": "/x.so", "VLLM_SERVER_DEV_MODE": "secret"}
+    made = plan(Target.CUDA, environ=environ)
+    assert made.inherited == {"PYTHONPATH": "/own"}
+    assert sorted(made.withheld) == ["LD_PRELOAD", "PYTHONOPTIMIZE", "VLLM_SERVER_DEV_MODE"]
+    assert "secret" not in json.dumps(made.describe())
+    given = engine_environment(made, environ)
+    assert given["PYTHONPATH"] == f"{made.environment['PYTHONPATH']}:/own"
+    assert not set(given) & set(made.withheld)
+    made = plan(Target.CUDA, environ=environ, pass_env="LD_PRELOAD")
+    assert made.inherited == {"LD_PRELOAD": "/x.so", "PYTHONPATH": "/own"}
+    assert engine_environment(made, environ)["LD_PRELOAD"] == "/x.so"
+
+
 def test_telemetry_is_off_and_redirects_are_not_followed(plan: MakePlan) -> None:
     """What vLLM does by default and an endpoint must not do is turned off."""
     environment = plan(Target.CUDA).environment

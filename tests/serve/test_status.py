@@ -78,3 +78,13 @@ def test_notes_add_up() -> None:
     board.note(contract=items)
     assert board.read().engine_pid == 7
     assert board.read().contract == items
+
+
+def test_history_is_bounded() -> None:
+    """A server that is silent again and again does not fill the memory with its history."""
+    board = Board(Clock())
+    for _ in range(500):
+        board.enter(State.SILENT, "why")
+        board.enter(State.READY, "answers")
+    assert len(board.read().transitions) == 200
+    assert board.read().ready_at == 100.0

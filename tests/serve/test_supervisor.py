@@ -12,6 +12,7 @@ import pytest
 import urllib3
 
 from servekit.errors import ExitCode
+from servekit.serve.guard import InFlight
 from servekit.serve.status import Phase, State
 from tests.conftest import is_running
 from tests.serve.conftest import Run
@@ -217,6 +218,59 @@ def test_mute_server(supervise: Supervise, eventually: Eventually, fault: str) -
         os.kill(run.status.engine_pid, signal.SIGSTOP)
     assert run.end() is ExitCode.ENGINE_HUNG
     assert 1 < time.monotonic() - began < 3.5
+
+
+def test_a_server_that_stands_still_for_a_while(
+    supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that answers nothing is not ready, and alive; it is ready again as soon as it answers."""
+    run = supervise(silent_s=1)
+    until_ready(run, eventually)
+    pid = run.status.engine_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: run.status.state is State.SILENT, within_s=5, what="silence")
+    assert run.status.reason == "the engine's server has answered nothing for 1 s"
+    assert run.status.alive
+    os.kill(pid, signal.SIGCONT)
+    eventually(lambda: run.status.state is State.READY, within_s=5, what="readiness")
+    assert run.status.reason.startswith("the engine's server answers again, after ")
+    run.supervisor.ask_to_stop("SIGTERM")
+    assert run.end() is ExitCode.STOPPED
+    assert "not ready: the engine's server has answered nothing" in caplog.text
+
+
+def test_a_silent_server_that_hangs(supervise: Supervise, eventually: Eventually) -> None:
+    """Silence only takes the readiness away; the hang time ends the engine."""
+    run = supervise(silent_s=0.5, hang_s=2)
+    until_ready(run, eventually)
+    assert run.status.engine_pid is not None
+    os.kill(run.status.engine_pid, signal.SIGSTOP)
+    assert run.end() is ExitCode.ENGINE_HUNG
+    states = [change.state for change in run.status.transitions]
+    assert states == [State.STARTING, State.READY, State.SILENT, State.FAILED, State.FAILED]
+
+
+def test_late_health_is_no_silence(supervise: Supervise, eventually: Eventually) -> None:
+    """A server whose every answer is late, but within the time, stays ready."""
+    run = supervise("--slow-health-s", "0.7", silent_s=1.5)
+    until_ready(run, eventually)
+    time.sleep(4)
+    assert [change.state for change in run.status.transitions] == [State.STARTING, State.READY]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_what_was_in_flight_at_the_end(supervise: Supervise, caplog: pytest.LogCaptureFixture, *, hangs: bool) -> None:
+    """A death and a hang name the requests in flight before the last line, and what the GPU reported in it."""
+    flight = InFlight(time.monotonic(), "req-7", "/v1/completions", 31, "prompt(4)")
+    faults = ("--mute-metrics-after", "0") if hangs else ("--exit-after", "0.3")
+    run = supervise(*faults, hang_s=1, in_flight=lambda: [flight], gpu_errors=lambda: "Xid 79 on GPU-1")
+    assert run.end() is (ExitCode.ENGINE_HUNG if hangs else ExitCode.ENGINE_DIED)
+    assert "; the GPU reports: Xid 79 on GPU-1" in run.status.reason
+    lines = caplog.messages
+    place = lines.index("in flight: 1 request, the latest first:")
+    assert lines[place + 1].startswith("  req-7 /v1/completions, 31 bytes, for ")
+    assert place == len(lines) - 3
 
 
 def test_a_slow_request_is_no_hang(supervise: Supervise, eventually: Eventually) -> None:

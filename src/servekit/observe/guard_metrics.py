@@ -1,9 +1,15 @@
 """The guard's counters and the canaries' tokens as metric families."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from servekit.serve.guard import COUNTERS_PATH
@@ -31,6 +37,8 @@ class GuardCollector(Collector):
     servekit_guard_keys 1.0
     servekit_guard_key_file_broken 0.0
     servekit_guard_key_reloads_total{outcome="taken"} 0.0
+    servekit_guard_event_loop_held_seconds_bucket{le="0.25"} 4711.0
+    servekit_guard_event_loop_held_max_seconds 0.112
     servekit_canary_tokens_total 0.0
     """
 
@@ -67,6 +75,24 @@ class GuardCollector(Collector):
         reloads.add_metric(["taken"], counters.get("key_reloads", 0))
         reloads.add_metric(["refused"], counters.get("refused_key_reloads", 0))
         yield reloads
+        if loop := counters.get("event_loop"):
+            yield from _event_loop(loop)
+
+
+def _event_loop(loop: dict[str, Any]) -> Iterator[Metric]:
+    """Yield how long the server's event loop was held, tick by tick (`servekit_guard/stopwatch.py`)."""
+    bounds = [*map(str, loop["bounds_s"]), "+Inf"]
+    yield HistogramMetricFamily(
+        "servekit_guard_event_loop_held_seconds",
+        "Processor time that the event loop's thread used between two ticks.",
+        buckets=list(zip(bounds, map(float, accumulate(loop["ticks"])), strict=True)),
+        sum_value=loop["cpu_s"],
+    )
+    yield GaugeMetricFamily(
+        "servekit_guard_event_loop_held_max_seconds",
+        "The longest that the event loop was held since the start; 0 for never over a tenth of a second.",
+        loop["longest_s"],
+    )
 
 
 _GAUGES = {

@@ -3,12 +3,15 @@
 import re
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 # "EngineCore pid=12" and the like, a level, a time and a place stand before what vLLM 0.20.2 has to say.
 _PREFIX = re.compile(r"^(\([A-Za-z_0-9]+ pid=\d+\) )?((INFO|WARNING|ERROR) [\d: .-]+\[[^\]]+\] )?")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Exit|Interrupt))(?::\s*(.+))?$")
 _SOURCE = re.compile(r"^\([A-Za-z_0-9]+ pid=\d+\)")
 _TRACEBACK = "Traceback (most recent call last):"
+_IGNORED = "Exception ignored in: "
+_FRAME = re.compile(r' +File ".*", line \d+, in ')
 _CLEAN_UP = re.compile(r'^File ".*", line \d+, in (shutdown|__del__)$')
 _CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError")
 _USAGE = re.compile(r"^vllm(?: serve)?: error: (.+)$")
@@ -79,25 +82,56 @@ def find_cause(lines: Iterable[str]) -> str:
     """Return the engine's own reason in its last lines, with a remedy where one is known; empty if there is none.
 
     vLLM ends with `Engine core initialization failed`; what helps is the first exception of the innermost process,
-    so the first one that is no such consequence is taken. Nor is one that a process raises while it tidies up: on the
-    CPU each worker of vLLM 0.20.2 that has lost its EngineCore ends with `Found no NVIDIA driver`.
+    so the first one that is no such consequence is taken.
     """
-    tidying: set[str] = set()
-    for line in lines:
+    for line in without_consequences(lines):
         text = without_prefix(line)
-        source = _SOURCE.match(line)
-        process = source.group() if source else ""
-        if text == _TRACEBACK:
-            tidying.discard(process)
-        elif _CLEAN_UP.match(text):
-            tidying.add(process)
         usage = _USAGE.match(text) or _CANNOT_START.match(text)
         if usage:
             return _with_remedy(usage.group(1))
         found = _EXCEPTION.match(text)
-        if found and process not in tidying and not any(consequence in text for consequence in _CONSEQUENCES):
+        if found and not any(consequence in text for consequence in _CONSEQUENCES):
             return _with_remedy(f"{found.group(1)}: {found.group(2)}" if found.group(2) else found.group(1))
     return ""
+
+
+def without_consequences(lines: Iterable[str]) -> list[str]:
+    """Return the lines without the tracebacks that only follow from a death elsewhere.
+
+    Those are what a process raises while it tidies up (on the CPU each worker of vLLM 0.20.2 that has lost its
+    EngineCore ends with `Found no NVIDIA driver`), and the server's EngineDeadError for each stream. The lines of
+    several processes come mixed, so each process has a traceback of its own.
+    """
+    kept: list[str | None] = list(lines)
+    open_blocks: dict[str, _Traceback] = {}
+    for at, line in enumerate(kept):
+        assert line is not None
+        source = _SOURCE.match(line)
+        process = source.group() if source else ""
+        text = _PREFIX.sub("", line)
+        block = open_blocks.get(process)
+        header = text.startswith((_IGNORED, _TRACEBACK))
+        if (block is None or block.framed) if header else (block is None and _FRAME.match(text)):
+            block = open_blocks[process] = _Traceback()
+        if block is None:
+            continue
+        block.places.append(at)
+        block.consequence |= bool(_CLEAN_UP.match(text.strip()))
+        if text.startswith(" "):
+            block.framed = True
+        elif not header:  # the exception itself: the end
+            del open_blocks[process]
+            if block.consequence or any(consequence in text for consequence in _CONSEQUENCES):
+                for place in block.places:
+                    kept[place] = None
+    return [line for line in kept if line is not None]
+
+
+@dataclass
+class _Traceback:
+    places: list[int] = field(default_factory=list)
+    framed: bool = False
+    consequence: bool = False
 
 
 def _with_remedy(cause: str) -> str:

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-from servekit.serve.cause import find_cause, without_prefix
+from servekit.serve.cause import find_cause, without_consequences, without_prefix
 
 _KEPT_LINES = 400
 _REPEATED_LINES = 20
@@ -30,8 +30,8 @@ class Heard:
         return find_cause([line for heard_s, line in list(self._lines) if heard_s >= since_s])
 
     def last(self) -> list[str]:
-        """Return the last lines, repetitions folded."""
-        return fold([line for _, line in list(self._lines)])[-_REPEATED_LINES:]
+        """Return the last lines, without the tracebacks that only follow from the death, and repetitions folded."""
+        return fold(without_consequences(line for _, line in list(self._lines)))[-_REPEATED_LINES:]
 
 
 def fold(lines: Sequence[str]) -> list[str]:

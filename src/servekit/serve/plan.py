@@ -7,6 +7,7 @@ from pathlib import Path
 
 from servekit.preflight.gpus import SurveyGpus, survey_gpus
 from servekit.profile import CONTRACT, Deviation, Profile, Value, render
+from servekit.serve.environment import passing, withheld
 from servekit.serve.guard import (
     CONFIG_FILE_NAME,
     COUNTERS_PATH,
@@ -84,7 +85,11 @@ class Plan:
     deviations: tuple[Deviation, ...] = ()
     adjustments: tuple[Adjustment, ...] = ()
     inherited: Mapping[str, str] = field(default_factory=dict)
-    """The variables of vLLM, Hugging Face, CUDA and torch that pass through to the engine, secrets masked."""
+    """The variables of Python, vLLM, Hugging Face, CUDA and torch that pass through to the engine, secrets masked."""
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """The names of variables that do not, with the reasons (`environment.py`)."""
+    passed: tuple[str, ...] = ()
+    """The names of those that the operator lets in all the same."""
 
     @property
     def url(self) -> str:
@@ -125,6 +130,7 @@ class Plan:
             "argv": list(self.argv),
             "environment": dict(self.environment),
             "inherited_environment": dict(self.inherited),
+            "withheld_environment": dict(self.withheld),
             "addresses": {
                 "endpoint": f"{self.host}:{self.port}",
                 "observe": f"{self.observe_host}:{self.observe_port}",
@@ -134,6 +140,7 @@ class Plan:
                 "start": self.start_s,
                 "hang": self.patience.hang_s,
                 "canary": self.patience.canary_s,
+                "silent": self.patience.silent_s,
                 "drain": self.drain_s,
                 "stop": self.stop_s,
             },
@@ -187,22 +194,19 @@ def build_plan(
         drain_s=settings.drain_s,
         authentication=not settings.no_auth,
         certificate=certificate,
-        patience=Patience(settings.hang_s, settings.canary_s),
+        patience=Patience(settings.hang_s, settings.canary_s, settings.silent_s),
         arguments=arguments,
         deviations=profile.deviations,
         adjustments=adjustments,
-        inherited=_inherited(environ),
+        inherited=_inherited(passing(environ, settings.pass_env)),
+        withheld=withheld((name for name in environ if not name.startswith("SERVEKIT_")), settings.pass_env),
+        passed=settings.pass_env,
     )
 
 
 def engine_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the whole environment of the engine: servekit's own settings and any key for vLLM's own guard stay out."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        # vLLM writes every VLLM_ variable into the compile cache as a key factor, VLLM_API_KEY in clear text.
-        if not name.startswith("SERVEKIT_") and name != "VLLM_API_KEY"
-    }
+    """Return the whole environment of the engine: what passes of `environ`, and what the plan adds."""
+    kept = passing(environ, plan.passed)
     given = kept | dict(plan.environment)
     if "PYTHONPATH" in kept and "PYTHONPATH" in plan.environment:
         given["PYTHONPATH"] = os.pathsep.join((plan.environment["PYTHONPATH"], kept["PYTHONPATH"]))
@@ -255,6 +259,6 @@ def _adjustments(profile: Profile) -> tuple[Adjustment, ...]:
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    prefixes = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "TORCH", "PYTORCH_", "NCCL_", "OMP_")
-    names = sorted(name for name in environ if name.startswith(prefixes) and name != "VLLM_API_KEY")
+    prefixes = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "TORCH", "PYTORCH_", "NCCL_", "OMP_", "PYTHON", "LD_")
+    names = sorted(name for name in environ if name.startswith(prefixes))
     return {name: "***" if any(mark in name for mark in _SECRET_MARKS) else environ[name] for name in names}

@@ -40,7 +40,16 @@ class EngineClient:
         self.url = url
         # The certificate names the public host, not loopback, so it is known by its fingerprint and not by its name.
         pinned: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": fingerprint} if fingerprint else {}
-        self._pool = urllib3.PoolManager(headers=dict(headers or {}), retries=False, maxsize=4, **pinned)
+        self._pool = urllib3.PoolManager(headers=dict(headers or {}), retries=False, maxsize=6, **pinned)
+
+    def answers(self, *, timeout_s: float) -> bool:
+        """Whether the engine's server answers anything at all within this time, `/health` with 503 too."""
+        try:
+            self._pool.request("GET", f"{self.url}/health", timeout=timeout_s)
+        except urllib3.exceptions.HTTPError:
+            return False
+        else:
+            return True
 
     def health(self) -> bool:
         """Whether `/health` answers 200. False says little: the port is closed while the engine loads."""

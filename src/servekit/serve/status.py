@@ -8,12 +8,17 @@ from enum import StrEnum
 
 from servekit.serve.contract import ContractItem
 
+_KEPT_TRANSITIONS = 200
+"""A server that is silent again and again must not fill the memory with its history."""
+
 
 class State(StrEnum):
-    """The life of one endpoint, in order; `failed` may follow any of the first three."""
+    """The life of one endpoint, in order; `failed` may follow any of the first four."""
 
     STARTING = "starting"
     READY = "ready"
+    SILENT = "silent"
+    """Was ready, and its server answers nothing; ready again as soon as it answers."""
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -116,7 +121,7 @@ class Board:
                 state=state,
                 reason=reason,
                 exit_code=exit_code,
-                transitions=(*status.transitions, Transition(self._wall(), state, reason)),
+                transitions=(*status.transitions, Transition(self._wall(), state, reason))[-_KEPT_TRANSITIONS:],
                 ready_at=now if state is State.READY and status.ready_at is None else status.ready_at,
                 ended_at=now if state not in {State.STARTING, State.READY} and not over else status.ended_at,
             )

@@ -14,11 +14,14 @@ from servekit.serve.deadlines import deadline_of
 from servekit.serve.drain import Drain
 from servekit.serve.engine import Engine
 from servekit.serve.events import Entered, Event, Exited, StopAsked
+from servekit.serve.guard import InFlight
 from servekit.serve.heard import Heard
+from servekit.serve.last_requests import in_flight_lines
 from servekit.serve.oom import KernelWord
 from servekit.serve.phases import phase_of
 from servekit.serve.plan import Plan
 from servekit.serve.probe import EngineClient, Settled
+from servekit.serve.silence import Silent, Speaks
 from servekit.serve.status import Board, Phase, State
 from servekit.serve.watch import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
 from servekit.workers import Workers
@@ -63,9 +66,14 @@ class Supervisor:
         client: EngineClient,
         environment: Mapping[str, str],
         *,
+        in_flight: Callable[[], Sequence[InFlight]] = list,
+        gpu_errors: Callable[[], str] = str,
         make_engine: StartEngine = Engine,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Supervise `plan`; `in_flight` and `gpu_errors` tell after a death what ran and what the GPU reported."""
+        self._in_flight = in_flight
+        self._gpu_errors = gpu_errors
         self._plan = plan
         self._board = board
         self._client = client
@@ -130,7 +138,7 @@ class Supervisor:
                     cause = self._heard.cause() or "no reason found in its output"
                     return self._end(
                         ExitCode.START_FAILED,
-                        f"the engine ended before it was ready, {self._with_kernel(describe_exit(code))}: {cause}",
+                        f"the engine ended before it was ready, {self._with_witnesses(describe_exit(code))}: {cause}",
                     )
                 case None:
                     self._kill()
@@ -164,12 +172,21 @@ class Supervisor:
                     self._board.enter(State.FAILED, "the engine says it is dead (/health)")
                     logger.error("the engine says on /health that it is dead; waiting for its end")
                     return self._await_death(self._clock() + _DYING_S)
+                case Silent(seconds):
+                    reason = f"the engine's server has answered nothing for {seconds:g} s"
+                    self._board.enter(State.SILENT, reason)
+                    logger.warning("not ready: %s", reason)
+                case Speaks(seconds):
+                    reason = f"the engine's server answers again, after {seconds:.1f} s"
+                    self._board.enter(State.READY, reason)
+                    logger.warning("ready: %s", reason)
                 case Hung(seconds):
                     reason = f"the engine hangs: it has work and made no progress for {seconds:.0f} s"
                     self._board.enter(State.FAILED, reason)
                     self._kill()
                     self._repeat_lines()
-                    return self._end(ExitCode.ENGINE_HUNG, reason)
+                    self._tell_in_flight()
+                    return self._end(ExitCode.ENGINE_HUNG, self._with_witnesses(reason))
                 case _:
                     pass
 
@@ -187,17 +204,19 @@ class Supervisor:
     def _died(self, code: int | None) -> ExitCode:
         """Tell the end of an engine with this exit code; None: it said it was dead and was killed for it."""
         self._repeat_lines()
+        self._tell_in_flight()
         how = "killed after it had said on /health that it was dead" if code is None else describe_exit(code)
         if code == 0:
             how += ", which vLLM gives also when its EngineCore has died"
-        how = self._with_kernel(how)
+        how = self._with_witnesses(how)
         cause = self._heard.cause(max(self._clock() - _RECENT_S, self._board.read().ready_at or -math.inf))
         return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
 
-    def _with_kernel(self, how: str) -> str:
-        """Add what the kernel says about memory where it says something."""
-        said = self._kernel.read()
-        return f"{how}; the kernel says: {said}" if said else how
+    def _with_witnesses(self, how: str) -> str:
+        """Add what the kernel says about memory, and the GPU about itself, where they say something."""
+        kernel, gpu = self._kernel.read(), self._gpu_errors()
+        how = f"{how}; the kernel says: {kernel}" if kernel else how
+        return f"{how}; the GPU reports: {gpu}" if gpu else how
 
     def _drain(self, by: str) -> ExitCode:
         """Let running requests finish; kill what is left when the time is over or somebody asks again."""
@@ -288,6 +307,10 @@ class Supervisor:
         parts = ", ".join(f"{span.phase} {span.seconds:.1f} s" for span in status.timeline(now))
         logger.info("ready after %.1f s: %s", status.start_seconds(now), parts)
         logger.info("model %s on %s/v1", self._plan.served_name, self._plan.url)
+
+    def _tell_in_flight(self) -> None:
+        for line in in_flight_lines(self._in_flight(), self._clock()):
+            logger.error("%s", line)
 
     def _repeat_lines(self) -> None:
         last = self._heard.last()

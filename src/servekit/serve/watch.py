@@ -12,6 +12,7 @@ from servekit.serve.contract import ContractItem, broken, compare_contract
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH
 from servekit.serve.probe import TIMEOUT_S, EngineClient, ProbeError
 from servekit.serve.progress import Progress, Reading, progress_marks
+from servekit.serve.silence import Silence, Silent, Speaks
 
 _START_INTERVAL_S = 0.25
 _SERVE_INTERVAL_S = 1.0
@@ -58,15 +59,17 @@ class Hung:
     seconds: float
 
 
-Observation = HealthSeen | ContractSeen | Answered | Unfit | Unhealthy | Hung
+Observation = HealthSeen | ContractSeen | Answered | Unfit | Unhealthy | Hung | Silent | Speaks
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long an engine may make no progress, and how often an idle one is asked for a token (0: never)."""
+    """How long an engine may make no progress, and how often an idle one is asked for a token (0: never); seconds."""
 
     hang_s: float
     canary_s: float = 0.0
+    silent_s: float = 10.0
+    """How long a server may answer nothing before the endpoint is not ready."""
 
 
 class Watch:
@@ -112,6 +115,8 @@ class Watch:
         verdict = self._verify()
         self._tell(verdict)
         if isinstance(verdict, Answered):
+            silence = Silence(self._client, self._patience.silent_s, self._patience.hang_s, self._tell, self._over)
+            silence.start()
             self._watch_serving()
 
     def _verify(self) -> Answered | Unfit:

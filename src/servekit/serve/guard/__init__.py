@@ -1,10 +1,12 @@
 """What guards the data path: servekit's side here, the guard inside vLLM's server in `inside/`."""
 
+from .inside.servekit_guard.flight import InFlight, read_flights
 from .prepare import (
     CONFIG_FILE_NAME,
     COUNTERS_PATH,
     DRAIN_PATH,
     EFFECTIVE_PATH,
+    FLIGHT_FILE_NAME,
     INSIDE,
     MIDDLEWARE,
     Guard,
@@ -21,13 +23,16 @@ __all__ = [
     "COUNTERS_PATH",
     "DRAIN_PATH",
     "EFFECTIVE_PATH",
+    "FLIGHT_FILE_NAME",
     "INSIDE",
     "MIDDLEWARE",
     "Guard",
     "GuardSettings",
+    "InFlight",
     "default_max_in_flight",
     "guard_arguments",
     "guard_environment",
     "is_loopback",
     "prepare_guard",
+    "read_flights",
 ]

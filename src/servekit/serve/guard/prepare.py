@@ -6,12 +6,13 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from servekit.errors import ConfigurationError, Mistake
 
+from .inside.servekit_guard.flight import make_flight_file
 from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER
 from .inside.servekit_guard.media import CONNECTOR
 from .inside.servekit_guard.rules import CONFIG_VARIABLE, Rules
@@ -21,6 +22,7 @@ INSIDE = Path(__file__).parent / "inside"
 """The only folder of servekit on the engine's `PYTHONPATH`; it holds the guard's package and nothing else."""
 MIDDLEWARE = "servekit_guard.engine.Guard"
 CONFIG_FILE_NAME = "guard.json"
+FLIGHT_FILE_NAME = "in_flight"
 EFFECTIVE_PATH = EFFECTIVE.path
 COUNTERS_PATH = COUNTERS.path
 DRAIN_PATH = DRAIN.path
@@ -103,7 +105,9 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
 
     token = secrets.token_urlsafe(32)
     config_path = run_dir.absolute() / CONFIG_FILE_NAME
-    _write_private(config_path, _rules(settings, key_file, token).to_json())
+    flight_file = config_path.with_name(FLIGHT_FILE_NAME)
+    _write_private(config_path, replace(_rules(settings, key_file, token), flight_file=str(flight_file)).to_json())
+    make_flight_file(flight_file, settings.max_in_flight)
     return Guard(
         argv=guard_arguments(settings.media_domains),
         environment=MappingProxyType(guard_environment(config_path)),

@@ -45,4 +45,5 @@ class Guard(Gate):
             mistakes.answer_messages(app.state, kinds)
             validation.stop_at_first_mistakes(app.routes, [route.path for route in CLIENT_ROUTES if route.generates])
             self.passage.watch(app.state.engine_client)
+            self.flights.engine_dead = lambda: bool(app.state.engine_client.errored)
         await super().__call__(scope, receive, send)

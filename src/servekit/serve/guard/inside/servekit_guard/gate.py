@@ -12,6 +12,7 @@ from .body.check import check
 from .body.parse import parse
 from .body.problem import Problem
 from .effective import describe, vocabulary_size
+from .flight import Flights
 from .intake import ClientGoneError, Intake, replay
 from .keyring import Keyring
 from .passage import Passage
@@ -30,6 +31,7 @@ from .refusals import (
     refuse_websocket,
 )
 from .rules import Rules
+from .stopwatch import Stopwatch
 
 TOKEN_HEADER = b"x-servekit-token"
 CHECKED_BODY = "servekit.body"
@@ -82,11 +84,14 @@ class Gate:
         self._vocabulary_size: int | None = None
         """Of the running model; asked once, for it does not change."""
         self.passage = Passage()
+        self.flights = Flights(rules.flight_file, rules.max_in_flight)
+        self._stopwatch = Stopwatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on one connection's request."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            with self._stopwatch:
+                await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:
@@ -147,8 +152,9 @@ class Gate:
             self._counts[route.path, "allowed"] += 1
             await self._app(scope, receive, send)
             return
-        with self._intake.enter() as slot:
+        with self._intake.enter() as slot, self.flights.enter(scope, route.path) as flight:
             chunks = await self._intake.read(slot, scope, receive)
+            flight.record(slot.reserved_bytes)
             if self._vocabulary_size is None:
                 self._vocabulary_size = vocabulary_size(scope)
             fields = parse(b"".join(chunks))
@@ -183,6 +189,7 @@ class Gate:
             "key_reloads": keys.reloads if keys is not None else 0,
             "refused_key_reloads": keys.refused_reloads if keys is not None else 0,
             "key_file_problem": keys.problem if keys is not None else None,
+            "event_loop": self._stopwatch.read(),
         }
 
 

@@ -35,6 +35,8 @@ class Rules:
     """What a client is told to wait for after a 429, and after a 503 of a drain."""
     settle_s: float = 15.0
     """How long a drain may wait for requests to reach EngineCore: servekit gives it half of the drain."""
+    flight_file: str | None = None
+    """Where the requests in flight are recorded (`flight.py`); None: nowhere."""
 
     def to_json(self) -> str:
         """Write the file's text."""

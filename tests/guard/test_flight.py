@@ -1,0 +1,159 @@
+"""The record of what is in flight: it outlives the server, and holds names and sizes only."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from servekit.serve.guard.inside.servekit_guard.flight import (
+    REQUEST_ID,
+    SLOT_BYTES,
+    Flights,
+    make_flight_file,
+    read_flights,
+)
+from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
+from servekit.serve.guard.prepare import INSIDE
+from tests.guard.test_gate import BODY, CHAT, TOKEN, Upstream, ask, make_gate, make_scope
+
+SLOTS = 3
+SECRET = "a secret word"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """An empty record of three slots."""
+    path = tmp_path / "in_flight"
+    make_flight_file(path, SLOTS)
+    return path
+
+
+def test_the_file_is_the_owners_alone(file: Path) -> None:
+    """It has mode 0600 and a place for each request from the start, so that a full disk is found before."""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_blocks * 512 >= SLOTS * SLOT_BYTES
+    assert read_flights(file) == []
+
+
+class Holding(Upstream):
+    """Tells when it has a request, and holds it."""
+
+    began: asyncio.Event
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.began.set()
+        await super().__call__(scope, receive, send)
+
+
+def test_a_request_stands_in_it_while_it_is_in_flight(file: Path, key_file: Path) -> None:
+    """The gate records id, route and size of an admitted request, and clears them when it is answered."""
+    upstream = Holding()
+
+    async def main() -> None:
+        upstream.hold, upstream.began = asyncio.Event(), asyncio.Event()
+        gate = make_gate(upstream, key_file, flight_file=str(file), max_in_flight=SLOTS)
+        asked = asyncio.create_task(ask(gate, make_scope() | {REQUEST_ID: "req-7"}, BODY))
+        await asyncio.wait_for(upstream.began.wait(), 5)
+        [flight] = read_flights(file)
+        assert (flight.request_id, flight.route, flight.body_bytes) == ("req-7", CHAT, len(BODY))
+        upstream.hold.set()
+        await asked
+        assert read_flights(file) == []
+
+    asyncio.run(main())
+
+
+def test_a_refused_request_leaves_nothing(file: Path, key_file: Path) -> None:
+    """A body that the guard refuses is cleared like one that was answered."""
+    gate = make_gate(Upstream(), key_file, flight_file=str(file), max_in_flight=SLOTS)
+    asyncio.run(ask(gate, make_scope(), b"not JSON"))
+    assert read_flights(file) == []
+
+
+def test_field_names_and_lengths_but_no_value(file: Path) -> None:
+    """A text, a list and an object are told with their length, a number by its name alone, and no value at all."""
+    fields = {"prompt": SECRET, "stop": [SECRET] * 4, "logit_bias": {SECRET: 1}, "temperature": 0.7, SECRET: 1}
+    flights = Flights(str(file), SLOTS)
+    with flights.enter({}, CHAT) as flight:
+        flight.record(120, fields)
+        [seen] = read_flights(file)
+    assert seen.fields == "prompt(13), stop[4], logit_bias[1], temperature, 1 more"
+    assert seen.request_id == "-"
+    assert SECRET.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 33, "a-b", "a b", "né", "", "a\tb", "a\nb", TOKEN], ids=lambda name: repr(name)[:12]
+)
+def test_a_name_that_is_none_is_counted_and_not_told(file: Path, name: str) -> None:
+    """Only short names of letters, digits and underscores are written down: they come from a client."""
+    with Flights(str(file), SLOTS).enter({}, CHAT) as flight:
+        flight.record(1, {name: 1})
+        assert read_flights(file)[0].fields == "1 more"
+
+
+def test_many_names_fit(file: Path) -> None:
+    """A body with a hundred thousand fields, and the longest id, stay within their slot."""
+    fields = {f"{'n' * 24}{number:08}": "x" * number for number in range(100_000)}
+    with Flights(str(file), SLOTS).enter({REQUEST_ID: "i\n" * 1000}, CHAT) as flight:
+        flight.record(10**12, fields)
+        [seen] = read_flights(file)
+    assert seen.request_id == "i?" * 32
+    assert seen.fields.startswith("n" * 24 + "00000000(0), ")
+
+
+def test_after_the_engines_death_nothing_is_cleared(file: Path) -> None:
+    """vLLM fails every request when its EngineCore dies, before the server ends: those are the ones looked for."""
+    flights = Flights(str(file), SLOTS)
+    with flights.enter({REQUEST_ID: "answered before"}, CHAT) as flight:
+        flight.record(1)
+    with flights.enter({REQUEST_ID: "killed-it"}, CHAT) as flight:
+        flight.record(1)
+        flights.engine_dead = lambda: True
+    assert [each.request_id for each in read_flights(file)] == ["killed-it"]
+
+
+def test_more_requests_than_slots(file: Path) -> None:
+    """Where no slot is free nothing is recorded, and nothing breaks: only after a death can it come to that."""
+    flights = Flights(str(file), 1)
+    with flights.enter({REQUEST_ID: "first"}, CHAT) as first, flights.enter({}, CHAT) as second:
+        first.record(1)
+        second.record(1)
+        assert [each.request_id for each in read_flights(file)] == ["first"]
+
+
+def test_the_record_outlives_its_process(file: Path) -> None:
+    """What a process had in flight when it was killed by SIGKILL is read afterwards, the latest first."""
+    program = textwrap.dedent(f"""
+        import os, signal, sys, time
+        sys.path.insert(0, {str(INSIDE)!r})
+        from servekit_guard.flight import Flights
+        flights = Flights({str(file)!r}, {SLOTS})
+        for name in ("one", "two"):
+            flights.enter({{"servekit.request_id": name}}, "/v1/completions").record(7, {{"prompt": "x"}})
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert [(each.request_id, each.fields) for each in read_flights(file)] == [
+        ("two", "prompt(1)"),
+        ("one", "prompt(1)"),
+    ]
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff" + b"\t" * 100, b"\x05\0a\tb\t\0", b"\x09\0nan\tb\tc\td\te"])
+def test_half_a_record_is_none(file: Path, garbage: bytes) -> None:
+    """A slot that was being written when its process ended is passed over."""
+    file.write_bytes(garbage.ljust(SLOT_BYTES, b"\0"))
+    assert read_flights(file) == []
+
+
+def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
+    """The guard does not come up without the file it was told of; servekit reads nothing from one that is gone."""
+    with pytest.raises(FileNotFoundError):
+        Flights(str(tmp_path / "none"), SLOTS)
+    assert read_flights(tmp_path / "none") == []

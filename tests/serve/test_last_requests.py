@@ -1,0 +1,30 @@
+"""What the log says of the requests that were in flight at a death."""
+
+from servekit.serve.guard import InFlight
+from servekit.serve.last_requests import in_flight_lines
+
+
+def flights(count: int) -> list[InFlight]:
+    """So many requests, the latest first, each a second older than the one before."""
+    return [InFlight(100.0 - age, f"r{age}", "/v1/completions", 22_000_000, "prompt(4)") for age in range(count)]
+
+
+def test_one_request() -> None:
+    """Id, route, size, age and fields of a request are one line."""
+    assert in_flight_lines(flights(1), 121.5) == [
+        "in flight: 1 request, the latest first:",
+        "  r0 /v1/completions, 22,000,000 bytes, for 21.5 s: prompt(4)",
+    ]
+
+
+def test_nothing_in_flight_is_told_too() -> None:
+    """That nobody asked for anything says that no request was the cause."""
+    assert in_flight_lines([], 1) == ["no client's request was in flight"]
+
+
+def test_of_many_the_latest_and_the_oldest() -> None:
+    """At most twelve are named, the rest is counted."""
+    lines = in_flight_lines(flights(100), 100)
+    assert [line.split()[0] for line in lines[1:]] == [*(f"r{n}" for n in range(8)), "...", "r96", "r97", "r98", "r99"]
+    assert lines[9] == "  ... 88 more"
+    assert len(in_flight_lines(flights(12), 100)) == 13

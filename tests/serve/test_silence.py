@@ -1,0 +1,67 @@
+"""When a server counts as silent: an answer that is late is an answer."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from servekit.serve.probe import EngineClient
+from servekit.serve.silence import Silence, Silent, Speaks
+
+SILENT_S = 0.4
+
+
+class Server(EngineClient):
+    """A server that answers each question when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.let = threading.Event()
+        self.asked = 0
+
+    def answers(self, *, timeout_s: float) -> bool:
+        """Answer as soon as it is let, however late."""
+        self.asked += 1
+        return self.let.wait(timeout_s)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def posted(server: Server) -> Iterator["queue.SimpleQueue[Silent | Speaks]"]:
+    """What is posted about the server, until the end of the test."""
+    over, events = threading.Event(), queue.SimpleQueue[Silent | Speaks]()
+    Silence(server, SILENT_S, 60, events.put, over).start()
+    yield events
+    over.set()
+    server.let.set()
+
+
+def test_silence_is_posted_once_and_its_end_too(
+    server: Server, posted: "queue.SimpleQueue[Silent | Speaks]", eventually: Callable[..., None]
+) -> None:
+    """Without an answer for that long the server is silent; the answer to the question that stood ends it."""
+    assert posted.get(timeout=5) == Silent(SILENT_S)
+    asked = server.asked
+    with pytest.raises(queue.Empty):
+        posted.get(timeout=3 * SILENT_S)
+    server.let.set()
+    end = posted.get(timeout=5)
+    assert isinstance(end, Speaks)
+    assert end.seconds >= 4 * SILENT_S
+    eventually(lambda: server.asked > asked, what="the next question")
+    assert posted.empty()
+
+
+def test_late_answers_are_answers(server: Server, posted: "queue.SimpleQueue[Silent | Speaks]") -> None:
+    """A server that takes three quarters of the time for every answer is slow, not silent."""
+    original = server.let.wait
+
+    server.let.wait = lambda timeout=None: original(SILENT_S / 2 if timeout else 0) or True  # type: ignore[method-assign]
+    with pytest.raises(queue.Empty):
+        posted.get(timeout=6 * SILENT_S)
+    assert server.asked >= 3
