@@ -3,8 +3,8 @@
 usage: .venv/bin/python scripts/advisories.py [--check] [--max-age-days N]
 
 A test shows an advisory when it carries `pytest.mark.advisory(ID, ...)`, or fires a case of tests/engine/killers that
-`closes` it. `--check` writes nothing and exits with 1 when
-the list, the tests and the two documents disagree. `--max-age-days` only checks the date of the list, for a release.
+`closes` it. `--check` writes nothing and exits with 1 when the list, the tests and the two documents disagree.
+`--max-age-days` only checks the date of the list, for a release.
 """
 
 import argparse
@@ -103,16 +103,11 @@ def read_list(text: str) -> AdvisoryList:
     """Read the list; a misspelt key raises TypeError."""
     raw = yaml.safe_load(text)
     advisories = [
-        Advisory(id=name, **group_facts(group), **facts | {"aliases": tuple(facts.get("aliases", ()))})
-        for group in raw["advisories"]
-        for name, facts in group["ids"].items()
+        Advisory(id=name, **shared, **facts | {"aliases": tuple(facts.get("aliases", ()))})
+        for shared in raw["advisories"]
+        for name, facts in shared.pop("ids").items()
     ]
     return AdvisoryList(raw["checked"], raw["components"], tuple(advisories))
-
-
-def group_facts(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the ids of a group share."""
-    return {name: value for name, value in group.items() if name != "ids"}
 
 
 def showing_tests(folder: Path) -> dict[str, list[str]]:
@@ -192,7 +187,7 @@ def table(known: AdvisoryList, tests: Mapping[str, Sequence[str]]) -> str:
         name = f"{each.id} ({', '.join(each.aliases)})" if each.aliases else each.id
         score = "" if each.severity is None else f"{each.severity:g}"
         fixed = f"{each.component} {each.fixed}" if each.fixed else ""
-        shown = ", ".join(f"`{test}`" for test in tests.get(each.id, ()))
+        shown = ", ".join(f"`{test.replace(KILLERS, 'killers')}`" for test in tests.get(each.id, ()))
         rows.append(f"| {name} | {score} | {fixed} | {each.what} | {STATES[each.state]}: {each.why} | {shown} |")
     return "\n".join(rows) + "\n"
 
