@@ -1,13 +1,13 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args docs advisories release-check bench killers sbom
+.PHONY: help install serve doctor test test-fast lint types lock engine-args docs advisories release-check bench killers sbom request-fields
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
 export SERVEKIT_ENGINE ?= $(CURDIR)/$(ENGINE)
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 install:  ## servekit into .venv, vLLM 0.20.2 for the CPU into .venv-engine
 	@scripts/install.sh base engine
@@ -45,9 +45,14 @@ engine-args:  ## read the table of arguments from the installed engine
 	@scripts/install.sh base engine
 	.venv-engine/bin/python scripts/engine_args.py
 
-docs:  ## write docs/configuration.md from the code
+request-fields:  ## read the fields of requests from the installed engine
+	@scripts/install.sh base engine
+	.venv-engine/bin/python scripts/request_fields.py
+
+docs:  ## write docs/configuration.md and docs/requests.md from the code
 	@scripts/install.sh dev
 	$(BIN)/python scripts/configuration_page.py
+	$(BIN)/python scripts/requests_page.py
 
 advisories:  ## write the table of docs/security.md and docs/vex.cdx.json from docs/advisories.yaml and the tests
 	@scripts/install.sh dev

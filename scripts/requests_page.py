@@ -1,6 +1,8 @@
 """Write docs/requests.md: the guard's verdict on every field that vLLM's request models have.
 
-usage: .venv/bin/python scripts/requests_page.py [FILE]
+usage: .venv/bin/python scripts/requests_page.py [--check] [FILE]
+
+`--check` writes nothing and ends with 1 when FILE is not what the code says now.
 """
 
 import json
@@ -23,10 +25,15 @@ are refused everywhere. Structured output, logprobs and images have bounds of th
 
 
 def main() -> int:
-    """Write the page."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "requests.md"
-    target.write_text(page(), encoding="utf-8")
-    return 0
+    """Write or compare the page; the exit status says whether it was up to date."""
+    target = next((Path(word) for word in sys.argv[1:] if not word.startswith("-")), DOCS / "requests.md")
+    if "--check" not in sys.argv:
+        target.write_text(page(), encoding="utf-8")
+        return 0
+    if target.is_file() and target.read_text(encoding="utf-8") == page():
+        return 0
+    print(f"{target} is not what the code says: run `make docs`", file=sys.stderr)
+    return 1
 
 
 def page() -> str:

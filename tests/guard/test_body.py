@@ -92,6 +92,9 @@ def refused(fields: Any, path: str = CHAT) -> str | None:
         (CHAT, {"messages": [{"content": [{"type": "image_url", "uuid": "u"}]}]}, "content"),
         (CHAT, {"messages": [{"content": [{"type": "image_embeds"}]}]}, "content"),
         (CHAT, {"user": "u" * 2000}, "user"),
+        (CHAT, {"messages": [{"tool_calls": [{"function": {"arguments": "[" * 100_000}}]}]}, "arguments"),
+        (CHAT, {"messages": [{"tool_calls": [{"function": {"arguments": "[" * 99 + "]" * 99}}]}]}, "arguments"),
+        (RESPONSES, {"input": [{"type": "function_call", "arguments": "[" + "{}," * 20_001 + "{}]"}]}, "arguments"),
     ],
 )
 def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str) -> None:
@@ -115,6 +118,7 @@ def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str)
         (CHAT, {"metadata": {"n": 10**30}, "of_next_year": {"uuid": "u"}}),
         (CHAT, {"tools": [{"function": {"parameters": {"properties": {"uuid": {"type": "string"}}}}}]}),
         (MESSAGES, {"messages": [{"content": [{"type": "tool_use", "input": {"content": [{"uuid": "u"}]}}]}]}),
+        (CHAT, {"messages": [{"tool_calls": [{"function": {"arguments": '{"code": "' + "[" * 999 + '"}'}}]}]}),
         (CHAT, {"messages": [{"role": "tool", "content": '{"uuid": 1}'}], "seed": -(2**63), "top_k": -1}),
     ],
 )

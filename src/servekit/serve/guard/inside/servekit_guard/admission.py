@@ -12,7 +12,7 @@ MAX_LOGPROB_PROMPT_TOKENS = 1_024
 memory 1,000 were fine and 2,000 ended the engine (`v1/worker/gpu_model_runner.py`, `_get_prompt_logprobs_dict`)."""
 MAX_PROMPT_LOGPROBS = 4_096
 """Logprobs of prompts in one HTTP request. vLLM looks each word up on the event loop, all of a prompt's at once."""
-MAX_LOGPROBS = 65_536
+MAX_LOGPROBS = 32_768
 """Logprobs in an answer that is not streamed, which is put together in one go."""
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
+from .parse import parse
 from .problem import Problem
 
 MAX_DEPTH = 64
@@ -11,6 +12,8 @@ MAX_DEPTH = 64
 SEQUENCE_FIELDS = ("n", "best_of")
 PARTS = frozenset({"content", "output"})
 """Names of the lists whose objects are content parts."""
+JSON_TEXT = "arguments"
+"""The member of a tool call that is JSON within a string; its text may hold program text, brackets and all."""
 OPAQUE = frozenset({"arguments", "metadata", "parameters", "input_schema", "schema", "json", "json_schema"})
 """What belongs to the client's own tools and schemas: its names are nobody else's."""
 
@@ -46,19 +49,35 @@ def _check_structure(fields: dict[str, Any]) -> Problem | None:
     """Go through all objects and lists, without recursion."""
     pending: list[tuple[Any, int, str, bool]] = [(fields, 1, "", False)]
     while pending:
-        value, depth, name, opaque = pending.pop()
+        value, depth, name, own_names = pending.pop()
         if depth > MAX_DEPTH:
             return Problem(None, f"The request body is nested more than {MAX_DEPTH} levels deep.")
-        if not opaque and name in PARTS and type(value) is dict and (problem := _check_part(value, name)):
+        is_object = type(value) is dict
+        if is_object and name in PARTS and not own_names and (problem := _check_part(value, name)):
             return problem
-        for key, item in value.items() if type(value) is dict else ((name, item) for item in value):
+        for key, item in value.items() if is_object else ((name, item) for item in value):
             kind = type(item)
             if kind is dict or (kind is list and not _has_ids_alone(item)):
-                own = opaque or (kind is dict and (key in OPAQUE or (key == "input" and depth > 1)))
-                pending.append((item, depth + 1, key, own))
+                owned = is_object and kind is dict and (key in OPAQUE or (key == "input" and depth > 1))
+                pending.append((item, depth + 1, key, own_names or owned))
             elif kind is float and not math.isfinite(item):
                 return Problem(key or None, "A number in the request body is not finite.")
+            elif key == JSON_TEXT and kind is str and not own_names and (problem := _check_json_text(item)):
+                return problem
     return None
+
+
+def _check_json_text(text: str) -> Problem | None:
+    """Bound JSON within a string, which vLLM parses once more; what is no JSON is left to vLLM."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return None
+    fields = parse(b'{"":' + text.encode("utf-8", "surrogatepass") + b"}")
+    problem = _check_structure(fields) if isinstance(fields, dict) else fields
+    return (
+        Problem(JSON_TEXT, problem.message.replace("The request body", "The JSON text of arguments"))
+        if problem
+        else None
+    )
 
 
 def _has_ids_alone(values: list[Any]) -> bool:

@@ -1,0 +1,34 @@
+"""The generated pages are what the code says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGES = {"configuration_page.py": "configuration.md", "requests_page.py": "requests.md"}
+
+
+def generate(root: Path, script: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a generator as `make docs` does."""
+    program = [sys.executable, str(root / "scripts" / script), *words]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", PAGES)
+def test_committed_page_is_up_to_date(root: Path, script: str) -> None:
+    """The page was generated from this very code."""
+    done = generate(root, script, "--check")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", PAGES)
+def test_stale_page_is_told(root: Path, tmp_path: Path, script: str) -> None:
+    """A page that is missing or different fails the check with the command that mends it, and is not touched."""
+    page = tmp_path / "page.md"
+    assert "run `make docs`" in generate(root, script, "--check", str(page)).stderr
+    page.write_text("old")
+    assert generate(root, script, "--check", str(page)).returncode == 1
+    assert page.read_text() == "old"
+    assert generate(root, script, str(page)).returncode == 0
+    assert page.read_text() == (root / "docs" / PAGES[script]).read_text()
