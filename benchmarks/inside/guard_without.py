@@ -1,6 +1,6 @@
-"""The guard with one of its rules taken out, for `python -m benchmarks.killers` only.
+"""The guard with rules taken out, for `python -m benchmarks.killers` only.
 
-`GUARD_WITHOUT` names the fields, comma-separated, whose refusals are passed over: the request then goes on to vLLM.
+`GUARD_WITHOUT` names what is taken out, comma-separated: fields, whose every value then passes, or parts of the guard.
 """
 
 import os
@@ -8,24 +8,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servekit.serve.guard.inside.servekit_guard import gate
+    from servekit.serve.guard.inside.servekit_guard.body import check, fields, parse
+    from servekit.serve.guard.inside.servekit_guard.body.rules import Passed
     from servekit.serve.guard.inside.servekit_guard.engine import Guard
 else:
     from servekit_guard import gate
+    from servekit_guard.body import check, fields, parse
+    from servekit_guard.body.rules import Passed
     from servekit_guard.engine import Guard
 
-VARIABLE = "GUARD_WITHOUT"
-LEFT_OUT = tuple(os.environ[VARIABLE].split(","))
 
-_objection = gate.objection  # type: ignore[attr-defined]
-
-
-def objection(*arguments: Any, **named: Any) -> Any:
-    """Judge a body as the guard does, and pass over what it says of the fields that are left out."""
-    refusal = _objection(*arguments, **named)
-    return None if refusal is not None and (refusal.param or "body").startswith(LEFT_OUT) else refusal
+def nothing(*_arguments: Any) -> None:
+    """Object to nothing."""
 
 
-gate.objection = objection  # type: ignore[attr-defined]
+PARTS: dict[str, tuple[Any, str, Any]] = {
+    "@size": (parse, "_has_too_many_values", nothing),
+    "@structure": (check, "_check_structure", nothing),
+    "@sequences": (check, "_check_sequences", nothing),
+}
+"""What can be taken out beside fields: where it is, its name there, and what takes its place."""
+
+
+def take_out(name: str) -> None:
+    """Take out one rule; raises LookupError where no field and no part has that name."""
+    if name in PARTS:
+        module, attribute, instead = PARTS[name]
+        getattr(module, attribute)
+        setattr(module, attribute, instead)
+        return
+    routes = [rules for rules in fields.ROUTES.values() if name in rules]
+    if not routes:
+        raise LookupError(f"{name} is no field and no part of the guard")
+    for rules in routes:
+        rules[name] = Passed("taken out")
+
+
+for each in os.environ["GUARD_WITHOUT"].split(","):
+    take_out(each)
 
 
 class Without(Guard):
