@@ -86,7 +86,8 @@ def test_killed_engine(serve: Serve, victim: str) -> None:
     headers = {"Authorization": f"Bearer {endpoint.key}"}
     body = {"model": "gemma4-demo", "prompt": "a secret", "max_tokens": 8000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{endpoint.url}/v1/completions", headers=headers, json=body, timeout=60) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: without it the stream would be closed
+        next(lines)
         os.kill(processes[victim], signal.SIGKILL)
         assert endpoint.end(within_s=30) == 5
     assert not any(is_running(pid) for pid in below)

@@ -8,8 +8,6 @@ import pytest
 from servekit.serve.environment import TABLE, passing, verdict, withheld
 from tests.conftest import ROOT
 
-ENVS = ROOT / ".venv-engine" / "lib" / "python3.11" / "site-packages" / "vllm" / "envs.py"
-
 
 def known_to_vllm(file: Path) -> list[str]:
     """Return the keys of `environment_variables` in vLLM's envs.py, read without running it."""
@@ -25,7 +23,8 @@ def known_to_vllm(file: Path) -> list[str]:
 @pytest.mark.engine
 def test_every_variable_of_vllm_has_a_verdict() -> None:
     """Each VLLM_ variable of the installed engine is named by a row that says why, and each such row names one."""
-    names = [name for name in known_to_vllm(ENVS) if name.startswith("VLLM_")]
+    [envs] = (ROOT / ".venv-engine").glob("lib/python3*/site-packages/vllm/envs.py")
+    names = [name for name in known_to_vllm(envs) if name.startswith("VLLM_")]
     assert len(names) > 200
     decided = [verdict(name) for name in names]
     assert [name for name, row in zip(names, decided, strict=True) if row is TABLE[-1]] == []
