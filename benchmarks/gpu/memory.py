@@ -118,7 +118,7 @@ def chat(number: int, tokens: int) -> Body:
 
 def bare(run: Setting) -> None:
     """Fire each killer at a vLLM of its own without the guard; a second call goes on where the first one ended."""
-    cap(run)
+    cap(run, alone=True)
     kept = run.out / "memory-killers.json"
     killers: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     profile = run.profile(budget_gib=L4_BUDGET_GIB)
@@ -168,27 +168,28 @@ def gpu_bytes(server: Endpoint) -> int:
     return sum(size for pid, size in reading.process_bytes.items() if pid in mine) if reading else 0
 
 
-def cap(run: Setting) -> None:
-    """Make the engine of this run one that may take an L4's memory and no more; see that the cap holds."""
+def cap(run: Setting, *, alone: bool = False) -> None:
+    """Make the engine of this run one that may take an L4's memory and no more; see that the cap holds.
+
+    `alone`: the engine has PyTorch's own allocator settings but for the cap, and none of servekit's.
+    """
     if not run.gpu:
         return
     import_total = "import torch; print(torch.cuda.get_device_properties(0).total_memory)"
     said = subprocess.run([run.options.engine_python, "-c", import_total], capture_output=True, check=True, text=True)
     setting = f"per_process_memory_fraction:{L4_CAP_GIB * GIB / int(said.stdout):.6f}"
-    attempt = _TRY_CAP.format(low=L4_CAP_GIB - 1, high=L4_CAP_GIB + 1)
+    attempt = [run.options.engine_python, "-c", _TRY_CAP.format(low=L4_CAP_GIB - 1, high=L4_CAP_GIB + 1)]
     environ = run.environ() | {_CAP_VARIABLE: setting}
-    tried = subprocess.run(
-        [run.options.engine_python, "-c", attempt], env=environ, capture_output=True, text=True, check=False
-    )
+    tried = subprocess.run(attempt, env=environ, capture_output=True, text=True, check=False)
     run.note("cap", {"setting": setting, "holds": tried.returncode == 0, "told": tried.stderr[-300:]})
     if tried.returncode:
         raise SystemExit(f"PyTorch does not keep to {setting}: {tried.stderr[-600:]}")
-    run.options.engine = str(_capped_program(run, setting))
+    others = "" if alone else f"${{{_CAP_VARIABLE}:+${_CAP_VARIABLE},}}"
+    run.options.engine = str(_capped_program(run, others + setting))
 
 
-def _capped_program(run: Setting, setting: str) -> Path:
-    program = run.out / "engine-with-cap"
-    value = f"${{{_CAP_VARIABLE}:+${_CAP_VARIABLE},}}{setting}"
+def _capped_program(run: Setting, value: str) -> Path:
+    program = run.out / f"engine-with-cap-{run.options.stage}"
     program.write_text(f'#!/bin/bash\nexport {_CAP_VARIABLE}="{value}"\nexec {shlex.quote(run.options.engine)} "$@"\n')
     program.chmod(0o755)
     return program
