@@ -49,10 +49,11 @@ def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_pa
 
 
 def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardSettings, tmp_path: Path) -> None:
-    """PYTHONPATH is a folder with one package; the engine loads the guard as its middleware."""
+    """PYTHONPATH is a folder with one package and what makes it a plugin; the engine loads the guard as its middleware."""
     guard = prepare_guard(settings, tmp_path / "run")
     assert guard.environment["PYTHONPATH"] == str(INSIDE)
-    assert [entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"] == ["servekit_guard"]
+    names = {entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"}
+    assert names == {"servekit_guard", "servekit_guard-1.dist-info"}
     assert guard.argv[:2] == ("--middleware", "servekit_guard.engine.Guard")
     assert guard.environment["SERVEKIT_GUARD_CONFIG"] == str(guard.config_path)
 

@@ -154,17 +154,22 @@ class Gate:
             return
         with self._intake.enter() as slot, self.flights.enter(scope, route.path) as flight:
             chunks = await self._intake.read(slot, scope, receive)
-            flight.record(slot.reserved_bytes)
-            if self._vocabulary_size is None:
-                self._vocabulary_size = vocabulary_size(scope)
-            fields = parse(b"".join(chunks))
-            problem = fields if isinstance(fields, Problem) else check(fields, route.path, self._vocabulary_size or 0)
-            if problem is not None:
-                raise RefusedError(harmful(*problem))
-            scope[CHECKED_BODY] = fields
+            scope[CHECKED_BODY] = fields = self._checked(chunks, route, scope)
+            flight.record(slot.reserved_bytes, fields)
             self._counts[route.path, "allowed"] += 1
             with self.passage.follow():
                 await self._app(scope, replay(chunks, receive), send)
+
+    def _checked(self, chunks: list[bytes], route: Route, scope: Scope) -> dict[str, Any]:
+        """Return the body's fields; raises RefusedError (400) where they must not reach vLLM."""
+        if self._vocabulary_size is None:
+            self._vocabulary_size = vocabulary_size(scope)
+        fields = parse(b"".join(chunks))
+        if isinstance(fields, Problem):
+            raise RefusedError(harmful(*fields))
+        if problem := check(fields, route.path, self._vocabulary_size or 0):
+            raise RefusedError(harmful(*problem))
+        return fields
 
     async def _drain(self) -> dict[str, Any]:
         """Refuse every client from now on; return what runs when EngineCore has all that was let in before."""
