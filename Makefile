@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args docs advisories release-check bench killers sbom request-fields
+.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm

@@ -7,12 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servekit.serve.guard.inside.servekit_guard import gate
     from servekit.serve.guard.inside.servekit_guard.body import check, fields, parse
     from servekit.serve.guard.inside.servekit_guard.body.rules import Passed
     from servekit.serve.guard.inside.servekit_guard.engine import Guard
 else:
-    from servekit_guard import gate
     from servekit_guard.body import check, fields, parse
     from servekit_guard.body.rules import Passed
     from servekit_guard.engine import Guard

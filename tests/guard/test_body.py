@@ -118,8 +118,8 @@ def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str)
         (CHAT, {"metadata": {"n": 10**30}, "of_next_year": {"uuid": "u"}}),
         (CHAT, {"tools": [{"function": {"parameters": {"properties": {"uuid": {"type": "string"}}}}}]}),
         (MESSAGES, {"messages": [{"content": [{"type": "tool_use", "input": {"content": [{"uuid": "u"}]}}]}]}),
-        (CHAT, {"messages": [{"tool_calls": [{"function": {"arguments": '{"code": "' + "[" * 999 + '"}'}}]}]}),
         (CHAT, {"messages": [{"role": "user", "content": "\N{GRINNING FACE} \\ud83d"}]}),
+        (CHAT, {"messages": [{"tool_calls": [{"function": {"arguments": '{"code": "' + "[" * 999 + '"}'}}]}]}),
         (CHAT, {"messages": [{"role": "tool", "content": '{"uuid": 1}'}], "seed": -(2**63), "top_k": -1}),
     ],
 )

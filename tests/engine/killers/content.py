@@ -58,12 +58,12 @@ MANY = Group(
         fields(
             "100,000 messages",
             made=lambda _target: {"messages": [{"role": "user", "content": "x"}] * 100_000},
-            says=("messages",),
+            says=("values",),
         ),
         fields(
             "200,000 parts",
             made=lambda _target: {"messages": [{"role": "user", "content": [TEXT] * 200_000}]},
-            says=("content",),
+            says=("values",),
         ),
         fields(
             "100,000 messages for messages",
@@ -259,7 +259,7 @@ SHAPES = Group(
     "bodies nobody expects",
     (
         *(half_an_emoji,) * 30,
-        Case("JSON nested 100,000 deep", deep, says=("JSON",)),
+        Case("JSON nested 100,000 deep", deep, says=("request body",)),
         raw(
             "JSON nested in an unknown field",
             b'{"model": "MODEL", "x": '

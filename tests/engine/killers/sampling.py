@@ -127,10 +127,10 @@ LISTS = Group(
         fields(
             "bad_words of 2,000,000 words",
             made=lambda _target: {"bad_words": ["abcdefg"] * 2_000_000},
-            says=("bad_words",),
+            says=("values",),
         ),
         fields(
-            "bad_words of 600,000 words", made=lambda _target: {"bad_words": ["abcdefg"] * 600_000}, says=("bad_words",)
+            "bad_words of 600,000 words", made=lambda _target: {"bad_words": ["abcdefg"] * 600_000}, says=("values",)
         ),
         fields(
             "bad_words of 10,000 words", made=lambda _target: {"bad_words": ["abcdefg"] * 10_000}, says=("bad_words",)
@@ -138,18 +138,16 @@ LISTS = Group(
         fields(
             "500,000 stop strings",
             made=lambda _target: {"stop": [f"s{number}" for number in range(500_000)]},
-            says=("stop",),
+            says=("values",),
         ),
         fields(
             "500,000 stop strings for completions",
             COMPLETIONS,
             made=lambda _target: {"stop": ["s"] * 500_000},
-            says=("stop",),
+            says=("values",),
         ),
         fields("a stop string of 10,000,000", made=lambda _target: {"stop": "s" * 10_000_000}, says=("stop",)),
-        fields(
-            "1,000,000 stop ids", made=lambda _target: {"stop_token_ids": [9] * 1_000_000}, says=("stop_token_ids",)
-        ),
+        fields("1,000,000 stop ids", made=lambda _target: {"stop_token_ids": [9] * 1_000_000}, says=("values",)),
         fields(
             "200,000 vllm_xargs",
             made=lambda _target: {"vllm_xargs": {f"x{number}": 1 for number in range(200_000)}},
@@ -182,6 +180,8 @@ LISTS = Group(
     ),
 )
 
+NOT_JSON = ("NaN", "Infinity", "-Infinity")
+
 NUMBERS = Group(
     "numbers out of range",
     (
@@ -193,10 +193,10 @@ NUMBERS = Group(
                     % (target.model.encode(), name.encode(), value.encode())
                 ),
                 CHAT,
-                says=(name,),
+                says=("JSON" if value in NOT_JSON else name,),
             )
             for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
-            for value in ("NaN", "Infinity", "-Infinity", "1e400")
+            for value in (*NOT_JSON, "1e400")
         ),
         plain("top_k of 70 bits", added={"top_k": 2**70}, says=("top_k",)),
         plain("seed of 70 bits", added={"seed": 2**70}, says=("seed",)),
