@@ -49,7 +49,7 @@ def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_pa
 
 
 def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardSettings, tmp_path: Path) -> None:
-    """PYTHONPATH is a folder with one package and what makes it a plugin; the engine loads the guard as its middleware."""
+    """PYTHONPATH is a folder with one package, a plugin too; the engine loads the guard as its middleware."""
     guard = prepare_guard(settings, tmp_path / "run")
     assert guard.environment["PYTHONPATH"] == str(INSIDE)
     names = {entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"}
