@@ -81,7 +81,7 @@ def volleys(allowed: Mapping[str, int], *, quick: bool) -> Iterator[Volley]:
     many = count // 16 + 1
     scorers = [scored(kind, length, number) for kind, length in allowed.items() for number in range(many) if length]
     plain = [row(number, tokens) for number in range(count)]
-    yield Volley("scorers", scorers * 4)
+    yield Volley("scorers", scorers * 2)
     yield Volley("scorers-in-rows", scorers, plain)
     for name, fields in ROW_FIELDS.items():
         yield Volley(f"one-{name}-in-rows", [(COMPLETIONS, row(count, tokens) | fields)], plain)
