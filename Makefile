@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs bench sbom
+.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -54,9 +54,21 @@ docs:  ## write docs/configuration.md and docs/requests.md from the code
 	$(BIN)/python scripts/configuration_page.py
 	$(BIN)/python scripts/requests_page.py
 
+advisories:  ## write the table of docs/security.md and docs/vex.cdx.json from docs/advisories.yaml and the tests
+	@scripts/install.sh dev
+	$(BIN)/python scripts/advisories.py
+
+release-check:  ## what a release needs besides the tests: a list of advisories no older than 60 days
+	@scripts/install.sh dev
+	$(BIN)/python scripts/advisories.py --max-age-days 60
+
 bench:  ## run the benchmarks that need no GPU
 	@scripts/install.sh dev engine
 	$(BIN)/python -m benchmarks
+
+killers:  ## show that each rule of the guard is needed: a start of the engine without it, for each (ARGS="NAME")
+	@scripts/install.sh dev engine
+	$(BIN)/python -m benchmarks.killers $(ARGS)
 
 sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, and the CPU engine
 	@scripts/install.sh dev

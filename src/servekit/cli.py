@@ -234,10 +234,10 @@ def schema() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option(
     "--size",
-    type=click.Choice(["tiny", "e4b"]),
+    type=click.Choice(["tiny", "tiny-262k", "e4b"]),
     default="tiny",
     show_default=True,
-    help="tiny: a few MB; e4b: the real shapes, about 10 GB.",
+    help="tiny: a few MB; tiny-262k: the same with the real vocabulary, 0.1 GB; e4b: the real shapes, about 10 GB.",
 )
 @click.option("--bf16", is_flag=True, help="Unquantized weights instead of W4A16.")
 def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from servekit.serve.guard.keys import load_keys, own_key_file
 from tests.conftest import ROOT, find_free_port, is_running, mark_folder
 
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"
+SERVEKIT = ("-m", "servekit.cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,13 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Endpoint:
     """A `servekit serve` of this test's own, with the lines it has printed so far."""
 
-    def __init__(self, cache: Path, *flags: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        *flags: str,
+        environ: dict[str, str] | None = None,
+        program: Sequence[str] = SERVEKIT,
+    ) -> None:
         self.port, self.observe_port = find_free_port(), find_free_port()
         self.url, self.observe_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.observe_port}"
         self.lines: list[str] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
         own = {"SERVEKIT_ENGINE": str(ENGINE), "SERVEKIT_CACHE_DIR": str(cache), "SERVEKIT_STATE_DIR": str(cache)}
-        command = [*(sys.executable, "-m", "servekit.cli", "serve", "--target", "cpu", "--port", str(self.port))]
+        command = [sys.executable, *program, "serve", "--target", "cpu", "--port", str(self.port)]
         self.process = subprocess.Popen(
             [*command, "--observe-port", str(self.observe_port), *flags],
             cwd=ROOT,

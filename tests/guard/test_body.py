@@ -118,6 +118,7 @@ def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str)
         (CHAT, {"metadata": {"n": 10**30}, "of_next_year": {"uuid": "u"}}),
         (CHAT, {"tools": [{"function": {"parameters": {"properties": {"uuid": {"type": "string"}}}}}]}),
         (MESSAGES, {"messages": [{"content": [{"type": "tool_use", "input": {"content": [{"uuid": "u"}]}}]}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "\N{GRINNING FACE} \\ud83d"}]}),
         (CHAT, {"messages": [{"tool_calls": [{"function": {"arguments": '{"code": "' + "[" * 999 + '"}'}}]}]}),
         (CHAT, {"messages": [{"role": "tool", "content": '{"uuid": 1}'}], "seed": -(2**63), "top_k": -1}),
     ],
@@ -151,6 +152,7 @@ def test_a_key_cannot_be_hidden(body: bytes) -> None:
     [
         *(b'{"n": ', b'{"n":' + b"[" * 100_000, b'"\\u"', b"", b"null", b" [1, 2]", b'"n"', b"\xff"),
         *(b'{"top_p": NaN}', b'{"x": [-Infinity]}', b'{"metadata": {"a": 1e999}}', b'{"x": ' + b"9" * 5000 + b"}"),
+        *(rb'{"x": "\ud83d"}', rb'{"x": ["\uDE00\uD83D"]}', b'{"x": "\xed\xa0\xbd"}', rb'{"\udead": 1}'),
         b'{"x": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
         b'{"x": [' + b"{}," * MAX_CONTAINERS + b"{}]}",
         b'{"x": [' + b"1," * MAX_VALUES + b"1, 1]}",

@@ -1,15 +1,15 @@
-"""The dimensions of a Gemma 4 model of the E4B kind, and the two sizes built here.
+"""The dimensions of a Gemma 4 model of the E4B kind, and the sizes built here.
 
 Shape of the family: every n-th text layer attends to everything, with heads twice as wide; the others see a
 window. The last layers keep no keys and values, but use those of the last earlier layer of their kind. Each
 layer is fed an embedding of its own beside the stream. Images and sound enter through two towers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 LayerType = Literal["sliding_attention", "full_attention"]
-Size = Literal["tiny", "e4b"]
+Size = Literal["tiny", "tiny-262k", "e4b"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,13 @@ TINY = Gemma4(
     Audio(hidden=64, layers=2, heads=2, output=64),
 )
 
+TINY_262K = replace(
+    TINY,
+    # 128 wide, and 8 for each layer's own embedding: the two tables of 262,144 rows are 92 MB.
+    text=replace(TINY.text, vocabulary=262_144, hidden=128, intermediate=256, per_layer_input=8),
+)
+"""The smallest model with the real one's vocabulary: token ids, logits and masks are as large as in production."""
+
 E4B = Gemma4(
     Text(
         vocabulary=262_144,
@@ -120,4 +127,4 @@ E4B = Gemma4(
 )
 """As google/gemma-4-E4B-it."""
 
-SIZES: dict[Size, Gemma4] = {"tiny": TINY, "e4b": E4B}
+SIZES: dict[Size, Gemma4] = {"tiny": TINY, "tiny-262k": TINY_262K, "e4b": E4B}

@@ -1,0 +1,59 @@
+"""Two endpoints for the killers: the embedded demo, and a tiny model with the real one's vocabulary."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from servekit.checkpoint.demo import demo_directory, ensure_demo_model
+from servekit.checkpoint.gemma4 import SIZES, Size
+from tests.conftest import ROOT
+from tests.engine.conftest import SERVEKIT, Endpoint, finish
+from tests.engine.killers.case import Target
+
+WIDE_SEQUENCES = 32
+"""The start rehearses the sampler with this many rows of 262,144 logits: a minute for the profile's 1,024 on a CPU."""
+
+
+def start_wide(
+    cache: Path, *flags: str, environ: dict[str, str] | None = None, program: Sequence[str] = SERVEKIT
+) -> Endpoint:
+    """Start an endpoint on a demo of 262,144 words; not ready yet."""
+    profile = cache / "wide.yaml"
+    text = (ROOT / "vllm_config.yaml").read_text(encoding="utf-8")
+    profile.write_text(re.sub(r"(?m)^max-num-seqs: \d+", f"max-num-seqs: {WIDE_SEQUENCES}", text), encoding="utf-8")
+    model = ensure_demo_model(cache, size="tiny-262k")
+    own = ("--config", str(profile), "--deviate", "max-num-seqs", "--model", str(model), "--served-name", "wide")
+    return Endpoint(cache, *own, *flags, environ=environ, program=program)
+
+
+def target_of(endpoint: Endpoint, cache: Path, *, wide: bool) -> Target:
+    """Return how a client sees an endpoint."""
+    size: Size = "tiny-262k" if wide else "tiny"
+    folder = str(demo_directory(cache, size=size))
+    name = "wide" if wide else "gemma4-demo"
+    return Target(endpoint.port, endpoint.key, name, SIZES[size].text.vocabulary, folder)
+
+
+@pytest.fixture(scope="session")
+def wide_endpoint(engine_cache: Path) -> Iterator[Endpoint]:
+    """One ready endpoint with the real vocabulary for all tests that want one."""
+    endpoint = start_wide(engine_cache)
+    endpoint.until_ready()
+    yield endpoint
+    finish(endpoint)
+
+
+@pytest.fixture(scope="session", params=["demo", "wide"])
+def attacked(request: pytest.FixtureRequest) -> Endpoint:
+    """Lend the endpoint that is attacked: both, one after the other."""
+    endpoint = request.getfixturevalue("endpoint" if request.param == "demo" else "wide_endpoint")
+    assert isinstance(endpoint, Endpoint)
+    return endpoint
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest, attacked: Endpoint, engine_cache: Path) -> Target:
+    """Return how a client sees the attacked endpoint."""
+    return target_of(attacked, engine_cache, wide=request.node.callspec.params["attacked"] == "wide")

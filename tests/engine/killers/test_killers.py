@@ -1,0 +1,36 @@
+"""No request may end or stall the endpoint, nor reach into others' answers."""
+
+import pytest
+
+from tests.engine.conftest import Endpoint
+from tests.engine.killers.case import Case, Group, Target
+from tests.engine.killers.catalogue import GROUPS, baselines, is_alive, run
+from tests.engine.killers.stream import Token
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def expected(target: Target) -> list[list[Token]]:
+    """Streams beside plain requests, taken before anything else was sent."""
+    return baselines(target)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_engine_lives_and_others_notice_nothing(
+    attacked: Endpoint, target: Target, expected: list[list[Token]], group: Group
+) -> None:
+    """Each request is refused in words or answered rightly; the engine and the stream beside it go on unchanged."""
+    assert is_alive(target), "the engine has ended in an earlier group"
+    core = attacked.processes()["core"]
+    outcome = run(target, group, expected)
+    assert not outcome.others + outcome.wrong, "\n".join(outcome.others + outcome.wrong)
+    assert attacked.processes()["core"] == core
+
+
+def test_a_name_is_one_case() -> None:
+    """A case is known by its name in reports, and where its rule is taken out; some are sent more than once."""
+    cases: dict[str, Case] = {}
+    for group in GROUPS:
+        for case in group.cases:
+            assert cases.setdefault(case.name, case) is case, case.name
