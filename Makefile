@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs bench killers sbom
+.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -53,6 +53,14 @@ docs:  ## write docs/configuration.md and docs/requests.md from the code
 	@scripts/install.sh dev
 	$(BIN)/python scripts/configuration_page.py
 	$(BIN)/python scripts/requests_page.py
+
+advisories:  ## write the table of docs/security.md and docs/vex.cdx.json from docs/advisories.yaml and the tests
+	@scripts/install.sh dev
+	$(BIN)/python scripts/advisories.py
+
+release-check:  ## what a release needs besides the tests: a list of advisories no older than 60 days
+	@scripts/install.sh dev
+	$(BIN)/python scripts/advisories.py --max-age-days 60
 
 bench:  ## run the benchmarks that need no GPU
 	@scripts/install.sh dev engine

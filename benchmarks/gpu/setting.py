@@ -21,7 +21,7 @@ from benchmarks.gpu.endpoint import Endpoint, Served, get
 from servekit.serve.guard import MIDDLEWARE
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("start", "load", "load-bare-first", "baseline", "stops")
+STAGES = ("start", "load", "load-bare-first", "baseline", "stops", "memory", "memory-bare")
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""

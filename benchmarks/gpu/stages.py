@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from benchmarks.gpu import memory
 from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, RATIO, WARM_UP, Bench
 from benchmarks.gpu.card import read_card
 from benchmarks.gpu.compare import at_once, bursts, put, without_requests
@@ -167,5 +168,7 @@ def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
 
 
 RUN: dict[str, Callable[[Setting], None]] = dict(
-    zip(STAGES, (start, load, partial(load, bare_first=True), baseline, stops), strict=True)
+    zip(
+        STAGES, (start, load, partial(load, bare_first=True), baseline, stops, memory.guarded, memory.bare), strict=True
+    )
 )

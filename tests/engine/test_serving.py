@@ -94,6 +94,8 @@ def test_four_images_are_refused(client: openai.OpenAI) -> None:
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": look_at(4)}], max_tokens=4)
 
 
+@pytest.mark.advisory("CVE-2026-114053", "CVE-2026-116179", "CVE-2026-105758", "CVE-2026-105760")
+@pytest.mark.advisory("CVE-2026-126396", "CVE-2026-114052")
 def test_video_and_audio_are_refused(client: openai.OpenAI) -> None:
     """The modalities the model card does not have are closed."""
     audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}

@@ -168,3 +168,23 @@ def test_quantization_pays(record: Record) -> None:
     assert tokens["optimised"] == tokens["baseline"]
     assert seconds["optimised"] < seconds["baseline"] / 1.5
     assert joules["optimised"] < joules["baseline"] / 1.5
+
+
+@pytest.mark.advisory("CVE-2026-105922", "vllm#5907", "vllm#38830")
+def test_no_request_takes_more_memory_than_an_l4_has(record: Record) -> None:
+    """With an L4's memory every request is answered or refused, alone and into a full batch, and the engine lives."""
+    taken = record("memory")
+    assert taken["cap"]["holds"]
+    assert [each["name"] for each in taken["volleys"] if not each["alive"]] == []
+    assert taken["volleys"][-1]["name"] == "plain"
+    assert {status for each in taken["volleys"] for status in each["shots"]} <= {"200", "400", "429"}
+    in_rows = [each for each in taken["volleys"] if each["name"].endswith("-in-rows") or each["name"] == "plain"]
+    assert {status for each in in_rows for status in each["rows"]} == {"200"}
+
+
+@pytest.mark.parametrize("killer", ["prompt_logprobs", "penalty", "logprobs", "echo"])
+def test_each_memory_killer_ends_vllm_alone(record: Record, killer: str) -> None:
+    """Without the guard the same memory ends the engine: the bounds are needed."""
+    taken = record("memory-bare")["killers"][killer]
+    assert not taken["alive"]
+    assert any("out of memory" in line.lower() for line in taken["causes"])

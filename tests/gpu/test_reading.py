@@ -12,7 +12,9 @@ from benchmarks.gpu.bench import BURST, Bench, Load
 from benchmarks.gpu.compare import burst_later, compared_row, pooled, tokens_between
 from benchmarks.gpu.engine_log import compare, read_figures
 from benchmarks.gpu.load import BIN_S, flow
+from benchmarks.gpu.memory import killing_volleys, volleys
 from benchmarks.gpu.setting import without_guard
+from benchmarks.gpu.volleys import message_of, prompt
 
 from servekit.serve.guard import guard_arguments
 from tests.conftest import ROOT
@@ -207,3 +209,26 @@ def test_a_load_that_fails_keeps_no_other_waiting(benches: list[Bench]) -> None:
     failed, done = put_on_both(benches, ("broken", "quick"))
     assert failed == {"failure": "x"}
     assert "began_ns" in done
+
+
+def test_volleys_fill_the_batch_and_leave_room_for_the_shots() -> None:
+    """No two rows share a prompt, what the guard refused is not fired again, and all are in flight at once."""
+    fired = {volley.name: volley for volley in volleys({"prompt_logprobs": 1_000, "echo": 0}, quick=False)}
+    rows = fired["scorers-in-rows"].rows
+    assert len({tuple(body["prompt"]) for body in rows}) == len(rows) == 1_000
+    assert all("echo" not in body for _, body in fired["scorers-in-rows"].shots)
+    assert all(len(volley.rows) + len(volley.shots) <= 2_048 for volley in fired.values())
+    assert {"echo", "penalty"} <= {volley.name for volley in killing_volleys(quick=False)}
+
+
+def test_prompts_are_of_ids_that_every_vocabulary_has() -> None:
+    """The special tokens at the beginning of the vocabulary are left out, and so is all that a tiny one lacks."""
+    ids = [token for number in range(50) for token in prompt(300, number)]
+    assert min(ids) >= 14
+    assert max(ids) < 1_024
+
+
+def test_a_refusal_is_read_in_the_clients_words() -> None:
+    """An error's message is taken out of its JSON, and another answer is cut."""
+    assert message_of(b'{"error": {"message": "too long"}}') == "too long"
+    assert message_of(b"[1]") == "[1]"

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 START_S = 180
 MAX_BODY_BYTES = 2 * 1024**2
 MAX_IN_FLIGHT = 40
+MAX_WRITE_S = 6.0
 
 
 @dataclass
@@ -156,7 +157,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedEngine]:
     """Start vLLM behind the guard and stop it, with everything it started, at the end of the session."""
     folder = tmp_path_factory.mktemp("engine")
-    settings = GuardSettings(state_dir=folder / "state", max_in_flight=MAX_IN_FLIGHT, max_body_bytes=MAX_BODY_BYTES)
+    settings = GuardSettings(
+        state_dir=folder / "state",
+        max_in_flight=MAX_IN_FLIGHT,
+        max_body_bytes=MAX_BODY_BYTES,
+        max_write_s=MAX_WRITE_S,
+    )
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None
     key = guard.key_file.read_text().splitlines()[-1]

@@ -32,6 +32,7 @@ def test_a_token_outside_the_vocabulary(token: int) -> None:
         let_in([5, token])
 
 
+@pytest.mark.advisory("vllm#5907", "vllm#38830")
 def test_logprobs_of_a_prompt_up_to_the_bounds() -> None:
     """They are served up to the bounds of memory and of the event loop; beyond, the bound is named."""
     let_in([1] * MAX_LOGPROB_PROMPT_TOKENS, prompt_logprobs=MAX_PROMPT_LOGPROBS // MAX_LOGPROB_PROMPT_TOKENS - 1)

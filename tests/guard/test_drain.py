@@ -103,7 +103,8 @@ def test_every_client_is_refused(key_file: Path, route: Route) -> None:
         assert headers[b"retry-after"] == b"1"
         assert headers[b"connection"] == b"close"
         error = json.loads(body)["error"]
-        assert (error["type"], error["code"], error["param"]) == ("server_error", "server_draining", None)
+        kind = "overloaded_error" if route.path == "/v1/messages" else "server_error"
+        assert (error["type"], error["code"], error["param"]) == (kind, "server_draining", None)
         assert "draining" in error["message"]
         assert (vllm.rendering, engine.core) == (0, [])
         counted = {(row["route"], row["outcome"]): row["count"] for row in gate.counters()["requests"]}
@@ -190,7 +191,7 @@ def test_what_comes_too_late_is_no_empty_answer(key_file: Path) -> None:
         assert await drain(gate) == {"in_flight": 1, "settled": False}
         vllm.rendered.set()
         status, _, body = await request
-        assert (status, body) == (500, b"too late")
+        assert (status, json.loads(body)["error"]["message"]) == (500, "too late")
         assert engine.core == []
 
     run_with(key_file, scenario, settle_s=0.05)

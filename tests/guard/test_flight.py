@@ -1,14 +1,17 @@
 """The record of what is in flight: it outlives the server, and holds names and sizes only."""
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from servekit.serve.guard import FLIGHT_FILE_NAME
 from servekit.serve.guard.inside.servekit_guard.flight import (
     REQUEST_ID,
     SLOT_BYTES,
@@ -18,6 +21,7 @@ from servekit.serve.guard.inside.servekit_guard.flight import (
 )
 from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
 from servekit.serve.guard.prepare import INSIDE
+from tests.guard.conftest import GuardedEngine
 from tests.guard.test_gate import BODY, CHAT, TOKEN, Upstream, ask, make_gate, make_scope
 
 SLOTS = 3
@@ -157,3 +161,22 @@ def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Flights(str(tmp_path / "none"), SLOTS)
     assert read_flights(tmp_path / "none") == []
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_the_running_server_records_and_ticks(engine: GuardedEngine, requests: SimpleNamespace) -> None:
+    """Behind the real engine a stream stands in the record until it ends, and the event loop is watched meanwhile."""
+    file = engine.guard.config_path.with_name(FLIGHT_FILE_NAME)
+    body = requests.completion(max_tokens=200, stream=True, ignore_eos=True)
+    before = engine.counters()["event_loop"]
+    headers = {"authorization": f"Bearer {engine.key}"}
+    url = f"http://127.0.0.1:{engine.port}/v1/completions"
+    stream = engine.pool.request("POST", url, json=body, headers=headers, preload_content=False)
+    [flight] = read_flights(file)
+    assert (flight.route, flight.body_bytes) == ("/v1/completions", len(json.dumps(body, separators=(",", ":"))))
+    assert stream.data.rstrip().endswith(b"[DONE]")
+    assert read_flights(file) == []
+    after = engine.counters()["event_loop"]
+    assert sum(after["ticks"]) > sum(before["ticks"]) > 0
+    assert after["cpu_s"] > before["cpu_s"]

@@ -231,6 +231,10 @@ class Handler(BaseHTTPRequestHandler):
                 "enable_chunked_prefill": options.enable_chunked_prefill,
                 "max_model_len": options.max_model_len,
                 "max_num_batched_tokens": options.max_num_batched_tokens,
+                "enable_prompt_embeds": False,
+                "enable_mm_embeds": False,
+                "mm_processor_cache_type": "lru",
+                "kv_transfer_config": None,
             }
             for lie in options.runs_with:
                 effective.update(lie)

@@ -6,7 +6,7 @@
 const EVERY_MS = 2000;
 const WITHIN_MS = 5000;
 const RATE_OVER_MS = 10000;
-const NO_REFUSAL = ["allowed", "own", "client_gone"];
+const NO_REFUSAL = ["allowed", "own", "client_gone", "unread"];
 
 const note = document.getElementById("note");
 const boxes = [...document.querySelectorAll("[data-metric]")];

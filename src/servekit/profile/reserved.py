@@ -98,6 +98,7 @@ PINNED: Mapping[str, tuple[tuple[Value, ...], str]] = MappingProxyType(
         "trust-request-chat-template": ((False,), CLIENT_CODE),
         "enable-prompt-embeds": ((False,), CLIENT_CODE),
         "enable-mm-embeds": ((False,), CLIENT_CODE),
+        "mm-processor-cache-type": (("lru",), "the cache in shared memory has a known vulnerability (CVE-2026-115912)"),
         "calculate-kv-scales": ((False,), "deprecated in vLLM 0.20.2, and wrong for layers that share their cache"),
         "language-model-only": ((False,), NEEDS_LANGUAGE),
         "mm-encoder-only": ((False,), NEEDS_LANGUAGE),

@@ -2,12 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from servekit.profile import Value
 
 GEMMA4_BACKEND = "TRITON_ATTN"
 """vLLM 0.20.2 forces this backend on Gemma 4, whose layers differ in head size: others corrupt its output."""
+
+CLOSED: Mapping[str, Value] = MappingProxyType(
+    {
+        "enable-prompt-embeds": False,
+        "enable-mm-embeds": False,
+        "mm-processor-cache-type": "lru",
+        "kv-transfer-config": None,
+    }
+)
+"""Parts of vLLM 0.20.2 with known vulnerabilities, as an engine reports them that does not use them; see the table of
+advisories in docs/security.md."""
+
+_UNSEEN = "nothing the guard can see"
 
 _DEFAULT_DTYPES = frozenset({"auto", "bfloat16", "float16"})
 """How vLLM may name a KV cache in the model's own type, which a profile calls `auto`."""
@@ -55,6 +69,9 @@ def compare_contract(
         ContractItem(key, arguments[key], effective.get(key.replace("-", "_")))
         for key in ("enable-prefix-caching", "enable-chunked-prefill", "max-model-len", "max-num-batched-tokens")
         if key in arguments
+    ]
+    items += [
+        ContractItem(key, wanted, effective.get(key.replace("-", "_"), _UNSEEN)) for key, wanted in CLOSED.items()
     ]
     return tuple(items)
 

@@ -56,6 +56,7 @@ class GuardSettings:
     media_domains: tuple[str, ...] = ()
     settle_s: float = Rules.settle_s
     """See `Plan.settle_s`."""
+    max_write_s: float = Rules.max_write_s
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def _rules(settings: GuardSettings, key_file: Path | None, token: str) -> Rules:
         max_buffered_bytes=BUFFERED_BODIES * settings.max_body_bytes,
         media_domains=settings.media_domains,
         settle_s=settings.settle_s,
+        max_write_s=settings.max_write_s,
     )
 
 

@@ -8,7 +8,7 @@ import gc
 import logging
 import os
 
-from . import heads, media, mistakes, validation, worker
+from . import heads, media, mistakes, models, request_ids, unread, validation, worker
 from .gate import CHECKED_BODY, CLIENT_ROUTES, Gate
 from .refusals import App, Receive, Scope, Send
 from .rules import CONFIG_VARIABLE, Rules
@@ -27,6 +27,7 @@ media.register(RULES.max_image_pixels, RULES.media_domains)
 gc.set_threshold(OBJECTS_BEFORE_GARBAGE, *gc.get_threshold()[1:])
 validation.read_checked_bodies(CHECKED_BODY)
 heads.limit(RULES.max_head_bytes, RULES.max_head_s)
+UNREAD = unread.watch(RULES.max_write_s)
 if RULES.api_keys_file is None:
     logger.warning("The guard asks for no key: everybody who reaches this port may use the model")
 
@@ -36,15 +37,19 @@ class Guard(Gate):
 
     def __init__(self, app: App) -> None:
         super().__init__(app, RULES)
+        UNREAD.tell = self.count_unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Do as the gate does; vLLM's handlers exist when the server begins its life."""
         if scope["type"] == "lifespan":
             app, kinds = scope["app"], mistakes.client_mistakes()
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
+            mistakes.answer_wrong_fields(self._app)
             mistakes.answer_messages(app.state, kinds)
             mistakes.answer_images_without_a_place(app.state.engine_client.renderer)
             validation.stop_at_first_mistakes(app.routes, [route.path for route in CLIENT_ROUTES if route.generates])
+            models.hide_paths(app.state)
+            request_ids.name_responses(app.state)
             self.passage.watch(app.state.engine_client)
             self.flights.engine_dead = lambda: bool(app.state.engine_client.errored)
         await super().__call__(scope, receive, send)

@@ -12,7 +12,8 @@ from .body.check import check
 from .body.parse import parse
 from .body.problem import Problem
 from .effective import describe, vocabulary_size
-from .flight import Flights
+from .errors import passed_on
+from .flight import REQUEST_ID, Flights
 from .intake import ClientGoneError, Intake, replay
 from .keyring import Keyring
 from .passage import Passage
@@ -30,6 +31,7 @@ from .refusals import (
     refuse_and_linger,
     refuse_websocket,
 )
+from .request_ids import name_request
 from .rules import Rules
 from .stopwatch import Stopwatch
 
@@ -103,18 +105,21 @@ class Gate:
         own = self._is_own(scope)
         route = find_route(scope, _OWN_TABLE if own else _CLIENT_TABLE)
         label = route.path if route else "other"
+        request_id = name_request(scope)
+        scope[REQUEST_ID] = request_id.decode()
+        send_on = passed_on(send, scope["path"], request_id)
         try:
             if own and route is not None:
                 self._counts[label, "own"] += 1
-                await self._serve_own(route, scope, receive, send)
+                await self._serve_own(route, scope, receive, send_on)
             else:
-                await self._serve_client(self._admitted(route, scope), scope, receive, send)
+                await self._serve_client(self._admitted(route, scope), scope, receive, send_on)
         except RefusedError as error:
             self._counts[label, error.refusal.outcome] += 1
             if error.unread:
-                await refuse_and_linger(receive, send, error.refusal)
+                await refuse_and_linger(scope, receive, send, error.refusal, request_id)
             else:
-                await refuse(scope, send, error.refusal)
+                await refuse(scope, send, error.refusal, request_id)
         except ClientGoneError:
             self._counts[label, "client_gone"] += 1
 
@@ -147,7 +152,7 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _serve_client(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an admitted request on to vLLM, whose answer is not touched."""
+        """Pass an admitted request on to vLLM, whose answer is not touched unless it is an error."""
         if not route.generates:
             self._counts[route.path, "allowed"] += 1
             await self._app(scope, receive, send)
@@ -176,6 +181,11 @@ class Gate:
         self._intake.close()
         settled = await self.passage.settle(self._rules.settle_s)
         return {"in_flight": self._intake.in_flight, "settled": settled}
+
+    def count_unread(self, scope: Scope) -> None:
+        """Count a request whose answer its client did not read; it was counted as it came, too."""
+        route = find_route(scope, _OWN_TABLE)
+        self._counts[route.path if route else "other", "unread"] += 1
 
     def counters(self) -> dict[str, Any]:
         """Return what servekit exports on its own metrics page."""

@@ -1,4 +1,4 @@
-"""A client's mistake is the client's: answered with 400, without a traceback, on a connection that stays open.
+"""A client's mistake is the client's: answered with 400, in words, without a traceback, on an open connection.
 
 vLLM 0.20.2 gets both wrong. It registers its handler for `Exception` (`entrypoints/openai/api_server.py`), which
 Starlette runs outermost and raises the exception once more after it: 150 lines in the log and a closed
@@ -8,6 +8,8 @@ connection for each fourth image or image that cannot be read. And `/v1/messages
 
 import importlib
 from typing import Any
+
+from .errors import wrong_fields
 
 
 def client_mistakes() -> tuple[type[Exception], ...]:
@@ -26,6 +28,23 @@ def answer_where_they_happen(layer: Any, handler: Any, mistakes: tuple[type[Exce
         layer = layer.app
     for mistake in mistakes:
         layer.add_exception_handler(mistake, handler)
+
+
+def answer_wrong_fields(layer: Any) -> None:
+    """Say in one line which field is wrong; vLLM's own handler repeats its value twice and names paths of this host.
+
+    layer: as in `answer_where_they_happen`; the rest of the answer is made in `errors.py`.
+    """
+    while not hasattr(layer, "add_exception_handler"):
+        layer = layer.app
+    invalid = importlib.import_module("fastapi.exceptions").RequestValidationError
+    response = importlib.import_module("starlette.responses").JSONResponse
+
+    async def answer(_request: Any, error: Any) -> Any:
+        message, param = wrong_fields(error.errors(), error.body)
+        return response({"error": {"message": message, "param": param}}, 400)
+
+    layer.add_exception_handler(invalid, answer)
 
 
 def answer_messages(state: Any, mistakes: tuple[type[Exception], ...]) -> None:

@@ -1,11 +1,13 @@
-"""What the guard answers itself: OpenAI-shaped JSON errors, made once, and small JSON documents."""
+"""What the guard answers itself: errors in the one shape of `errors.py`, and small JSON documents."""
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+
+from .errors import error_body
+from .request_ids import HEADER, new_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,17 +28,16 @@ class Refusal:
     status: int
     outcome: str
     """The name it is counted under."""
-    kind: str
     code: str
     message: str
     param: str | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
-    @property
-    def body(self) -> bytes:
-        """The error as OpenAI's clients expect it."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}).encode()
+    def answer(self, path: str, request_id: bytes) -> tuple[Headers, bytes]:
+        """Return the answer's headers and its body, for a request to this path."""
+        body = error_body(path, self.status, self.message, self.param, self.code, request_id)
+        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (HEADER, request_id)]
+        return [*own, *self.headers], body
 
 
 class RefusedError(Exception):
@@ -52,31 +53,37 @@ class RefusedError(Exception):
 UNAUTHORIZED = Refusal(
     401,
     "unauthorized",
-    "invalid_request_error",
     "invalid_api_key",
     "A valid API key is required, as the header 'Authorization: Bearer KEY'.",
     headers=((b"www-authenticate", b"Bearer"),),
 )
-NOT_FOUND = Refusal(404, "not_found", "invalid_request_error", "unknown_url", "Unknown request URL or method.")
+NOT_FOUND = Refusal(404, "not_found", "unknown_url", "Unknown request URL or method.")
+MALFORMED = Refusal(400, "malformed", "malformed_request", "The request is not valid HTTP/1.1.")
+WRONG_HOST = Refusal(
+    400, "wrong_host", "invalid_host", "The request must have one Host header, with a host name and maybe a port."
+)
+HEAD_TOO_LARGE = Refusal(
+    431, "head_too_large", "headers_too_large", "The request line and headers are larger than this server's limit."
+)
 
 
 def too_slow(limit_s: float) -> Refusal:
     """Refuse a body that does not arrive."""
     message = f"The request body did not arrive within {limit_s:g} s."
-    return Refusal(408, "too_slow", "invalid_request_error", "request_timeout", message)
+    return Refusal(408, "too_slow", "request_timeout", message)
 
 
 def too_large(limit_bytes: int) -> Refusal:
     """Refuse a body over the limit."""
     message = f"The request body is larger than this server's limit of {limit_bytes} bytes."
-    return Refusal(413, "too_large", "invalid_request_error", "request_too_large", message)
+    return Refusal(413, "too_large", "request_too_large", message)
 
 
 def too_busy(retry_after_s: int) -> Refusal:
     """Refuse a request because too many are in flight."""
     message = f"The server has as many requests as it takes; try again in {retry_after_s} s."
     headers = ((b"retry-after", str(retry_after_s).encode()),)
-    return Refusal(429, "too_busy", "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
+    return Refusal(429, "too_busy", "rate_limit_exceeded", message, headers=headers)
 
 
 def draining(retry_after_s: int) -> Refusal:
@@ -84,12 +91,12 @@ def draining(retry_after_s: int) -> Refusal:
     message = f"The server is draining: it finishes what runs and then stops; try again in {retry_after_s} s."
     # Closed, so that the next attempt finds another server, or a closed port.
     headers = ((b"retry-after", str(retry_after_s).encode()), (b"connection", b"close"))
-    return Refusal(503, "draining", "server_error", "server_draining", message, headers=headers)
+    return Refusal(503, "draining", "server_draining", message, headers=headers)
 
 
 def harmful(param: str | None, message: str) -> Refusal:
     """Refuse a field that vLLM would let harm the engine."""
-    return Refusal(400, "harmful", "invalid_request_error", "invalid_value", message, param)
+    return Refusal(400, "harmful", "invalid_value", message, param)
 
 
 async def answer(scope: Scope, send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -103,19 +110,21 @@ async def answer(scope: Scope, send: Send, status: int, body: bytes, headers: He
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def refuse(scope: Scope, send: Send, refusal: Refusal) -> None:
+async def refuse(scope: Scope, send: Send, refusal: Refusal, request_id: bytes) -> None:
     """Send a refusal to an HTTP client."""
-    await answer(scope, send, refusal.status, refusal.body, list(refusal.headers))
+    headers, body = refusal.answer(scope["path"], request_id)
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def refuse_and_linger(receive: Receive, send: Send, refusal: Refusal) -> None:
+async def refuse_and_linger(scope: Scope, receive: Receive, send: Send, refusal: Refusal, request_id: bytes) -> None:
     """Send a refusal at once, then throw away what the client still sends, for a while.
 
     A connection that is closed while data arrives is reset, and the client loses the answer with it.
     """
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(refusal.body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": [*headers, *refusal.headers]})
-    await send({"type": "http.response.body", "body": refusal.body, "more_body": True})
+    headers, body = refusal.answer(scope["path"], request_id)
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
     left_bytes = LINGER_BYTES
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):
@@ -132,6 +141,6 @@ async def refuse_websocket(scope: Scope, send: Send) -> None:
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(NOT_FOUND.body))]
+    headers, body = NOT_FOUND.answer(scope["path"], new_id())
     await send({"type": "websocket.http.response.start", "status": NOT_FOUND.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": NOT_FOUND.body})
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -31,6 +31,8 @@ class Rules:
     """Request line and headers together."""
     max_head_s: float = 10.0
     """The request line and the headers must have arrived within this time."""
+    max_write_s: float = 60.0
+    """An answer of which the client has taken nothing for this time is ended, and so is its request."""
     retry_after_s: int = 1
     """What a client is told to wait for after a 429, and after a 503 of a drain."""
     settle_s: float = 15.0

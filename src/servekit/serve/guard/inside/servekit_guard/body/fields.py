@@ -103,7 +103,7 @@ REQUEST: dict[str, Rule] = {
     "stream": _SWITCH,
     "priority": Passed(_ENGINE),
     "cache_salt": Text(MAX_WORD_CHARS, "part of the prefix cache's hash"),
-    "request_id": Refused("send the header X-Request-Id"),
+    "request_id": Passed("it has no effect: the header X-Request-Id names a request"),
     "structured_outputs": Passed("bounded by structured.py"),
     "kv_transfer_params": Refused("there is no KV connector"),
     "vllm_xargs": Refused("no extension of this server reads it"),

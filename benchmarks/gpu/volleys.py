@@ -1,0 +1,119 @@
+"""Requests that take memory no start of vLLM 0.20.2 rehearses, fired together beside ordinary ones."""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.gpu.endpoint import Endpoint, Served, get
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+ANSWER_S = 240
+"""How long a request may take."""
+FILLED_S = 60
+"""How long the rows of a volley may take until all of them run."""
+SAMPLED = {"temperature": 1.0, "top_p": 0.95, "top_k": 64, "ignore_eos": True}
+"""What Gemma's own generation_config asks for, at full length."""
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Volley:
+    """`rows` requests that run together, and then `shots` into the full batch."""
+
+    name: str
+    shots: Sequence[tuple[str, Body]]
+    rows: Sequence[Body] = ()
+    """For COMPLETIONS."""
+
+
+@dataclass
+class Outcome:
+    """What became of a volley."""
+
+    name: str
+    seconds: float = 0.0
+    running: int = 0
+    """Rows in the engine's batch when the shots were fired."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """How many of them ended with which status."""
+    shots: dict[str, int] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    """What the client was told, each once."""
+    alive: bool = False
+    """Whether the engine answers afterwards."""
+    gpu_bytes: int = 0
+
+
+def prompt(tokens: int, number: int = 0) -> list[int]:
+    """Return token ids that every vocabulary has; each number's begins differently, so that no prefix is cached."""
+    return [14 + (number // 240**place if place < 3 else number + place) % 240 for place in range(tokens)]  # noqa: PLR2004
+
+
+def row(number: int, tokens: int, **fields: Any) -> Body:
+    """Return an ordinary row: 40 tokens of prompt, sampled as Gemma asks for it."""
+    return {"prompt": prompt(40, number), "max_tokens": tokens} | SAMPLED | fields
+
+
+def fire(server: Endpoint, key: str, volley: Volley) -> Outcome:
+    """Fire a volley and wait for every answer."""
+    began_s, outcome = time.monotonic(), Outcome(volley.name)
+    with ThreadPoolExecutor(max(1, len(volley.rows) + len(volley.shots))) as pool:
+        rows = [pool.submit(post, server.url, key, COMPLETIONS, body) for body in volley.rows]
+        outcome.running = _filled(server, rows)
+        shots = [pool.submit(post, server.url, key, path, body) for path, body in volley.shots]
+        outcome.rows = dict(Counter(each.result()[0] for each in rows))
+        outcome.shots = dict(Counter(each.result()[0] for each in shots))
+    told = {told for each in (*rows, *shots) if (told := each.result()[1])}
+    outcome.refusals = sorted(told)[:5]
+    outcome.seconds = round(time.monotonic() - began_s, 2)
+    outcome.alive = server.process.poll() is None and get(f"{server.url}/health")[0] == 200  # noqa: PLR2004
+    return outcome
+
+
+def post(url: str, key: str, path: str, body: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the status, or how the connection ended, and what a refusal said."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{url}{path}", json.dumps({"model": "model", **body}).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            answer.read()
+            return str(answer.status), ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return str(error.code), message_of(error.read())
+    except OSError as error:
+        return type(error).__name__, ""
+
+
+def message_of(answer: bytes) -> str:
+    """Return an error's message."""
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(answer)["error"]["message"])[:200]
+    return answer[:200].decode(errors="replace")
+
+
+def _filled(server: Endpoint, rows: Sequence["Future[tuple[str, str]]"]) -> int:
+    """Wait until all rows run, or one has ended, or the engine has; return how many run then."""
+    end_s, most = time.monotonic() + FILLED_S, 0
+    while rows and time.monotonic() < end_s and server.process.poll() is None:
+        most = max(most, running(server))
+        if most >= len(rows) or any(each.done() for each in rows):
+            break
+        time.sleep(0.1)
+    return most
+
+
+def running(server: Endpoint) -> int:
+    """Return how many requests are in the engine's batch, by its own metrics."""
+    address = server.observe_url if isinstance(server, Served) else server.url
+    found = re.search(r"(?m)^vllm:num_requests_running\{.*\} ([\d.]+)$", get(f"{address}/metrics")[1])
+    return int(float(found[1])) if found else 0

@@ -1,0 +1,185 @@
+"""The one shape of errors, with vLLM's as they were seen."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servekit.serve.guard.inside.servekit_guard.errors import LONGEST_MESSAGE, in_words, wrong_fields
+from servekit.serve.guard.inside.servekit_guard.refusals import Message, Scope
+from tests.guard.test_gate import BODY, make_gate, make_scope
+
+VLLM = {"error": {"message": "temperature must be non-negative", "type": "BadRequestError", "param": "t", "code": 400}}
+ANTHROPIC = {"type": "error", "error": {"type": "BadRequestError", "message": "no"}}
+
+
+def answer_of(key_file: Path, path: str, status: int, *pieces: bytes) -> list[Message]:
+    """What a client gets of an answer of vLLM's."""
+
+    async def vllm(_scope: Scope, _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"%d" % sum(map(len, pieces))), (b"x-more", b"1")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for number, piece in enumerate(pieces, start=1):
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(pieces)})
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": BODY, "more_body": False}
+
+    method = "POST" if path.startswith("/v1/") else "GET"
+    asyncio.run(make_gate(vllm, key_file)(make_scope(path, method), receive, send))
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, json.dumps(VLLM).encode(), ("temperature must be non-negative", "t", "invalid_request_error", None)),
+        (400, b'{"detail":"There was an error"}', ("There was an error", None, "invalid_request_error", None)),
+        (400, json.dumps(ANTHROPIC).encode(), ("no", None, "invalid_request_error", None)),
+        (400, b'{"object":"error","message":"no","code":4}', ("no", None, "invalid_request_error", None)),
+        (401, b'{"error":"Unauthorized"}', ("Unauthorized", None, "invalid_request_error", None)),
+        (
+            404,
+            b'{"error":{"message":"no","param":"model"}}',
+            ("no", "model", "invalid_request_error", "model_not_found"),
+        ),
+        (429, b"[1]", ("[1]", None, "rate_limit_error", None)),
+        (500, b"Internal Server Error", ("Internal Server Error", None, "server_error", None)),
+        (500, b'{"error":{"message":"","param":3}}', ("Internal server error", None, "server_error", None)),
+        (503, b"", ("Internal server error", None, "server_error", None)),
+    ],
+)
+def test_every_error_has_the_shape(key_file: Path, status: int, body: bytes, expected: tuple[Any, ...]) -> None:
+    """Whatever shape an error of vLLM's has, in one piece or two, the client gets OpenAI's."""
+    for pieces in ([body], [body[:3], body[3:]]):
+        start, part = answer_of(key_file, "/v1/completions", status, *pieces)
+        error = json.loads(part["body"])["error"]
+        assert (error["message"], error["param"], error["type"], error["code"]) == expected
+        headers = dict(start["headers"])
+        assert start["status"] == status
+        assert headers[b"content-length"] == b"%d" % len(part["body"])
+        assert (headers[b"content-type"], headers[b"x-more"]) == (b"application/json", b"1")
+        assert headers[b"x-request-id"].decode() == error["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (404, "not_found_error"),
+        (413, "request_too_large"),
+        (429, "rate_limit_error"),
+        (500, "api_error"),
+        (503, "overloaded_error"),
+    ],
+)
+def test_messages_are_answered_as_anthropics(key_file: Path, status: int, kind: str) -> None:
+    """On /v1/messages the envelope and the types are those that Anthropic's clients know."""
+    _, part = answer_of(key_file, "/v1/messages", status, json.dumps(VLLM).encode())
+    document = json.loads(part["body"])
+    assert (document["type"], document["error"]["type"]) == ("error", kind)
+
+
+def test_what_is_no_error_passes_in_its_pieces(key_file: Path) -> None:
+    """An answer, and the bare 503 of /health, are not held back nor changed."""
+    assert [part["body"] for part in answer_of(key_file, "/v1/completions", 200, b"a", b"b")[1:]] == [b"a", b"b"]
+    assert [part["body"] for part in answer_of(key_file, "/health", 503, b"")[1:]] == [b""]
+
+
+def test_a_message_has_an_end(key_file: Path) -> None:
+    """vLLM repeats values it does not like; a client gets the beginning."""
+    _, part = answer_of(key_file, "/v1/completions", 400, json.dumps({"error": {"message": "x" * 10**6}}).encode())
+    assert len(json.loads(part["body"])["error"]["message"]) == LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        "",
+        "list index out of range",
+        "pop from empty list",
+        "'role'",
+        "invalid literal for int() with base 10: 'x'",
+        "could not convert string to float: 'a'",
+        "unhashable type: 'dict'",
+        "'NoneType' object is not iterable",
+        "'list' object has no attribute 'items'",
+        "'<' not supported between instances of 'str' and 'int'",
+        "unsupported operand type(s) for +: 'int' and 'str'",
+        "argument of type 'int' is not iterable",
+        "TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]",
+        "maximum recursion depth exceeded",
+    ],
+)
+def test_pythons_own_words_are_put_into_words(python: str) -> None:
+    """An IndexError's text is no message for who sent the request."""
+    said = in_words(python)
+    assert said.startswith("The request could not be processed")
+    assert python in said
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "`auto` needs a parser",
+        "'auto' is not one of the tools",
+        "The model `x` does not exist.",
+        "n must be at least 1",
+    ],
+)
+def test_vllms_words_stay(message: str) -> None:
+    """What vLLM says in words is passed on."""
+    assert in_words(message) == message
+
+
+MISSING = {"type": "missing", "msg": "Field required", "input": {}}
+UNION = ("body", "messages", 0, "ChatCompletionUserMessageParam", "content")
+
+
+@pytest.mark.parametrize(
+    ("errors", "body", "expected"),
+    [
+        (
+            [MISSING | {"loc": UNION}],
+            {"messages": [{}]},
+            ("messages[0].content: Field required", "messages[0].content"),
+        ),
+        ([MISSING | {"loc": ("body", "input")}], {}, ("input: Field required", "input")),
+        (
+            [{"type": "x", "loc": ("body", "stop", "list[str]", 1), "msg": "Not a string"}] * 3,
+            {"stop": ["a", 1]},
+            ("stop[1]: Not a string (and 2 more errors)", "stop[1]"),
+        ),
+        ([{"type": "x", "loc": ("body", "stop", "str"), "msg": "No"}], {"stop": 1}, ("stop: No", "stop")),
+        (
+            [{"type": "value_error", "loc": ("body",), "msg": "Value error, Pass a prompt."}],
+            {},
+            ("Pass a prompt.", None),
+        ),
+        (
+            [{"type": "value_error", "loc": ("body", "n"), "msg": "Value error, n must be 1"}],
+            {"n": 2},
+            ("n must be 1", "n"),
+        ),
+        (["Unsupported Media Type"], None, ("Unsupported Media Type", None)),
+        ([], None, ("The request body is not valid.", None)),
+    ],
+)
+def test_a_wrong_field_is_named(errors: list[Any], body: Any, expected: tuple[str, str | None]) -> None:
+    """The field as a client writes it, without the names of vLLM's classes, and what is wrong with it."""
+    assert wrong_fields(errors, body) == expected
+
+
+def test_vllms_parameter_is_the_field() -> None:
+    """A validator of vLLM's knows which field it means."""
+    cause = type("VLLMValidationError", (ValueError,), {"parameter": "logprobs"})()
+    error = {"type": "value_error", "loc": ("body",), "msg": "Value error, no", "ctx": {"error": cause}}
+    assert wrong_fields([error], {}) == ("no", "logprobs")
