@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.killers.harm import Seen, wrong_image
+from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import Case, Target
 from tests.engine.killers.catalogue import find
 from tests.engine.killers.content import half_an_emoji
@@ -22,7 +23,7 @@ class Rule:
     """Whether it shows on the model with 262,144 words only."""
     flags: tuple[str, ...] = ()
     """Added to `servekit serve`."""
-    look: Callable[[Target], Seen] | None = None
+    look: Callable[[Endpoint, Target], Seen] | None = None
     """Sends the requests itself and tells what was seen, where a stream beside them would not show it."""
 
 
