@@ -46,14 +46,20 @@ def wide_endpoint(engine_cache: Path) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="session", params=["demo", "wide"])
-def attacked(request: pytest.FixtureRequest) -> Endpoint:
-    """Lend the endpoint that is attacked: both, one after the other."""
-    endpoint = request.getfixturevalue("endpoint" if request.param == "demo" else "wide_endpoint")
+def which(request: pytest.FixtureRequest) -> str:
+    """The endpoint that is attacked: both, one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def attacked(which: str, request: pytest.FixtureRequest) -> Endpoint:
+    """Lend the endpoint that is attacked."""
+    endpoint = request.getfixturevalue("endpoint" if which == "demo" else "wide_endpoint")
     assert isinstance(endpoint, Endpoint)
     return endpoint
 
 
 @pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest, attacked: Endpoint, engine_cache: Path) -> Target:
+def target(which: str, attacked: Endpoint, engine_cache: Path) -> Target:
     """Return how a client sees the attacked endpoint."""
-    return target_of(attacked, engine_cache, wide=request.node.callspec.params["attacked"] == "wide")
+    return target_of(attacked, engine_cache, wide=which == "wide")

@@ -1,14 +1,16 @@
-"""Figures of the guard, as servekit's own metrics page gives them."""
+"""Figures of the guard, as servekit's own metrics page gives them: it asks the engine whenever it is asked."""
 
 import re
 
 from tests.engine.conftest import Endpoint, get
 
+_TICKS = "servekit_guard_event_loop_held_seconds_bucket"
+
 
 def held(endpoint: Endpoint) -> float:
     """Return how often the server's event loop was held for more than 250 ms of its own processor time."""
-    ticks = "servekit_guard_event_loop_held_seconds_bucket"
-    return gauge(endpoint, f'{ticks}{{le="+Inf"}}') - gauge(endpoint, f'{ticks}{{le="0.25"}}')
+    page = get(f"{endpoint.observe_url}/metrics")[1]
+    return _value(page, f'{_TICKS}{{le="+Inf"}}') - _value(page, f'{_TICKS}{{le="0.25"}}')
 
 
 def longest_held_s(endpoint: Endpoint) -> float:
@@ -17,7 +19,11 @@ def longest_held_s(endpoint: Endpoint) -> float:
 
 
 def gauge(endpoint: Endpoint, name: str) -> float:
-    """Return a figure of servekit's own metrics, which reads them from the engine when it is asked."""
-    found = re.search(rf"(?m)^{re.escape(name)} (\S+)$", get(f"{endpoint.observe_url}/metrics")[1])
+    """Return one figure."""
+    return _value(get(f"{endpoint.observe_url}/metrics")[1], name)
+
+
+def _value(page: str, name: str) -> float:
+    found = re.search(rf"(?m)^{re.escape(name)} (\S+)$", page)
     assert found, name
     return float(found[1])
