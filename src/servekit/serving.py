@@ -14,7 +14,7 @@ from servekit.observe.metrics import StatusCollector, make_registry
 from servekit.preflight.examine import Start, examine
 from servekit.preflight.findings import Severity, render
 from servekit.serve.guard import Guard, GuardSettings, default_max_in_flight, prepare_guard
-from servekit.serve.plan import Plan, engine_environment, run_dir
+from servekit.serve.plan import Plan, engine_environment, find_engine_patches, run_dir
 from servekit.serve.probe import EngineClient
 from servekit.serve.status import Board, Phase, State
 from servekit.serve.supervisor import Supervisor
@@ -69,6 +69,7 @@ def guard_settings(plan: Plan, settings: Settings) -> GuardSettings:
         max_body_bytes=settings.max_body_mib * _MIB,
         media_domains=settings.media_domains,
         settle_s=plan.settle_s,
+        engine_patches=find_engine_patches(settings),
     )
 
 
@@ -81,6 +82,7 @@ def start_of(plan: Plan, settings: Settings) -> Start:
         addresses={"--port": (plan.host, plan.port)},
         cache_dir=settings.cache_dir,
         engine=plan.argv[0],
+        engine_patches=find_engine_patches(settings),
         kv_space_gib=int(plan.environment.get("VLLM_CPU_KVCACHE_SPACE", "1")),
     )
 

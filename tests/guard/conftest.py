@@ -156,7 +156,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedEngine]:
     """Start vLLM behind the guard and stop it, with everything it started, at the end of the session."""
     folder = tmp_path_factory.mktemp("engine")
-    settings = GuardSettings(state_dir=folder / "state", max_in_flight=MAX_IN_FLIGHT, max_body_bytes=MAX_BODY_BYTES)
+    settings = GuardSettings(
+        state_dir=folder / "state",
+        max_in_flight=MAX_IN_FLIGHT,
+        max_body_bytes=MAX_BODY_BYTES,
+        engine_patches=ROOT / ".venv-engine-patches",
+    )
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None
     key = guard.key_file.read_text().splitlines()[-1]
