@@ -19,9 +19,7 @@ def is_recent_pillow(version: object) -> bool:
 def check_patches(folder: Path | None) -> list[Finding]:
     """Find out whether the folder (None: there is none) holds a Pillow that images may be decoded with."""
     if folder is None:
-        message = (
-            f"no folder of newer packages: an engine whose Pillow is older than {PILLOW_FLOOR} is refused (exit 7)"
-        )
+        message = f"no folder of newer packages: servekit ends (exit 7) if the engine's Pillow is below {PILLOW_FLOOR}"
         return [warning(_NAME, message, subject="--engine-patches", remedy=_REMEDY)]
     versions = [found.name.removeprefix("pillow-") for found in folder.glob("pillow-*.dist-info")]
     if any(is_recent_pillow(version) for version in versions):

@@ -12,7 +12,7 @@ from itertools import islice
 from struct import unpack_from
 
 MAX_PIECES = 10_000
-"""Chunks, segments and blocks of a file that are read. A PNG of 22 MB in 8 KiB chunks, as libpng writes it, has 2,800."""
+"""Chunks, segments and blocks of one file. A PNG of 22 MB in chunks of 8 KiB, as libpng writes them, has 2,800."""
 MAX_SCANS = 64
 """Passes over the pixels of a progressive JPEG: usual are about ten, and each costs as the first one does."""
 
@@ -22,6 +22,7 @@ Pieces = Iterator[bytes | bytearray | memoryview]
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xff]")
 """A marker that ends the pixels before it: not an escaped 0xff and none of the restart markers. No repetition in it:
 a file of nothing but 0xff would be searched again from each of its bytes."""
+_JPEG_SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))
 _JPEG_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
@@ -56,10 +57,10 @@ def bare_image(data: bytes) -> bytes:
 
 def _png(data: memoryview) -> Pieces:
     yield data[:8]
-    position = 8
+    position = first = 8
     while position + 8 <= len(data):
         length, kind = unpack_from(">I4s", data, position)
-        if (kind == b"IHDR") != (position == 8):
+        if (kind == b"IHDR") != (position == first):
             raise ValueError("A PNG file does not begin with its one header.")
         end = position + length + 12
         yield data[position:end] if kind in _PNG_KEPT else b""
@@ -84,7 +85,7 @@ def _jpeg(data: memoryview) -> Pieces:
         end = found.end() + unpack_from(">H", data, found.end())[0]
         frames += marker in _JPEG_FRAMES
         scans += marker == _JPEG_SCAN
-        if marker < 0xC0 or marker == 0xD8 or frames > 1 or end < found.end() + 2:
+        if marker not in _JPEG_SEGMENTS or frames > 1 or end < found.end() + 2:
             raise ValueError("A JPEG file is broken, or holds more than one picture.")
         if scans > MAX_SCANS:
             message = f"A JPEG file has more than {MAX_SCANS} scans."
