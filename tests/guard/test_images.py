@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_a_costly_file_is_refused_quickly(engine: GuardedEngine, requests: Any, 
         assert answer.status == 400, answer.data
         assert said in answer.data
         assert time.monotonic() - began_s < 5
+
+
+def test_large_images_of_many_requests_take_turns(engine: GuardedEngine, requests: Any) -> None:
+    """30 requests of 10 kB with three images of 3840 x 2160 each, 3 GB when decoded: all are answered, in a third."""
+    part = requests.image(requests.png(3840, 2160))
+    before = engine.resident_peak_bytes()
+    with ThreadPoolExecutor(30) as pool:
+        bodies = [requests.chat({"type": "text", "text": str(each)}, part, part, part) for each in range(30)]
+        answers = list(pool.map(lambda body: engine.request("POST", "/v1/chat/completions", body), bodies))
+    assert {answer.status for answer in answers} == {200}
+    assert engine.resident_peak_bytes() - before < 1.2 * 1024**3, engine.resident_peak_bytes() - before
 
 
 # The uuid is refused where bodies are checked: vLLM 0.20.2 takes it for the image's name in all its caches

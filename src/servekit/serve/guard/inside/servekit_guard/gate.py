@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from .decoded import request_turn
 from .effective import describe, vocabulary_size
 from .intake import ClientGoneError, Intake, replay
 from .keyring import Keyring
@@ -150,7 +151,7 @@ class Gate:
             if refusal is not None:
                 raise RefusedError(refusal)
             self._counts[route.path, "allowed"] += 1
-            with self.passage.follow():
+            with self.passage.follow(), request_turn():
                 await self._app(scope, replay(chunks, receive), send)
 
     async def _drain(self) -> dict[str, Any]:

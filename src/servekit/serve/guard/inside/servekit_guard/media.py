@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .bare_image import bare_image
+from .decoded import REQUESTS, current_turn
 
 CONNECTOR = "servekit"
 """The name for vLLM's `VLLM_MEDIA_CONNECTOR`."""
@@ -31,6 +32,7 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
     threads = importlib.import_module("vllm.multimodal.media.connector").global_thread_pool
     open_image = limit_formats(importlib.import_module("PIL.Image"))
     base: Any = media.MediaConnector
+    requests = asyncio.Semaphore(REQUESTS)
 
     def checked(media_io: Any) -> Any:
         if isinstance(media_io, media.ImageMediaIO):
@@ -49,9 +51,21 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
             check_url(url, media_domains)
             with _blaming_the_request():
                 if (data := data_of(url)) is not None:
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(threads, self._load_data_url, data, checked(media_io))
+                    return await self._load_in_turn(data, checked(media_io))
                 return await super().load_from_url_async(url, checked(media_io), **options)
+
+        async def _load_in_turn(self, data: SimpleNamespace, media_io: Any) -> Any:
+            """Decode an image sent in the request; others are fetched first, and no request waits for a slow host."""
+            turn = current_turn()
+            await turn.begin(requests)
+            try:
+                loop = asyncio.get_running_loop()
+                loaded = await loop.run_in_executor(threads, self._load_data_url, data, media_io)
+            except BaseException:
+                turn.drop()
+                raise
+            turn.hold(loaded.media)
+            return loaded
 
     media.MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(Connector)
 
