@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 
-from servekit.profile import Value
 from servekit.serve.contract import broken, compare_contract
 
 
 def pillow(effective: dict[str, Any], **limits: int) -> str:
     """Return what is said of the engine's image decoder where prompts may hold so much of each kind."""
-    arguments: dict[str, Value] = {"limit-mm-per-prompt": dict(limits)} if limits else {}
+    arguments: dict[str, Any] = {"limit-mm-per-prompt": dict(limits)} if limits else {}
     items = compare_contract(arguments, "model", effective)
     return broken([item for item in items if item.name == "pillow"])
 
