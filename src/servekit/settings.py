@@ -66,6 +66,11 @@ class Settings(BaseModel):
     engine: str = Field(
         "vllm", description="The engine's program: vLLM 0.20.2's `vllm`, by name on the PATH or by path."
     )
+    engine_patches: UserPath | None = Field(
+        None,
+        description="Folder of newer packages that go before the engine's own, for their security fixes. Default: the "
+        "one beside the engine's environment with `-patches` after its name, where there is one.",
+    )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
     port: Port = Field(8000, description="Port of the endpoint.")
     observe_host: str = Field("127.0.0.1", description="Address servekit's own server listens on.")

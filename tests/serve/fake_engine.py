@@ -227,6 +227,7 @@ class Handler(BaseHTTPRequestHandler):
                 "attention_backend": "TRITON_ATTN",
                 "served_model_names": [options.served_model_name],
                 "limit_mm_per_prompt": {"image": 3, "audio": 0, "video": 0},
+                "pillow": "13.0.0",
                 "enable_prefix_caching": options.enable_prefix_caching,
                 "enable_chunked_prefill": options.enable_chunked_prefill,
                 "max_model_len": options.max_model_len,

@@ -8,8 +8,17 @@ import pytest
 
 from servekit.preflight.gpus import GpuSurvey
 from servekit.profile import load_profile
-from servekit.serve.plan import STOP_MARGIN_S, Plan, build_plan, connectable, detect_target, engine_environment
-from servekit.settings import Target, read_settings
+from servekit.serve.guard import INSIDE
+from servekit.serve.plan import (
+    STOP_MARGIN_S,
+    Plan,
+    build_plan,
+    connectable,
+    detect_target,
+    engine_environment,
+    find_engine_patches,
+)
+from servekit.settings import Settings, Target, read_settings
 
 
 @pytest.fixture
@@ -165,3 +174,25 @@ def test_target_is_detected() -> None:
 def test_addresses_to_connect_to(host: str, reached: str) -> None:
     """A wildcard address is reached over loopback, IPv6 in brackets."""
     assert connectable(host) == reached
+
+
+def test_newer_packages_go_between_the_guard_and_the_operators(plan: MakePlan, tmp_path: Path) -> None:
+    """The engine imports the guard first, then the newer packages, then what the operator's PYTHONPATH names."""
+    made = plan(Target.CUDA, engine_patches=str(tmp_path))
+    path = engine_environment(made, {"PYTHONPATH": "/mine"})["PYTHONPATH"]
+    assert path.split(":") == [str(INSIDE), str(tmp_path), "/mine"]
+    assert made.environment["PYTHONPATH"].split(":") == [str(INSIDE), str(tmp_path)]
+
+
+def test_newer_packages_are_found_beside_the_engine(tmp_path: Path) -> None:
+    """`make install` puts them beside the engine's environment; a folder that is set goes before; none is no folder."""
+    program = tmp_path / ".venv-engine" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert find_engine_patches(Settings(engine=str(program))) is None
+    beside = tmp_path / ".venv-engine-patches"
+    beside.mkdir()
+    assert find_engine_patches(Settings(engine=str(program))) == beside
+    assert find_engine_patches(Settings(engine=str(program), engine_patches=tmp_path)) == tmp_path
+    assert find_engine_patches(Settings(engine="/nowhere/vllm")) is None

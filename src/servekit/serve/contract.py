@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from servekit.preflight.patches import PILLOW_FLOOR, is_recent_pillow
 from servekit.profile import Value
 
 GEMMA4_BACKEND = "TRITON_ATTN"
@@ -40,6 +41,8 @@ class ContractItem:
         """Whether the engine does what was planned."""
         if self.name == "kv-cache-dtype" and self.wanted == "auto":
             return self.got in _DEFAULT_DTYPES
+        if self.name == "pillow":
+            return is_recent_pillow(self.got)
         return self.got == self.wanted
 
     def __str__(self) -> str:
@@ -63,6 +66,8 @@ def compare_contract(
         ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")),
         ContractItem("served-model-name", [served_name], effective.get("served_model_names")),
     ]
+    if not isinstance(wanted_limits, Mapping) or wanted_limits.get("image") != 0:
+        items.append(ContractItem("pillow", f"{PILLOW_FLOOR} or newer", effective.get("pillow")))
     if isinstance(wanted_limits, Mapping):
         items += [ContractItem(f"{kind} limit", count, limits.get(kind)) for kind, count in wanted_limits.items()]
     items += [

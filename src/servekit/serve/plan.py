@@ -1,6 +1,7 @@
 """Everything `servekit serve` will do, decided before anything is done: argv, environment, addresses, deadlines."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,7 +191,7 @@ def build_plan(
             *render(arguments),
         ),
         environment=_environment(settings, target, local=demo or Path(model).is_dir(), environ=environ)
-        | guard_environment(run_dir(settings) / CONFIG_FILE_NAME),
+        | guard_environment(run_dir(settings) / CONFIG_FILE_NAME, find_engine_patches(settings)),
         host=settings.host,
         port=settings.port,
         observe_host=settings.observe_host,
@@ -218,6 +219,18 @@ def engine_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]
     if "VLLM_PLUGINS" in kept:  # the operator's choice would leave servekit's own out
         given["VLLM_PLUGINS"] = f"{kept['VLLM_PLUGINS']},{PLUGIN}"
     return given
+
+
+def find_engine_patches(settings: Settings) -> Path | None:
+    """Return the folder of packages that go before the engine's own: the one set, or the one beside the engine."""
+    if settings.engine_patches is not None:
+        return settings.engine_patches.absolute()
+    program = shutil.which(settings.engine)
+    if program is None:
+        return None
+    environment = Path(program).absolute().parents[1]  # as .venv-engine is of .venv-engine/bin/vllm
+    beside = environment.with_name(f"{environment.name}-patches")
+    return beside if beside.is_dir() else None
 
 
 def run_dir(settings: Settings) -> Path:

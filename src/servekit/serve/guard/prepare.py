@@ -57,6 +57,8 @@ class GuardSettings:
     settle_s: float = Rules.settle_s
     """See `Plan.settle_s`."""
     max_write_s: float = Rules.max_write_s
+    engine_patches: Path | None = None
+    """The folder of packages that go before the engine's own."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
     make_flight_file(flight_file, settings.max_in_flight)
     return Guard(
         argv=guard_arguments(settings.media_domains),
-        environment=MappingProxyType(guard_environment(config_path)),
+        environment=MappingProxyType(guard_environment(config_path, settings.engine_patches)),
         config_path=config_path,
         key_file=key_file,
         key_generated=generated,
@@ -124,10 +126,11 @@ def guard_arguments(media_domains: tuple[str, ...]) -> tuple[str, ...]:
     return ("--middleware", MIDDLEWARE, "--allowed-media-domains", *(media_domains or NO_MEDIA_DOMAINS))
 
 
-def guard_environment(config_path: Path) -> dict[str, str]:
-    """Return the variables the guard is found by; they hold paths, never a secret."""
+def guard_environment(config_path: Path, engine_patches: Path | None = None) -> dict[str, str]:
+    """Return the variables the guard and the engine's newer packages are found by; they hold paths, never a secret."""
+    folders = (INSIDE, engine_patches) if engine_patches else (INSIDE,)
     return {
-        "PYTHONPATH": str(INSIDE),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
         CONFIG_VARIABLE: str(config_path),
         "VLLM_MEDIA_CONNECTOR": CONNECTOR,
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",

@@ -11,6 +11,7 @@ from typing import Any
 from .body.check import check
 from .body.parse import parse
 from .body.problem import Problem
+from .decoded import request_turn
 from .effective import describe, vocabulary_size
 from .errors import passed_on
 from .flight import REQUEST_ID, Flights
@@ -162,7 +163,7 @@ class Gate:
             scope[CHECKED_BODY] = fields = self._checked(chunks, route, scope)
             flight.record(slot.reserved_bytes, fields)
             self._counts[route.path, "allowed"] += 1
-            with self.passage.follow():
+            with self.passage.follow(), request_turn():
                 await self._app(scope, replay(chunks, receive), send)
 
     def _checked(self, chunks: list[bytes], route: Route, scope: Scope) -> dict[str, Any]:
