@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from servekit.profile import Value
+from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 GEMMA4_BACKEND = "TRITON_ATTN"
 """vLLM 0.20.2 forces this backend on Gemma 4, whose layers differ in head size: others corrupt its output."""
@@ -47,6 +47,9 @@ def compare_contract(
         ContractItem("quantization", arguments.get("quantization"), effective.get("quantization")),
         ContractItem("max-num-seqs", arguments.get("max-num-seqs"), effective.get("max_num_seqs")),
         ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")),
+        ContractItem(
+            "structured-outputs-config.backend", STRUCTURED_OUTPUTS_BACKEND, effective.get("structured_outputs_backend")
+        ),
         ContractItem("served-model-name", [served_name], effective.get("served_model_names")),
     ]
     if isinstance(wanted_limits, Mapping):

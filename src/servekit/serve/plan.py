@@ -42,6 +42,7 @@ _CPU_ENVIRONMENT = {
     # With enforce-eager nothing is compiled; without dynamo no C++ compiler is looked for either.
     "TORCHDYNAMO_DISABLE": "1",
 }
+_STRUCTURED = "structured-outputs-config"
 _SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -172,9 +173,9 @@ def build_plan(
             *("--shutdown-timeout", str(settings.drain_s)),
             # servekit asks these every second; a line for each answer would bury the rest.
             *("--disable-access-log-for-endpoints", f"/health,/metrics,{EFFECTIVE_PATH},{COUNTERS_PATH}"),
-            *guard_arguments(settings.media_domains),
+            *guard_arguments(settings.media_domains, arguments.get(_STRUCTURED)),
             *(certificate.arguments if certificate else ()),
-            *render(arguments),
+            *render({key: value for key, value in arguments.items() if key != _STRUCTURED}),
         ),
         environment=_environment(settings, target, local=demo or Path(model).is_dir(), environ=environ)
         | guard_environment(run_dir(settings) / CONFIG_FILE_NAME),

@@ -74,6 +74,7 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
+        self._structured_outputs = frozenset(rules.structured_outputs)
         self._vocabulary_size: int | None = None
         """Of the running model; asked once, for it does not change."""
         self.passage = Passage()
@@ -146,7 +147,9 @@ class Gate:
             chunks = await self._intake.read(slot, scope, receive)
             if self._vocabulary_size is None:
                 self._vocabulary_size = vocabulary_size(scope)
-            refusal = objection(b"".join(chunks), self._vocabulary_size, self._rules.max_sequences)
+            refusal = objection(
+                b"".join(chunks), self._vocabulary_size, self._rules.max_sequences, self._structured_outputs
+            )
             if refusal is not None:
                 raise RefusedError(refusal)
             self._counts[route.path, "allowed"] += 1

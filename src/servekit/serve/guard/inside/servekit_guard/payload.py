@@ -7,6 +7,7 @@ The body is parsed with the parser FastAPI uses, so an escaped or doubled key is
 import json
 from typing import Any
 
+from .body.structured import check_structured
 from .refusals import Refusal, harmful
 
 REFUSED_FIELDS = ("mm_processor_kwargs", "media_io_kwargs", "truncate_prompt_tokens")
@@ -22,15 +23,23 @@ SMALL_BODY_BYTES = 65_536
 MANY_STRINGS = 2_000
 """A body with more strings than this is not searched but parsed: then parsing is what costs less."""
 
-_NAMES = frozenset(name.encode() for name in (*REFUSED_FIELDS, *SEQUENCE_FIELDS, TOKEN_FIELD, PROMPT_FIELD))
+GRAMMAR_FIELDS = ("structured_outputs", "response_format", "text", "tools")
+"""Where a grammar comes in: see body/structured.py."""
+
+_NAMES = frozenset(
+    name.encode() for name in (*REFUSED_FIELDS, *SEQUENCE_FIELDS, *GRAMMAR_FIELDS, TOKEN_FIELD, PROMPT_FIELD)
+)
 _LONGEST_NAME = max(map(len, _NAMES))
 
 
-def objection(body: bytes, vocabulary_size: int | None, max_sequences: int) -> Refusal | None:
+def objection(
+    body: bytes, vocabulary_size: int | None, max_sequences: int, structured: frozenset[str] = frozenset()
+) -> Refusal | None:
     """Return why this body must not reach the engine, or None.
 
     vocabulary_size: of the model; None when unknown, then no stop token id is let through.
     max_sequences: how many sequences one request may start: prompts times `n`.
+    structured: the kinds of structured output that the operator has opened.
     """
     if len(body) > SMALL_BODY_BYTES and not _may_name_a_field(body):
         return None
@@ -45,6 +54,7 @@ def objection(body: bytes, vocabulary_size: int | None, max_sequences: int) -> R
         or _sequences_objection(fields, max_sequences)
         or _token_objection(fields, vocabulary_size)
         or _number_objection(fields)
+        or _structured_objection(fields, structured)
     )
 
 
@@ -109,6 +119,11 @@ def _token_objection(fields: dict[str, Any], vocabulary_size: int | None) -> Ref
     if isinstance(token_ids, list) and all(type(token) is int and 0 <= token < known for token in token_ids):
         return None
     return harmful(TOKEN_FIELD, f"{TOKEN_FIELD} must be a list of token ids from 0 to {known - 1}.")
+
+
+def _structured_objection(fields: dict[str, Any], structured: frozenset[str]) -> Refusal | None:
+    problem = check_structured(fields, structured)
+    return harmful(*problem) if problem else None
 
 
 def _number_objection(fields: dict[str, Any]) -> Refusal | None:

@@ -54,7 +54,8 @@ def _step(pattern: str, place: int) -> tuple[int, int | None]:
     character = pattern[place]
     if character == "\\":
         heavy = pattern[place + 1 : place + 2] in ("p", "P")
-        closing = pattern.find("}", place) + 1 if pattern[place + 2 : place + 3] == "{" else 0
+        named = pattern[place + 1 : place + 3] in ("p{", "P{", "x{", "u{", "U{")
+        closing = pattern.find("}", place) + 1 if named else 0
         return max(closing, place + 2), HEAVY_CLASS if heavy else 1
     if character == "[" and (found := _CLASS.match(pattern, place)):
         text = found.group()

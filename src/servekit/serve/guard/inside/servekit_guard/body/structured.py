@@ -35,21 +35,26 @@ def check_structured(fields: dict[str, Any], allowed: frozenset[str]) -> Problem
     fields: the JSON body of any route. allowed: the kinds of EXTRA_KINDS that the operator has opened.
     """
     try:
-        found = [*_params(fields.get(_FIELD)), *_response_format(fields), *_text_format(fields.get("text"))]
-        if len(found) > 1:
-            raise _RefusedError(found[0][0], "one structured output constraint at a time: take the others out.")
-        meter = SchemaMeter()
-        for where, kind, value in (*found, *_forced_tools(fields)):
-            if kind in EXTRA_KINDS and kind not in allowed:
-                raise _RefusedError(where, f"{kind} is not open on this server (setting SERVEKIT_STRUCTURED_OUTPUTS).")
-            _CHECKS[kind](where, value, meter)
-        sequences = _sequences(fields)
-        if meter.weight > 1 and sequences > 1 and meter.weight * sequences > MAX_WEIGHT:
-            message = f"too large for {sequences} sequences: {meter.weight} units each, {MAX_WEIGHT:,} in all at most."
-            raise _RefusedError(found[0][0] if found else "tools", message)
+        _check(fields, allowed)
     except _RefusedError as error:
         return error.problem
     return None
+
+
+def _check(fields: dict[str, Any], allowed: frozenset[str]) -> None:
+    """Raise _RefusedError for the first thing that is wrong."""
+    found = [*_params(fields.get(_FIELD)), *_response_format(fields), *_text_format(fields.get("text"))]
+    if len(found) > 1:
+        raise _RefusedError(found[0][0], "one structured output constraint at a time: take the others out.")
+    meter = SchemaMeter()
+    for where, kind, value in (*found, *_forced_tools(fields)):
+        if kind in EXTRA_KINDS and kind not in allowed:
+            raise _RefusedError(where, f"{kind} is not open on this server (setting SERVEKIT_STRUCTURED_OUTPUTS).")
+        _CHECKS[kind](where, value, meter)
+    sequences = _sequences(fields)
+    if meter.weight > 1 and sequences > 1 and meter.weight * sequences > MAX_WEIGHT:
+        message = f"too large for {sequences} sequences: {meter.weight} units each, {MAX_WEIGHT:,} in all at most."
+        raise _RefusedError(found[0][0] if found else "tools", message)
 
 
 class _RefusedError(Exception):
@@ -181,18 +186,18 @@ def _check_structural_tag(where: str, value: Any, meter: SchemaMeter) -> None:
         except (ValueError, RecursionError):
             value = None
     structures, triggers = (value.get("structures"), value.get("triggers")) if isinstance(value, dict) else (None, None)
-    if not _has_entries(structures) or not _has_entries(triggers):
+    if not isinstance(structures, list) or not isinstance(triggers, list):
+        structures, triggers = [], []
+    if not 0 < len(structures) <= MAX_TAGS or not 0 < len(triggers) <= MAX_TAGS:
         raise _RefusedError(where, f"must have structures and triggers, at most {MAX_TAGS} of each.")
     for number, each in enumerate((*structures, *triggers)):
         tag: Mapping[str, Any] = each if isinstance(each, dict) else {"begin": each, "end": "", "schema": {}}
         texts = (tag.get("begin"), tag.get("end"))
         if not texts[0] or not all(isinstance(text, str) and len(text) <= MAX_CHOICE_CHARACTERS for text in texts):
-            raise _RefusedError(where, f"entry {number} must have begin and end, texts of {MAX_CHOICE_CHARACTERS:,} at most.")
+            raise _RefusedError(
+                where, f"entry {number} must have begin and end, texts of {MAX_CHOICE_CHARACTERS:,} at most."
+            )
         _check_schema(f"{where}.structures[{number}].schema", tag.get("schema"), meter)
-
-
-def _has_entries(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= MAX_TAGS
 
 
 def _sequences(fields: dict[str, Any]) -> int:
@@ -200,7 +205,9 @@ def _sequences(fields: dict[str, Any]) -> int:
     prompt = fields.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt) else 1
     counts = [fields.get(name) for name in ("n", "best_of")]
-    most = max((int(count) for count in counts if isinstance(count, (int, float)) and 1 < count < MAX_WEIGHT), default=1)
+    most = max(
+        (int(count) for count in counts if isinstance(count, (int, float)) and 1 < count < MAX_WEIGHT), default=1
+    )
     return prompts * most
 
 
