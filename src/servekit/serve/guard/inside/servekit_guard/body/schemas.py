@@ -7,54 +7,23 @@ third of a second at one token. Each bound is what keeps one of these far away; 
 
 import json
 import math
-from collections import Counter
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
 
+from .bounds import BOUNDS
+from .graph import SchemaGraph, list_of
 from .patterns import pattern_size
 
 Problem = tuple[str | None, str]
 """The field's name (None: the body as a whole) and what is wrong with it."""
 
-BOUNDS = MappingProxyType(
-    {
-        "bytes": 131_072,
-        "levels of nesting": 64,
-        "objects": 1_000,
-        "list entries": 2_000,
-        "characters in one name or value": 1_000,
-        "characters in one pattern": 512,
-        "atoms in all patterns": 4_096,
-        "patterns, formats and numeric ranges": 128,
-        "optional properties in one object": 450,
-        "pattern properties": 16,
-        "items counted by minItems and maxItems": 2_000,
-        "minLength or maxLength": 100_000,
-        "minProperties or maxProperties": 1_000,
-        "least common multiple of multipleOf": 500,
-        "alternatives multiplied by allOf and siblings": 64,
-        "schemas that lead into each other": 240,
-        "units of weight": 2_000,
-    }
-)
-"""The most of each in all schemas of one request, repetitions in patterns written out."""
-
-PATTERN_ALTERNATIVES = 8
-"""What a pattern counts for where it is intersected; an enum counts for the square root of twice its length."""
-
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _NOTES = frozenset({"title", "description", "$comment", "default", "examples"})
-_IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "enum", "const"})
-_INTERSECTED = frozenset(
-    {"properties", "patternProperties", "additionalProperties", "items", "prefixItems", "required"}
-)
-_MULTIPLIED = "alternatives multiplied by allOf and siblings"
 _RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_TOO_LONG_A_WAY = f"more than {BOUNDS['schemas that lead into each other']} schemas lead into each other."
+_REFERENCE = re.compile("#(/[^/]+)*")
 _INT64 = 2**63
 
 
@@ -81,7 +50,7 @@ class SchemaMeter:
             self.add("bytes", len(json.dumps(schema, ensure_ascii=False).encode()))
         except UnicodeEncodeError:
             return where, f"{where}: the schema has half of a surrogate pair in it."
-        graph = _Graph(schema)
+        graph = SchemaGraph(schema)
         problem = self._over("bytes") or graph.problem()
         self.add("units of weight", graph.weight)
         if not problem and self.weight > BOUNDS["units of weight"]:
@@ -112,8 +81,15 @@ class SchemaMeter:
                 self.add("objects", key not in _MAPS or literal)
                 yield from self._broken("objects")
                 yield from self._names(value)
-                if not literal and key not in _MAPS:
-                    yield from self._keywords(value)
+                # In data and in maps of names too: a $ref may point at them, and makes schemas of them.
+                yield from self._keywords(value)
+                if (
+                    level > 1
+                    and key not in _NOTES
+                    and not literal
+                    and isinstance(value.get("$id", value.get("id")), str)
+                ):
+                    yield "", "$id is accepted at the top of a schema only: it changes what a $ref means."
                 inside_map = key in _MAPS and not literal
                 todo += [(each, level + 1, "" if inside_map else name, literal) for name, each in value.items()]
             elif isinstance(value, list):
@@ -140,7 +116,7 @@ class SchemaMeter:
         if "x-guidance" in schema:
             yield "", "x-guidance is not accepted by this server."
         reference = schema.get("$ref")
-        if isinstance(reference, str) and reference != "#" and not reference.startswith("#/"):
+        if isinstance(reference, str) and not _REFERENCE.fullmatch(reference):
             yield "", "a $ref must point into the same schema, as in '#/$defs/NAME'."
         patterns = schema.get("patternProperties")
         names = list(patterns) if isinstance(patterns, dict) else []
@@ -151,9 +127,12 @@ class SchemaMeter:
         ranges = any(isinstance(schema.get(name), (int, float)) for name in _RANGES)
         self.add("patterns, formats and numeric ranges", len(names) + isinstance(schema.get("format"), str) + ranges)
         yield from self._broken("patterns, formats and numeric ranges")
-        properties, required = schema.get("properties"), _list(schema, "required")
-        optional = len(properties) - len(required) if isinstance(properties, dict) else 0
-        if optional > BOUNDS["optional properties in one object"]:
+        properties = schema.get("properties")
+        required = {name for name in list_of(schema, "required") if isinstance(name, str)}
+        if (
+            isinstance(properties, dict)
+            and len(properties.keys() - required) > BOUNDS["optional properties in one object"]
+        ):
             yield "optional properties in one object", None
         for pattern in names:
             yield from self.pattern(pattern)
@@ -190,120 +169,6 @@ class SchemaMeter:
             if self.multiple * 10 ** _places(self.multiple) <= BOUNDS[name]:
                 return
         yield name, f"the least common multiple of all multipleOf, without its point, must be at most {BOUNDS[name]:,}."
-
-
-class _Graph:
-    """A schema with its references followed: what leads back to itself, and what llguidance multiplies."""
-
-    def __init__(self, root: dict[str, Any]) -> None:
-        self._root = root
-        self._most: dict[int, tuple[int, int]] = {}
-        """By a schema's identity: the most alternatives anywhere in it, and its size; 1 while it is being looked at."""
-        self.weight = 0
-        """What intersecting adds to the schema's weight."""
-
-    def problem(self) -> str | None:
-        """Return what is wrong, or None."""
-        try:
-            self._alternatives(self._root, 1)
-        except _BrokenError as error:
-            return str(error)
-        except RecursionError:
-            return _TOO_LONG_A_WAY
-        return "a $ref leads back to itself without a property or an item in between." if self._loops() else None
-
-    def _alternatives(self, schema: Any, level: int) -> tuple[int, int]:
-        """Return the most alternatives that one place in `schema` has, and its size; raise _BrokenError.
-
-        Intersecting (llguidance's parser/src/json/schema.rs, `intersect`) makes one schema of each pair, and so it
-        goes on below, property by property; hence the most of all places and not those of the same one.
-        """
-        if level > BOUNDS["schemas that lead into each other"]:
-            raise _BrokenError(_TOO_LONG_A_WAY)
-        if isinstance(schema, list):
-            found = [self._alternatives(each, level + 1) for each in schema]
-            return max([most for most, _ in found], default=1), _capped(sum([size for _, size in found]))
-        if not isinstance(schema, dict):
-            return 1, 0
-        if id(schema) not in self._most:
-            self._most[id(schema)] = 1, 1
-            self._most[id(schema)] = self._multiplied(schema, level + 1)
-        return self._most[id(schema)]
-
-    def _multiplied(self, schema: dict[str, Any], level: int) -> tuple[int, int]:
-        found = [self._alternatives(each, level) for each in _list(schema, "allOf")]
-        for name in ("anyOf", "oneOf"):
-            options = [self._alternatives(each, level) for each in _list(schema, name)]
-            found += [(sum([most for most, _ in options]), sum([size for _, size in options]))] if options else []
-        if values := _list(schema, "enum"):
-            found.append((math.isqrt(2 * len(values)), len(values)))
-        if isinstance(target := self._target(schema), dict):
-            found.append(self._alternatives(target, level))
-        below = [self._alternatives(each, level) for name, each in schema.items() if name not in _IN_PLACE]
-        if any(isinstance(schema.get(name), str) for name in ("pattern", "format")):
-            found.append((PATTERN_ALTERNATIVES, 1))
-        if (found and schema.keys() & _INTERSECTED) or not found:
-            found.append((max([most for most, _ in below], default=1), 1 + sum([size for _, size in below])))
-        product, size = math.prod([most for most, _ in found]), _capped(sum([size for _, size in found]))
-        if len([most for most, _ in found if most > 1]) > 1 and product > BOUNDS[_MULTIPLIED]:
-            message = "allOf, anyOf, enum, pattern or $ref, one beside the other, make more than"
-            raise _BrokenError(f"{message} {BOUNDS[_MULTIPLIED]} alternatives of the schema.")
-        if len(found) > 1:
-            self.weight = _capped(self.weight + product * size // 5)
-        return product, size
-
-    def _loops(self) -> bool:
-        """Tell whether schemas hold each other in place: such a grammar has no beginning."""
-        found: dict[int, dict[str, Any]] = {}
-        todo: list[Any] = [self._root]
-        while todo:
-            each = todo.pop()
-            todo += each if isinstance(each, list) else each.values() if isinstance(each, dict) else ()
-            if isinstance(each, dict):
-                found[id(each)] = each
-        held = {number: self._held(each) & found.keys() for number, each in found.items()}
-        holders = Counter(number for each in held.values() for number in each)
-        free = [number for number in found if not holders[number]]
-        for number in free:
-            for below in held[number]:
-                holders[below] -= 1
-                if not holders[below]:
-                    free.append(below)
-        return len(free) < len(found)
-
-    def _held(self, schema: dict[str, Any]) -> set[int]:
-        options = [each for name in ("allOf", "anyOf", "oneOf") for each in _list(schema, name)]
-        return {id(each) for each in (*options, self._target(schema))}
-
-    def _target(self, schema: dict[str, Any]) -> Any:
-        """Return what the schema's `$ref` points at (RFC 6901); None where there is none."""
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
-            return None
-        value: Any = self._root
-        for escaped in reference[2:].split("/") if len(reference) > len("#/") else ():
-            name = unquote(escaped).replace("~1", "/").replace("~0", "~")
-            if isinstance(value, dict):
-                value = value.get(name)
-            elif isinstance(value, list) and name.isascii() and name.isdigit():
-                value = value[int(name[:9])] if int(name[:9]) < len(value) else None
-            else:
-                return None
-        return value
-
-
-class _BrokenError(Exception):
-    """A bound is broken; the text says which."""
-
-
-def _capped(number: int) -> int:
-    """Return `number`, or what is more than any bound: shared definitions make sizes that grow without end."""
-    return min(number, 10**6)
-
-
-def _list(schema: dict[str, Any], name: str) -> list[Any]:
-    value = schema.get(name)
-    return value if isinstance(value, list) else []
 
 
 def _largest(schema: dict[str, Any], names: tuple[str, ...]) -> float:

@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .bounds import BOUNDS
 from .patterns import repetitions
-from .schemas import BOUNDS, Problem, SchemaMeter
+from .schemas import Problem, SchemaMeter
 
 EXTRA_KINDS = ("regex", "grammar", "structural_tag")
 """Refused unless the operator's setting names them."""
