@@ -90,6 +90,7 @@ def guard_settings(plan: Plan, settings: Settings) -> GuardSettings:
         host=settings.host,
         max_body_bytes=settings.max_body_mib * _MIB,
         media_domains=settings.media_domains,
+        structured_outputs=settings.structured_outputs,
         settle_s=plan.settle_s,
         engine_patches=find_engine_patches(settings),
     )

@@ -98,6 +98,11 @@ class Settings(BaseModel):
         description="Names of variables that reach the engine although servekit withholds them (docs/security.md), "
         "comma-separated: LD_PRELOAD for another allocator.",
     )
+    structured_outputs: Names = Field(
+        (),
+        description="Kinds of structured output to open besides JSON and choices, comma-separated: regex, grammar, "
+        "structural_tag. Default: none.",
+    )
     start_s: float = Field(1800, gt=0, description="Seconds the engine may take from its start until it is ready.")
     drain_s: int = Field(60, ge=0, le=3600, description="Seconds running requests may take to finish after SIGTERM.")
     hang_s: float = Field(

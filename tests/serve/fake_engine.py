@@ -225,6 +225,7 @@ class Handler(BaseHTTPRequestHandler):
                 "quantization": "compressed-tensors",
                 "max_num_seqs": 1024,
                 "attention_backend": "TRITON_ATTN",
+                "structured_outputs_backend": "guidance",
                 "served_model_names": [options.served_model_name],
                 "limit_mm_per_prompt": {"image": 3, "audio": 0, "video": 0},
                 "pillow": "13.0.0",

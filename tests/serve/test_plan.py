@@ -69,6 +69,19 @@ def test_cuda_renders_the_card(plan: MakePlan) -> None:
     assert "VLLM_CPU_KVCACHE_SPACE" not in made.environment
 
 
+def test_the_structured_output_backend_is_fixed(plan: MakePlan, tmp_path: Path, root: Path) -> None:
+    """vLLM gets one structured output backend in one argument, with what else the profile says of it."""
+    made = plan(Target.CUDA)
+    assert made.argv[made.argv.index("--structured-outputs-config") + 1] == '{"backend": "guidance"}'
+    file = tmp_path / "p.yaml"
+    text = "structured-outputs-config:\n  disable_any_whitespace: true\n"
+    file.write_text((root / "vllm_config.yaml").read_text() + text)
+    made = plan(Target.CUDA, file=str(file))
+    assert made.argv.count("--structured-outputs-config") == 1
+    config = json.loads(made.argv[made.argv.index("--structured-outputs-config") + 1])
+    assert config == {"disable_any_whitespace": True, "backend": "guidance"}
+
+
 def test_cpu_deviates_by_name_and_starts_fast(plan: MakePlan) -> None:
     """On the CPU the cache type is a named deviation, and what makes the start quick is listed."""
     made = plan(Target.CPU)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from servekit.preflight.patches import PILLOW_FLOOR, is_recent_pillow
-from servekit.profile import Value
+from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 GEMMA4_BACKEND = "TRITON_ATTN"
 """vLLM 0.20.2 forces this backend on Gemma 4, whose layers differ in head size: others corrupt its output."""
@@ -64,6 +64,9 @@ def compare_contract(
         ContractItem("quantization", arguments.get("quantization"), effective.get("quantization")),
         ContractItem("max-num-seqs", arguments.get("max-num-seqs"), effective.get("max_num_seqs")),
         ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")),
+        ContractItem(
+            "structured-outputs-config.backend", STRUCTURED_OUTPUTS_BACKEND, effective.get("structured_outputs_backend")
+        ),
         ContractItem("served-model-name", [served_name], effective.get("served_model_names")),
     ]
     if not isinstance(wanted_limits, Mapping) or wanted_limits.get("image") != 0:

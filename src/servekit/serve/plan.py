@@ -50,6 +50,7 @@ _CUDA_ENVIRONMENT = {
     # them while free memory is not in pieces: 1,000 rows with logprobs ended an engine with an L4's memory without it.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
+_STRUCTURED = "structured-outputs-config"
 _SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -186,9 +187,9 @@ def build_plan(
             *("--shutdown-timeout", str(settings.drain_s)),
             # servekit asks these every second; a line for each answer would bury the rest.
             *("--disable-access-log-for-endpoints", f"/health,/metrics,{EFFECTIVE_PATH},{COUNTERS_PATH}"),
-            *guard_arguments(settings.media_domains),
+            *guard_arguments(settings.media_domains, arguments.get(_STRUCTURED)),
             *(certificate.arguments if certificate else ()),
-            *render(arguments),
+            *render({key: value for key, value in arguments.items() if key != _STRUCTURED}),
         ),
         environment=_environment(settings, target, local=demo or Path(model).is_dir(), environ=environ)
         | guard_environment(run_dir(settings) / CONFIG_FILE_NAME, find_engine_patches(settings)),

@@ -30,6 +30,7 @@ FIELDS = {
     "async_scheduling": "scheduler_config.async_scheduling",
     "encoder_cache_size": "scheduler_config.encoder_cache_size",
     "attention_backend": "attention_config.backend",
+    "structured_outputs_backend": "structured_outputs_config.backend",
     "tensor_parallel_size": "parallel_config.tensor_parallel_size",
     "data_parallel_size": "parallel_config.data_parallel_size",
     "api_server_count": "parallel_config._api_process_count",

@@ -84,6 +84,7 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
+        self._structured_outputs = frozenset(rules.structured_outputs)
         self._vocabulary_size: int | None = None
         """Of the running model; asked once, for it does not change."""
         self.passage = Passage()
@@ -173,7 +174,7 @@ class Gate:
         fields = parse(b"".join(chunks))
         if isinstance(fields, Problem):
             raise RefusedError(harmful(*fields))
-        if problem := check(fields, route.path, self._vocabulary_size or 0):
+        if problem := check(fields, route.path, self._vocabulary_size or 0, self._structured_outputs):
             raise RefusedError(harmful(*problem))
         return fields
 
