@@ -35,7 +35,8 @@ FROM engine-${ENGINE} AS servekit-packages
 # hadolint ignore=DL3002
 USER 0:0
 SHELL ["/bin/bash", "-o", "pipefail", "-ec"]
-COPY requirements/uv.txt requirements/build.txt requirements/image.txt /tmp/servekit/requirements/
+COPY requirements/uv.txt requirements/build.txt requirements/image.txt requirements/engine-patches.txt \
+     /tmp/servekit/requirements/
 # An engine's image may come without ensurepip, or without pip.
 RUN { python3 -m venv /tmp/uv \
       && /tmp/uv/bin/pip install -q --no-cache-dir --require-hashes -r /tmp/servekit/requirements/uv.txt; } \
@@ -45,6 +46,13 @@ RUN --mount=type=cache,target=/root/.cache \
     /tmp/uv/bin/uv venv -q --python "$(command -v python3)" /opt/servekit \
  && UV_LINK_MODE=copy VIRTUAL_ENV=/opt/servekit /tmp/uv/bin/uv pip install -q \
       --require-hashes -r /tmp/servekit/requirements/image.txt
+# Newer packages that go before the engine's own, built for the engine's Python: the last line fails where they are not.
+RUN --mount=type=cache,target=/root/.cache \
+    UV_LINK_MODE=copy /tmp/uv/bin/uv pip install -q --python "$(command -v python3)" --target /opt/engine-patches \
+      --no-deps --only-binary :all: --require-hashes -r /tmp/servekit/requirements/engine-patches.txt \
+ && rm -f /opt/engine-patches/.lock \
+ && PYTHONPATH=/opt/engine-patches PYTHONDONTWRITEBYTECODE=1 python3 -c 'import PIL._imaging; print(PIL._imaging.__file__)' \
+  | grep -q ^/opt/engine-patches/
 COPY pyproject.toml README.md LICENSE /tmp/servekit/
 COPY src /tmp/servekit/src
 RUN --mount=type=cache,target=/root/.cache \
@@ -70,6 +78,7 @@ RUN echo "servekit:x:10001:0:servekit:/var/cache/servekit:/usr/sbin/nologin" >>/
  && install -d -o 10001 -g 0 -m 0770 /var/lib/servekit /var/cache/servekit /models \
  && ln -s /opt/servekit/bin/servekit /usr/local/bin/servekit
 COPY --from=servekit-packages /opt/servekit /opt/servekit
+COPY --from=servekit-packages /opt/engine-patches /opt/engine-patches
 COPY vllm_config.yaml /etc/servekit/
 COPY profiles /etc/servekit/profiles
 # HOME and the user's name: libraries of the engine look for a cache folder there, also where the user has no entry.
@@ -79,6 +88,7 @@ ENV HOME=/var/cache/servekit \
     HF_HOME=/models/huggingface \
     PYTHONPYCACHEPREFIX=/var/cache/servekit/bytecode \
     SERVEKIT_TARGET=${ENGINE} \
+    SERVEKIT_ENGINE_PATCHES=/opt/engine-patches \
     SERVEKIT_HOST=0.0.0.0 \
     SERVEKIT_PORT=8000 \
     SERVEKIT_OBSERVE_HOST=0.0.0.0 \

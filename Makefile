@@ -9,7 +9,7 @@ export SERVEKIT_ENGINE ?= $(CURDIR)/$(ENGINE)
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-install:  ## servekit into .venv, vLLM 0.20.2 for the CPU into .venv-engine
+install:  ## servekit into .venv, vLLM 0.20.2 for the CPU into .venv-engine and .venv-engine-patches
 	@scripts/install.sh base engine
 
 serve: install  ## serve the embedded demo checkpoint on the CPU (ARGS="--port 8001" and the like)
@@ -70,14 +70,9 @@ killers:  ## show that each rule of the guard is needed: a start of the engine w
 	@scripts/install.sh dev engine
 	$(BIN)/python -m benchmarks.killers $(ARGS)
 
-fuzz:  ## a million inputs to the guard alone, then 20,000 requests to the real engine with each of two vocabularies
-	@scripts/install.sh dev engine
-	$(BIN)/python -m benchmarks.fuzz_guard
-	$(BIN)/python -m benchmarks.fuzz_engine
-	$(BIN)/python -m benchmarks.fuzz_engine --wide
-
-sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, and the CPU engine
+sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, its newer packages for the engine, the CPU engine
 	@scripts/install.sh dev
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py requirements requirements/image.txt --output-reproducible --of JSON -o dist/servekit.cdx.json
+	$(BIN)/cyclonedx-py requirements requirements/engine-patches.txt --output-reproducible --of JSON -o dist/engine-patches.cdx.json
 	$(BIN)/cyclonedx-py requirements requirements/engine-cpu.txt --output-reproducible --of JSON -o dist/engine-cpu.cdx.json

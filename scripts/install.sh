@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Install what servekit needs into two virtual environments beside this folder.
+# Install what servekit needs into two virtual environments in this folder, and one folder of packages.
 # usage: scripts/install.sh [base|dev] [engine] [tools] [servers]
 #   base    .venv with servekit          dev  the same with the tests' and linters' packages
-#   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes)
+#   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes), .venv-engine-patches with newer packages
+#           that servekit puts before the engine's own
 #   tools   the programs that tests call: curl, openssl, Chromium
 #   servers Caddy and Prometheus, which the tests start themselves: for CI; without them those tests are skipped and say
 #           so. Their packages start a service on a common port at once and at every boot: a fresh one is switched off.
@@ -15,7 +16,10 @@ main() {
   for part in "$@"; do
     case $part in
       base | dev) servekit_environment "$part" ;;
-      engine) engine_environment ;;
+      engine)
+        engine_environment
+        engine_patches
+        ;;
       tools) programs curl openssl chromium chromedriver:chromium-driver ;;
       servers) server caddy && server prometheus ;;
       *) echo "install.sh: unknown part '$part' (base, dev, engine, tools, servers)" >&2; exit 2 ;;
@@ -46,6 +50,18 @@ engine_environment() {
   .venv/bin/uv pip install --python .venv-engine/bin/python --no-deps --require-hashes -r requirements/engine-cpu.txt
   .venv/bin/uv pip install -q --python .venv-engine/bin/python --no-deps --build-constraints requirements/build.txt ./engines/cpu
   echo "$stamp" >.venv-engine/.done
+}
+
+# A new folder each time: --target would leave files of the versions before.
+engine_patches() {
+  local stamp
+  stamp=$(stamp_of requirements/engine-patches.txt)
+  [ "$(cat .venv-engine-patches/.done 2>/dev/null)" = "$stamp" ] && return
+  installer
+  say "newer packages for the engine into .venv-engine-patches"
+  rm -rf .venv-engine-patches
+  .venv/bin/uv pip install -q --python .venv-engine/bin/python --target .venv-engine-patches --no-deps --require-hashes -r requirements/engine-patches.txt
+  echo "$stamp" >.venv-engine-patches/.done
 }
 
 # .venv with uv in it, and Debian's python3-venv before that where it is missing.

@@ -19,6 +19,8 @@ from typing import Any
 from benchmarks.gpu.card import GIB, read_card
 from benchmarks.gpu.endpoint import Endpoint, Served, get
 from servekit.serve.guard import MIDDLEWARE
+from servekit.serve.plan import find_engine_patches
+from servekit.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("start", "load", "load-bare-first", "baseline", "stops", "memory", "memory-bare")
@@ -98,7 +100,10 @@ class Setting:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
         if timed:
             kept["PYTHONPATH"] = os.pathsep.join((str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])))
+        engine = Settings(engine=self.options.engine)  # whose folder of newer packages goes before a wrapper's as well
+        patches = os.environ.get("SERVEKIT_ENGINE_PATCHES") or find_engine_patches(engine) or ""
         return kept | {
+            "SERVEKIT_ENGINE_PATCHES": str(patches),
             "SERVEKIT_ENGINE": self._engine_with_stopwatch() if timed else self.options.engine,
             "SERVEKIT_CACHE_DIR": str(self.options.cache),
             "SERVEKIT_STATE_DIR": str(self.options.state),

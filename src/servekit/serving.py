@@ -24,7 +24,7 @@ from servekit.serve.guard import (
     prepare_guard,
     read_flights,
 )
-from servekit.serve.plan import Plan, engine_environment, run_dir
+from servekit.serve.plan import Plan, engine_environment, find_engine_patches, run_dir
 from servekit.serve.probe import EngineClient
 from servekit.serve.status import Board, Phase, State
 from servekit.serve.supervisor import Supervisor
@@ -90,7 +90,9 @@ def guard_settings(plan: Plan, settings: Settings) -> GuardSettings:
         host=settings.host,
         max_body_bytes=settings.max_body_mib * _MIB,
         media_domains=settings.media_domains,
+        structured_outputs=settings.structured_outputs,
         settle_s=plan.settle_s,
+        engine_patches=find_engine_patches(settings),
     )
 
 
@@ -103,6 +105,7 @@ def start_of(plan: Plan, settings: Settings) -> Start:
         addresses={"--port": (plan.host, plan.port)},
         cache_dir=settings.cache_dir,
         engine=plan.argv[0],
+        engine_patches=find_engine_patches(settings),
         kv_space_gib=int(plan.environment.get("VLLM_CPU_KVCACHE_SPACE", "1")),
     )
 

@@ -66,6 +66,11 @@ class Settings(BaseModel):
     engine: str = Field(
         "vllm", description="The engine's program: vLLM 0.20.2's `vllm`, by name on the PATH or by path."
     )
+    engine_patches: UserPath | None = Field(
+        None,
+        description="Folder of newer packages that go before the engine's own, for their security fixes. Default: the "
+        "one beside the engine's environment with `-patches` after its name, where there is one.",
+    )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
     port: Port = Field(8000, description="Port of the endpoint.")
     observe_host: str = Field("127.0.0.1", description="Address servekit's own server listens on.")
@@ -92,6 +97,11 @@ class Settings(BaseModel):
         (),
         description="Names of variables that reach the engine although servekit withholds them (docs/security.md), "
         "comma-separated: LD_PRELOAD for another allocator.",
+    )
+    structured_outputs: Names = Field(
+        (),
+        description="Kinds of structured output to open besides JSON and choices, comma-separated: regex, grammar, "
+        "structural_tag. Default: none.",
     )
     start_s: float = Field(1800, gt=0, description="Seconds the engine may take from its start until it is ready.")
     drain_s: int = Field(60, ge=0, le=3600, description="Seconds running requests may take to finish after SIGTERM.")

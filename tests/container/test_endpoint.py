@@ -20,7 +20,8 @@ print(status["Uid"].split()[0], status["CapBnd"].strip(), status["NoNewPrivs"].s
 """
 WRITABLE = """
 import os
-for folder in "/ /etc /etc/servekit /opt/servekit /opt/vllm /usr/local/bin /home /root /run/secrets".split():
+folders = "/ /etc /etc/servekit /opt/servekit /opt/engine-patches /opt/vllm /usr/local/bin /home /root /run/secrets"
+for folder in folders.split():
     try:
         open(os.path.join(folder, "a"), "w")
         print("written:", folder)

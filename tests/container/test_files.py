@@ -27,7 +27,9 @@ COMBINATIONS = [
     for overlays in itertools.combinations(OVERLAYS, count)
     for profile in PROFILES
 ]
-FIXED_IN_THE_IMAGE = {"config", "engine", "target", "state_dir", "cache_dir", "tls_cert", "tls_key"}
+FIXED_IN_THE_IMAGE = {
+    *("config", "engine", "engine_patches", "target", "state_dir", "cache_dir", "tls_cert", "tls_key"),
+}
 """Settings that are no business of .env: paths inside the container, and what the image was built for."""
 
 

@@ -8,6 +8,7 @@ import docker
 import pytest
 
 from servekit import __version__
+from servekit.preflight.patches import is_recent_pillow
 from servekit.settings import Settings
 from tests.conftest import ROOT
 from tests.container.conftest import build_image
@@ -32,6 +33,16 @@ def test_engine_has_the_same_packages(client: docker.DockerClient, image: str) -
     )
     assert "vllm==0.20.2+cpu" in before
     assert after == before
+
+
+def test_newer_packages_go_before_the_engines(client: docker.DockerClient, image: str) -> None:
+    """What the engine imports as Pillow is the one of the patches' folder, as servekit starts it."""
+    environment = json.loads(run(client, image, "plan", "--format", "json"))["environment"]
+    program = "import PIL._imaging; print(PIL.__version__, PIL._imaging.__file__)"
+    path = {"PYTHONPATH": environment["PYTHONPATH"]}
+    version, file = run(client, image, "-c", program, entrypoint="/opt/vllm/bin/python", environment=path).split()
+    assert is_recent_pillow(version)
+    assert file.startswith("/opt/engine-patches/")
 
 
 def test_builds_on_a_base_image_of_its_own(client: docker.DockerClient, image: str) -> None:
@@ -66,7 +77,7 @@ def test_nothing_is_left_behind(client: docker.DockerClient, image: str) -> None
     program = (
         "command -v gcc cc g++ clang uv pip; "
         "find /root/.cache /tmp /var/lib/apt/lists /var/cache/servekit /var/lib/servekit /models -mindepth 1; "
-        "find /opt/servekit /opt/vllm /etc/servekit /usr /etc -xdev -writable -not -type l; true"
+        "find /opt/servekit /opt/engine-patches /opt/vllm /etc/servekit /usr /etc -xdev -writable -not -type l; true"
     )
     assert run(client, image, "-c", program, entrypoint="/bin/bash", stderr=False) == ""
 
@@ -90,7 +101,7 @@ def test_bill_of_materials(client: docker.DockerClient, image: str) -> None:
     """`make sbom` lists what really is installed, by name and version."""
     subprocess.run(["make", "-s", "sbom"], cwd=ROOT, check=True, capture_output=True)  # noqa: S607 - as a user does
     listed = set()
-    for part in ("servekit", "engine-cpu"):
+    for part in ("servekit", "engine-patches", "engine-cpu"):
         components = json.loads((ROOT / f"dist/{part}.cdx.json").read_text())["components"]
         listed |= {f"{each['name'].lower()}=={each['version']}" for each in components}
     pythons = ("/opt/servekit/bin/python", "/opt/vllm/bin/python")

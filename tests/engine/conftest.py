@@ -21,6 +21,7 @@ from tests.conftest import ROOT, find_free_port, is_running, mark_folder
 
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"
 SERVEKIT = ("-m", "servekit.cli")
+PATCHES = ROOT / ".venv-engine-patches"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

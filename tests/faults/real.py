@@ -5,7 +5,7 @@ import signal
 
 import urllib3
 
-from tests.engine.conftest import ENGINE, get
+from tests.engine.conftest import ENGINE, PATCHES, get
 from tests.faults.before_start import with_checkpoint
 from tests.faults.fault import BROKEN, DRAINED, NOT_STARTED, Check, Fault
 from tests.faults.launch import MODEL, Launch
@@ -40,7 +40,7 @@ def other_flags(launch: Launch) -> None:
     path = launch.folder / "engine"
     path.write_text(f'#!/bin/sh\nexec {ENGINE} "$@" --max-num-seqs 256 --no-enable-prefix-caching\n')
     path.chmod(0o755)
-    launch.environ["SERVEKIT_ENGINE"] = str(path)
+    launch.environ |= {"SERVEKIT_ENGINE": str(path), "SERVEKIT_ENGINE_PATCHES": str(PATCHES)}
 
 
 def other_shapes(launch: Launch) -> None:

@@ -45,6 +45,7 @@ _LIES: dict[str, dict[str, object]] = {
     "quantization": {"quantization": None},
     "max-num-seqs": {"max_num_seqs": 256},
     "attention-backend": {"attention_backend": "FLASH_ATTN"},
+    "structured-outputs-config.backend": {"structured_outputs_backend": "auto"},
     "served-model-name": {"served_model_names": ["another"]},
     "image limit": {"limit_mm_per_prompt": {"image": 999, "audio": 0, "video": 0}},
     "audio limit": {"limit_mm_per_prompt": {"image": 3, "audio": 999, "video": 0}},

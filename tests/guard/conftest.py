@@ -162,6 +162,7 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         max_in_flight=MAX_IN_FLIGHT,
         max_body_bytes=MAX_BODY_BYTES,
         max_write_s=MAX_WRITE_S,
+        engine_patches=ROOT / ".venv-engine-patches",
     )
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None

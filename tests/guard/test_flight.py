@@ -60,7 +60,7 @@ def test_a_request_stands_in_it_while_it_is_in_flight(file: Path, key_file: Path
     async def main() -> None:
         upstream.hold, upstream.began = asyncio.Event(), asyncio.Event()
         gate = make_gate(upstream, key_file, flight_file=str(file), max_in_flight=SLOTS)
-        asked = asyncio.create_task(ask(gate, make_scope() | {REQUEST_ID: "req-7"}, BODY))
+        asked = asyncio.create_task(ask(gate, make_scope(headers=[(b"x-request-id", b"req-7")]), BODY))
         await asyncio.wait_for(upstream.began.wait(), 5)
         [flight] = read_flights(file)
         assert (flight.request_id, flight.route, flight.body_bytes) == ("req-7", CHAT, len(BODY))

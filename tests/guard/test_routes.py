@@ -45,6 +45,7 @@ def test_nothing_is_missing_from_the_effective_configuration(engine: GuardedEngi
     assert effective["max_num_seqs"] == 32
     assert effective["quantization"] == "compressed-tensors"
     assert effective["attention_backend"] == "TRITON_ATTN"
+    assert effective["structured_outputs_backend"] == "guidance"
     assert effective["served_model_names"] == ["demo"]
     assert effective["media_redirects"] is False
     assert effective["api_server_count"] == 1

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from servekit.errors import ConfigurationError
-from servekit.serve.guard import INSIDE, GuardSettings, default_max_in_flight, is_loopback, prepare_guard
+from servekit.serve.guard import (
+    INSIDE,
+    GuardSettings,
+    default_max_in_flight,
+    guard_arguments,
+    is_loopback,
+    prepare_guard,
+)
 from servekit.serve.guard.inside.servekit_guard.rules import Rules
 from servekit.serve.guard.keys import load_keys
 
@@ -61,13 +68,22 @@ def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardS
 def test_no_media_domain_means_none(settings: GuardSettings, tmp_path: Path) -> None:
     """Without domains vLLM gets a list no URL can match, and follows no redirects either way."""
     guard = prepare_guard(settings, tmp_path / "run")
-    assert guard.argv[2:] == ("--allowed-media-domains", "no domain: data URLs only")
+    assert guard.argv[-2:] == ("--allowed-media-domains", "no domain: data URLs only")
     assert guard.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     assert guard.environment["VLLM_MEDIA_CONNECTOR"] == "servekit"
     domains = ("images.example.org", "cdn.example.org")
     guard = prepare_guard(replace(settings, media_domains=domains), tmp_path / "run")
-    assert guard.argv[2:] == ("--allowed-media-domains", *domains)
+    assert guard.argv[-3:] == ("--allowed-media-domains", *domains)
     assert Rules.read(guard.config_path).media_domains == domains
+
+
+def test_the_structured_output_backend_is_fixed(settings: GuardSettings, tmp_path: Path) -> None:
+    """vLLM gets one backend, beside what the profile says otherwise; the kinds that are open reach the guard."""
+    guard = prepare_guard(replace(settings, structured_outputs=("regex",)), tmp_path / "run")
+    assert guard.argv[2:4] == ("--structured-outputs-config", '{"backend": "guidance"}')
+    assert Rules.read(guard.config_path).structured_outputs == ("regex",)
+    arguments = guard_arguments((), {"disable_any_whitespace": True})
+    assert json.loads(arguments[3]) == {"disable_any_whitespace": True, "backend": "guidance"}
 
 
 def test_an_old_configuration_is_replaced(settings: GuardSettings, tmp_path: Path) -> None:
@@ -99,6 +115,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         max_in_flight=0,
         max_body_bytes=0,
         media_domains=("https://example.org", "*.example.org", "UPPER.example.org", "a b"),
+        structured_outputs=("regexp",),
     )
     with pytest.raises(ConfigurationError) as caught:
         prepare_guard(settings, tmp_path / "run")
@@ -106,6 +123,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         "SERVEKIT_MAX_BODY_MIB",
         "SERVEKIT_MAX_IN_FLIGHT",
         *["SERVEKIT_MEDIA_DOMAINS"] * 4,
+        "SERVEKIT_STRUCTURED_OUTPUTS",
     ]
     assert not (tmp_path / "state").exists()
 

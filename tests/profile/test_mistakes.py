@@ -233,6 +233,20 @@ BROKEN_LINES = [
         "attention-config:\n  backend: FLASH_ATTN",
         f'9: attention-config.backend: {GPU_LIMITS} (got "FLASH_ATTN"); take it out',
     ),
+    (
+        "structured-outputs-config:\n  backend: auto",
+        (
+            "9: structured-outputs-config.backend: servekit bounds every grammar for one backend, guidance "
+            '(got "auto"); write `backend: guidance`, or take it out'
+        ),
+    ),
+    (
+        "structured-outputs-config:\n  disable_any_whitespace: true\n  backend: xgrammar",
+        (
+            "10: structured-outputs-config.backend: servekit bounds every grammar for one backend, guidance "
+            '(got "xgrammar"); write `backend: guidance`, or take it out'
+        ),
+    ),
     ("tensor-parallel-size: 2", f"8: tensor-parallel-size: {ONE_GPU} (got 2); write 1, or take it out"),
     (
         "distributed-executor-backend: ray",

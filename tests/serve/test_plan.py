@@ -8,8 +8,17 @@ import pytest
 
 from servekit.preflight.gpus import GpuSurvey
 from servekit.profile import load_profile
-from servekit.serve.plan import STOP_MARGIN_S, Plan, build_plan, connectable, detect_target, engine_environment
-from servekit.settings import Target, read_settings
+from servekit.serve.guard import INSIDE
+from servekit.serve.plan import (
+    STOP_MARGIN_S,
+    Plan,
+    build_plan,
+    connectable,
+    detect_target,
+    engine_environment,
+    find_engine_patches,
+)
+from servekit.settings import Settings, Target, read_settings
 
 
 @pytest.fixture
@@ -58,6 +67,19 @@ def test_cuda_renders_the_card(plan: MakePlan) -> None:
     assert made.adjustments == ()
     assert "HF_HUB_OFFLINE" not in made.environment
     assert "VLLM_CPU_KVCACHE_SPACE" not in made.environment
+
+
+def test_the_structured_output_backend_is_fixed(plan: MakePlan, tmp_path: Path, root: Path) -> None:
+    """vLLM gets one structured output backend in one argument, with what else the profile says of it."""
+    made = plan(Target.CUDA)
+    assert made.argv[made.argv.index("--structured-outputs-config") + 1] == '{"backend": "guidance"}'
+    file = tmp_path / "p.yaml"
+    text = "structured-outputs-config:\n  disable_any_whitespace: true\n"
+    file.write_text((root / "vllm_config.yaml").read_text() + text)
+    made = plan(Target.CUDA, file=str(file))
+    assert made.argv.count("--structured-outputs-config") == 1
+    config = json.loads(made.argv[made.argv.index("--structured-outputs-config") + 1])
+    assert config == {"disable_any_whitespace": True, "backend": "guidance"}
 
 
 def test_cpu_deviates_by_name_and_starts_fast(plan: MakePlan) -> None:
@@ -165,3 +187,25 @@ def test_target_is_detected() -> None:
 def test_addresses_to_connect_to(host: str, reached: str) -> None:
     """A wildcard address is reached over loopback, IPv6 in brackets."""
     assert connectable(host) == reached
+
+
+def test_newer_packages_go_between_the_guard_and_the_operators(plan: MakePlan, tmp_path: Path) -> None:
+    """The engine imports the guard first, then the newer packages, then what the operator's PYTHONPATH names."""
+    made = plan(Target.CUDA, engine_patches=str(tmp_path))
+    path = engine_environment(made, {"PYTHONPATH": "/mine"})["PYTHONPATH"]
+    assert path.split(":") == [str(INSIDE), str(tmp_path), "/mine"]
+    assert made.environment["PYTHONPATH"].split(":") == [str(INSIDE), str(tmp_path)]
+
+
+def test_newer_packages_are_found_beside_the_engine(tmp_path: Path) -> None:
+    """`make install` puts them beside the engine's environment; a folder that is set goes before; none is no folder."""
+    program = tmp_path / ".venv-engine" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert find_engine_patches(Settings(engine=str(program))) is None
+    beside = tmp_path / ".venv-engine-patches"
+    beside.mkdir()
+    assert find_engine_patches(Settings(engine=str(program))) == beside
+    assert find_engine_patches(Settings(engine=str(program), engine_patches=tmp_path)) == tmp_path
+    assert find_engine_patches(Settings(engine="/nowhere/vllm")) is None

@@ -7,6 +7,7 @@ from typing import Final
 CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "engine-missing": "The engine's program is not there.",
+        "engine-patches": "The folder of newer packages for the engine is not there, or its Pillow is too old.",
         # Where the model is.
         "model-missing": "The model's folder does not exist.",
         "model-name": "The model is neither a folder nor a hub id such as `owner/name`.",

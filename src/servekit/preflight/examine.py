@@ -16,6 +16,7 @@ from servekit.preflight.host import HostFacts, inspect_host
 from servekit.preflight.hub import hub_cache_folder, is_offline
 from servekit.preflight.memory import MemoryPlan, batched_tokens
 from servekit.preflight.memory_report import plan_as_dict
+from servekit.preflight.patches import check_patches
 
 _DOWNLOAD_BYTES = 10_200_000_000
 """What the engine will download of gemma4-E4B-opt: 9.33 GB by its card, with room for the rest."""
@@ -35,6 +36,8 @@ class Start:
     cache_dir: Path
     engine: str = ""
     """The engine's program; empty: not looked for."""
+    engine_patches: Path | None = None
+    """The folder of packages that go before the engine's own."""
     kv_space_gib: int = 1
     """VLLM_CPU_KVCACHE_SPACE, of the CPU engine."""
 
@@ -78,7 +81,7 @@ def examine(
         offline=is_offline(environ),
         target=start.target,
     )
-    findings = [*_check_engine(start.engine), *found]
+    findings = [*_check_engine(start), *found]
     weights = checkpoint.weights(start.arguments, batched_tokens(start.arguments, card)) if checkpoint else None
     host, found = inspect_host(
         start.target,
@@ -106,8 +109,11 @@ def examine(
     return Examination(kept, skipped, checkpoint, host, memory)
 
 
-def _check_engine(program: str) -> list[Finding]:
-    if not program or shutil.which(program):
+def _check_engine(start: Start) -> list[Finding]:
+    program = start.engine
+    if not program:
         return []
+    if shutil.which(program):
+        return check_patches(start.engine_patches)
     remedy = f"install vLLM {ENGINE_VERSION} (for the CPU: make install) and set --engine or SERVEKIT_ENGINE"
     return [error("engine-missing", f"no such program: {program}", subject="--engine", remedy=remedy)]

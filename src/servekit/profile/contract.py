@@ -18,6 +18,10 @@ CONTRACT: Mapping[str, object] = MappingProxyType(
 )
 """What the endpoint promises. Missing or different is an error, unless the key is named as a deviation."""
 
+STRUCTURED_OUTPUTS_BACKEND = "guidance"
+"""The one backend of structured output. With vLLM's `auto` the first request chooses for the engine's life, and a later
+grammar that this one cannot compile ends EngineCore; docs/results.md compares it with xgrammar."""
+
 CLOSED_MODALITIES = ("audio", "video")
 """The model's other modalities. vLLM 0.20.2 allows 999 items of a modality that the limits leave out."""
 

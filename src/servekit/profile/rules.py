@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+from servekit.profile.contract import STRUCTURED_OUTPUTS_BACKEND
 from servekit.profile.mistakes import Mistakes, shown
 from servekit.profile.reserved import PINNED
 from servekit.profile.values import Lines, Value
@@ -30,6 +31,16 @@ def note_broken_rules(
         line = lines.get((key, "backend"), lines[key,])
         message = "Gemma 4 mixes two head sizes, and vLLM chooses the one backend that is right for both"
         mistakes.add(line, message, key=f"{key}.backend", got=shown(attention["backend"]), remedy="take it out")
+    structured = arguments.get("structured-outputs-config")
+    if (
+        isinstance(structured, dict)
+        and structured.get("backend", STRUCTURED_OUTPUTS_BACKEND) != STRUCTURED_OUTPUTS_BACKEND
+    ):
+        key = "structured-outputs-config"
+        line = lines.get((key, "backend"), lines[key,])
+        message = f"servekit bounds every grammar for one backend, {STRUCTURED_OUTPUTS_BACKEND}"
+        remedy = f"write `backend: {STRUCTURED_OUTPUTS_BACKEND}`, or take it out"
+        mistakes.add(line, message, key=f"{key}.backend", got=shown(structured["backend"]), remedy=remedy)
     if arguments.get("enable-auto-tool-choice") is True and not arguments.get("tool-call-parser"):
         key = "enable-auto-tool-choice"
         remedy = "add `tool-call-parser: gemma4`, or take it out"

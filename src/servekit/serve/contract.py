@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from servekit.profile import Value
+from servekit.preflight.patches import PILLOW_FLOOR, is_recent_pillow
+from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 GEMMA4_BACKEND = "TRITON_ATTN"
 """vLLM 0.20.2 forces this backend on Gemma 4, whose layers differ in head size: others corrupt its output."""
@@ -40,6 +41,8 @@ class ContractItem:
         """Whether the engine does what was planned."""
         if self.name == "kv-cache-dtype" and self.wanted == "auto":
             return self.got in _DEFAULT_DTYPES
+        if self.name == "pillow":
+            return is_recent_pillow(self.got)
         return self.got == self.wanted
 
     def __str__(self) -> str:
@@ -61,8 +64,13 @@ def compare_contract(
         ContractItem("quantization", arguments.get("quantization"), effective.get("quantization")),
         ContractItem("max-num-seqs", arguments.get("max-num-seqs"), effective.get("max_num_seqs")),
         ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")),
+        ContractItem(
+            "structured-outputs-config.backend", STRUCTURED_OUTPUTS_BACKEND, effective.get("structured_outputs_backend")
+        ),
         ContractItem("served-model-name", [served_name], effective.get("served_model_names")),
     ]
+    if not isinstance(wanted_limits, Mapping) or wanted_limits.get("image") != 0:
+        items.append(ContractItem("pillow", f"{PILLOW_FLOOR} or newer", effective.get("pillow")))
     if isinstance(wanted_limits, Mapping):
         items += [ContractItem(f"{kind} limit", count, limits.get(kind)) for kind, count in wanted_limits.items()]
     items += [

@@ -1,6 +1,7 @@
 """Everything `servekit serve` will do, decided before anything is done: argv, environment, addresses, deadlines."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ _CUDA_ENVIRONMENT = {
     # them while free memory is not in pieces: 1,000 rows with logprobs ended an engine with an L4's memory without it.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
+_STRUCTURED = "structured-outputs-config"
 _SECRET_MARKS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -185,12 +187,12 @@ def build_plan(
             *("--shutdown-timeout", str(settings.drain_s)),
             # servekit asks these every second; a line for each answer would bury the rest.
             *("--disable-access-log-for-endpoints", f"/health,/metrics,{EFFECTIVE_PATH},{COUNTERS_PATH}"),
-            *guard_arguments(settings.media_domains),
+            *guard_arguments(settings.media_domains, arguments.get(_STRUCTURED)),
             *(certificate.arguments if certificate else ()),
-            *render(arguments),
+            *render({key: value for key, value in arguments.items() if key != _STRUCTURED}),
         ),
         environment=_environment(settings, target, local=demo or Path(model).is_dir(), environ=environ)
-        | guard_environment(run_dir(settings) / CONFIG_FILE_NAME),
+        | guard_environment(run_dir(settings) / CONFIG_FILE_NAME, find_engine_patches(settings)),
         host=settings.host,
         port=settings.port,
         observe_host=settings.observe_host,
@@ -218,6 +220,18 @@ def engine_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]
     if "VLLM_PLUGINS" in kept:  # the operator's choice would leave servekit's own out
         given["VLLM_PLUGINS"] = f"{kept['VLLM_PLUGINS']},{PLUGIN}"
     return given
+
+
+def find_engine_patches(settings: Settings) -> Path | None:
+    """Return the folder of packages that go before the engine's own: the one set, or the one beside the engine."""
+    if settings.engine_patches is not None:
+        return settings.engine_patches.absolute()
+    program = shutil.which(settings.engine)
+    if program is None:
+        return None
+    environment = Path(program).absolute().parents[1]  # as .venv-engine is of .venv-engine/bin/vllm
+    beside = environment.with_name(f"{environment.name}-patches")
+    return beside if beside.is_dir() else None
 
 
 def run_dir(settings: Settings) -> Path:

@@ -16,6 +16,7 @@ _TOKEN_TIMEOUT_S = 120.0
 _WARM_UP_BATCHES = (3, 16)
 """Prompts at once. All of a batch run until the last of them has come: tokens enough for that are asked for."""
 _WARM_UP_PROMPT = "1 2 3"
+_STRUCTURED_WARM_UP = {"prompt": _WARM_UP_PROMPT, "max_tokens": 1, "structured_outputs": {"json_object": True}}
 
 
 class ProbeError(Exception):
@@ -88,12 +89,15 @@ class EngineClient:
 
         vLLM 0.20.2 warms up no batch that holds a prompt, and Triton compiles its attention kernel (num_seqs in
         v1/attention/ops/triton_unified_attention.py) for one request, for a multiple of 16 and for any other number.
+        EngineCore reads the vocabulary for structured output at the first such request, two seconds for 262,144 words
+        (v1/structured_output/__init__.py, `grammar_init`).
         Sampling is the checkpoint's own; 8 requests and more take another way (v1/sample/ops/topk_topp_sampler.py).
         """
-        return sum(
-            self._generate({"model": model, "prompt": [_WARM_UP_PROMPT] * number, "max_tokens": 16, "ignore_eos": True})
+        batches = [
+            {"model": model, "prompt": [_WARM_UP_PROMPT] * number, "max_tokens": 16, "ignore_eos": True}
             for number in _WARM_UP_BATCHES
-        )
+        ]
+        return sum(self._generate(each) for each in (*batches, {"model": model, **_STRUCTURED_WARM_UP}))
 
     def _generate(self, request: Mapping[str, Any]) -> int:
         body = self._json("POST", "/v1/completions", request, timeout_s=_TOKEN_TIMEOUT_S)

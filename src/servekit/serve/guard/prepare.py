@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import json
 import os
 import re
 import secrets
@@ -11,7 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from servekit.errors import ConfigurationError, Mistake
+from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
+from .inside.servekit_guard.body.structured import EXTRA_KINDS
 from .inside.servekit_guard.flight import make_flight_file
 from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER
 from .inside.servekit_guard.media import CONNECTOR
@@ -54,9 +57,13 @@ class GuardSettings:
     """The address the engine listens on."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     media_domains: tuple[str, ...] = ()
+    structured_outputs: tuple[str, ...] = ()
+    """Kinds of structured output that are open besides JSON and choices."""
     settle_s: float = Rules.settle_s
     """See `Plan.settle_s`."""
     max_write_s: float = Rules.max_write_s
+    engine_patches: Path | None = None
+    """The folder of packages that go before the engine's own."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
     make_flight_file(flight_file, settings.max_in_flight)
     return Guard(
         argv=guard_arguments(settings.media_domains),
-        environment=MappingProxyType(guard_environment(config_path)),
+        environment=MappingProxyType(guard_environment(config_path, settings.engine_patches)),
         config_path=config_path,
         key_file=key_file,
         key_generated=generated,
@@ -119,15 +126,27 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
     )
 
 
-def guard_arguments(media_domains: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the arguments that make vLLM load the guard and fetch images from these hosts only."""
-    return ("--middleware", MIDDLEWARE, "--allowed-media-domains", *(media_domains or NO_MEDIA_DOMAINS))
+def guard_arguments(media_domains: tuple[str, ...], structured_outputs: Value = None) -> tuple[str, ...]:
+    """Return the arguments that make vLLM load the guard, fetch images from these hosts only and use one backend.
+
+    structured_outputs: the profile's `structured-outputs-config`, whose other members are kept. One argument holds them
+    all: vLLM's parser drops the JSON form beside a dotted one.
+    """
+    config = (structured_outputs if isinstance(structured_outputs, dict) else {}) | {
+        "backend": STRUCTURED_OUTPUTS_BACKEND
+    }
+    return (
+        *("--middleware", MIDDLEWARE),
+        *("--structured-outputs-config", json.dumps(config)),
+        *("--allowed-media-domains", *(media_domains or NO_MEDIA_DOMAINS)),
+    )
 
 
-def guard_environment(config_path: Path) -> dict[str, str]:
-    """Return the variables the guard is found by; they hold paths, never a secret."""
+def guard_environment(config_path: Path, engine_patches: Path | None = None) -> dict[str, str]:
+    """Return the variables the guard and the engine's newer packages are found by; they hold paths, never a secret."""
+    folders = (INSIDE, engine_patches) if engine_patches else (INSIDE,)
     return {
-        "PYTHONPATH": str(INSIDE),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
         CONFIG_VARIABLE: str(config_path),
         "VLLM_MEDIA_CONNECTOR": CONNECTOR,
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
@@ -142,6 +161,7 @@ def _rules(settings: GuardSettings, key_file: Path | None, token: str) -> Rules:
         max_in_flight=settings.max_in_flight,
         max_buffered_bytes=BUFFERED_BODIES * settings.max_body_bytes,
         media_domains=settings.media_domains,
+        structured_outputs=settings.structured_outputs,
         settle_s=settings.settle_s,
         max_write_s=settings.max_write_s,
     )
@@ -166,6 +186,11 @@ def _mistakes(settings: GuardSettings) -> list[Mistake]:
         if not _DOMAIN.fullmatch(domain):
             remedy = "write host names in lower case, without scheme, port, path or wildcard"
             mistakes.append(Mistake("SERVEKIT_MEDIA_DOMAINS", "is no host name", got=domain, remedy=remedy))
+    for kind in settings.structured_outputs:
+        if kind not in EXTRA_KINDS:
+            remedy = f"use one of {', '.join(EXTRA_KINDS)}; JSON and choices are always open"
+            message = "is not a kind of structured output that can be opened"
+            mistakes.append(Mistake("SERVEKIT_STRUCTURED_OUTPUTS", message, got=kind, remedy=remedy))
     return mistakes
 
 

@@ -1,6 +1,7 @@
 """What the running engine really does, read from its live objects and not from its flags."""
 
 import os
+import sys
 from typing import Any
 
 from .refusals import Scope
@@ -29,6 +30,7 @@ FIELDS = {
     "async_scheduling": "scheduler_config.async_scheduling",
     "encoder_cache_size": "scheduler_config.encoder_cache_size",
     "attention_backend": "attention_config.backend",
+    "structured_outputs_backend": "structured_outputs_config.backend",
     "tensor_parallel_size": "parallel_config.tensor_parallel_size",
     "data_parallel_size": "parallel_config.data_parallel_size",
     "api_server_count": "parallel_config._api_process_count",
@@ -59,6 +61,7 @@ def describe(app: Any) -> dict[str, Any]:
     except AttributeError:
         missing.append("limit_mm_per_prompt")
     described["served_model_names"] = _served_model_names(app, missing)
+    described["pillow"] = getattr(sys.modules.get("PIL"), "__version__", None)
     described["media_redirects"] = os.environ.get("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1") != "0"
     described["media_connector"] = os.environ.get("VLLM_MEDIA_CONNECTOR", "http")
     described["middleware"] = [_name(entry.cls) for entry in getattr(app, "user_middleware", ())]

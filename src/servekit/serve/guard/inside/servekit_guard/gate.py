@@ -11,6 +11,7 @@ from typing import Any
 from .body.check import check
 from .body.parse import parse
 from .body.problem import Problem
+from .decoded import request_turn
 from .effective import describe, vocabulary_size
 from .errors import passed_on
 from .flight import REQUEST_ID, Flights
@@ -83,6 +84,7 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
+        self._structured_outputs = frozenset(rules.structured_outputs)
         self._vocabulary_size: int | None = None
         """Of the running model; asked once, for it does not change."""
         self.passage = Passage()
@@ -162,7 +164,7 @@ class Gate:
             scope[CHECKED_BODY] = fields = self._checked(chunks, route, scope)
             flight.record(slot.reserved_bytes, fields)
             self._counts[route.path, "allowed"] += 1
-            with self.passage.follow():
+            with self.passage.follow(), request_turn():
                 await self._app(scope, replay(chunks, receive), send)
 
     def _checked(self, chunks: list[bytes], route: Route, scope: Scope) -> dict[str, Any]:
@@ -172,7 +174,7 @@ class Gate:
         fields = parse(b"".join(chunks))
         if isinstance(fields, Problem):
             raise RefusedError(harmful(*fields))
-        if problem := check(fields, route.path, self._vocabulary_size or 0):
+        if problem := check(fields, route.path, self._vocabulary_size or 0, self._structured_outputs):
             raise RefusedError(harmful(*problem))
         return fields
 

@@ -10,9 +10,13 @@ import asyncio
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
+
+from .bare_image import bare_image
+from .decoded import REQUESTS, current_turn
 
 CONNECTOR = "servekit"
 """The name for vLLM's `VLLM_MEDIA_CONNECTOR`."""
@@ -26,12 +30,13 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
     """Register the connector with vLLM; only in vLLM's process."""
     media = importlib.import_module("vllm.multimodal.media")
     threads = importlib.import_module("vllm.multimodal.media.connector").global_thread_pool
-    open_image = importlib.import_module("PIL.Image").open
+    open_image = limit_formats(importlib.import_module("PIL.Image"))
     base: Any = media.MediaConnector
+    requests = asyncio.Semaphore(REQUESTS)
 
     def checked(media_io: Any) -> Any:
         if isinstance(media_io, media.ImageMediaIO):
-            return _CheckedImages(media_io, open_image, max_image_pixels)
+            return CheckedImages(media_io, open_image, max_image_pixels)
         return media_io
 
     class Connector(base):  # type: ignore[misc] # vLLM is not installed where this is checked
@@ -46,11 +51,38 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
             check_url(url, media_domains)
             with _blaming_the_request():
                 if (data := data_of(url)) is not None:
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(threads, self._load_data_url, data, checked(media_io))
+                    return await self._load_in_turn(data, checked(media_io))
                 return await super().load_from_url_async(url, checked(media_io), **options)
 
+        async def _load_in_turn(self, data: SimpleNamespace, media_io: Any) -> Any:
+            """Decode an image sent in the request; others are fetched first, and no request waits for a slow host."""
+            turn = current_turn()
+            await turn.begin(requests)
+            try:
+                loop = asyncio.get_running_loop()
+                loaded = await loop.run_in_executor(threads, self._load_data_url, data, media_io)
+            except BaseException:
+                turn.drop()
+                raise
+            turn.hold(loaded.media)
+            return loaded
+
     media.MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(Connector)
+
+
+def limit_formats(pillow: Any) -> Any:
+    """Let `Image.open` know no format but ours, whoever calls it in this process; return that function.
+
+    pillow: the module `PIL.Image`. vLLM's own loader opens each image again, without a list of formats.
+    """
+    open_any = pillow.open
+
+    @wraps(open_any)
+    def open_image(fp: Any, mode: str = "r", formats: Any = None) -> Any:
+        return open_any(fp, mode, [each for each in IMAGE_FORMATS if formats is None or each in formats])
+
+    pillow.open = open_image
+    return open_image
 
 
 @contextmanager
@@ -94,8 +126,8 @@ def check_size(width: int, height: int, max_image_pixels: int) -> None:
         raise ValueError(f"An image is {width} x {height}: its sides differ more than {MAX_ASPECT_RATIO:g} times.")
 
 
-class _CheckedImages:
-    """Stands before one of vLLM's loaders and reads the image's header before its pixels are decoded."""
+class CheckedImages:
+    """Stands before one of vLLM's loaders: takes metadata out of an image and checks its size before it is decoded."""
 
     def __init__(self, media_io: Any, open_image: Any, max_image_pixels: int) -> None:
         self._media_io = media_io
@@ -105,14 +137,15 @@ class _CheckedImages:
     def load_bytes(self, data: bytes) -> Any:
         """Decode an image whose header is acceptable."""
         try:
-            with self._open_image(BytesIO(data), formats=IMAGE_FORMATS) as image:
+            bare = bare_image(data)
+            with self._open_image(BytesIO(bare)) as image:
                 width, height = image.size
         except ValueError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly everything on a broken header
             raise ValueError(f"An image is not a readable {', '.join(IMAGE_FORMATS)} file.") from error
         check_size(width, height, self._max_image_pixels)
-        return self._media_io.load_bytes(data)
+        return self._media_io.load_bytes(bare)
 
     def load_base64(self, media_type: str, data: str) -> Any:
         """Decode an image from a `data:` URL; only what vLLM itself takes as base64."""

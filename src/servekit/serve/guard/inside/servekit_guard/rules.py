@@ -27,6 +27,8 @@ class Rules:
     """Width times height of one image: 33,177,600 is 8K (7680 x 4320), 95 MiB once decoded."""
     media_domains: tuple[str, ...] = ()
     """Hosts images may be fetched from; none means `data:` URLs only."""
+    structured_outputs: tuple[str, ...] = ()
+    """Kinds of structured output that are open besides JSON and choices."""
     max_head_bytes: int = 65_536
     """Request line and headers together."""
     max_head_s: float = 10.0
@@ -48,4 +50,4 @@ class Rules:
     def read(cls, path: str | Path) -> "Rules":
         """Read the file; a missing, unknown or misspelt key raises TypeError, so the engine does not start."""
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**fields | {"media_domains": tuple(fields.get("media_domains", ()))})
+        return cls(**fields | {name: tuple(fields.get(name, ())) for name in ("media_domains", "structured_outputs")})

@@ -6,6 +6,7 @@ from typing import Any
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
 from .parse import parse
 from .problem import Problem
+from .structured import check_structured
 
 MAX_DEPTH = 64
 """Of the whole body. vLLM's validators, its template and pickle go through it by recursion."""
@@ -18,17 +19,23 @@ OPAQUE = frozenset({"arguments", "metadata", "parameters", "input_schema", "sche
 """What belongs to the client's own tools and schemas: its names are nobody else's."""
 
 
-def check(fields: dict[str, Any], path: str, vocabulary_size: int) -> Problem | None:
+def check(
+    fields: dict[str, Any], path: str, vocabulary_size: int, opened: frozenset[str] = frozenset()
+) -> Problem | None:
     """Return why a body for the route `path` must not reach the engine, or None.
 
     vocabulary_size: token ids of the running model; 0 when unknown, then no token id is let through.
+    opened: the kinds of structured output that the operator lets in besides JSON and choices.
     """
     rules = ROUTES[path]
     for name, value in fields.items():
         rule = rules.get(name)
         if rule is not None and value is not None and (said := rule.complaint(value, vocabulary_size)):
             return Problem(name, f"{name} {said}.")
-    return _check_sequences(fields) or _check_structure(fields)
+    if problem := _check_sequences(fields) or _check_structure(fields):
+        return problem
+    told = check_structured(fields, opened)
+    return Problem(*told) if told else None
 
 
 def _check_sequences(fields: dict[str, Any]) -> Problem | None:

@@ -1,0 +1,122 @@
+"""How many requests may have decoded images at once, without vLLM."""
+
+import asyncio
+import gc
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from servekit.serve.guard.inside.servekit_guard.decoded import current_turn, request_turn
+
+
+class Image:
+    """Stands for a decoded image: it can be watched for its end."""
+
+
+class Server:
+    """Requests that load images and keep them until they are told to drop them."""
+
+    def __init__(self, places: int) -> None:
+        self.free = asyncio.Semaphore(places)
+        self.loaded: list[str] = []
+        self.kept: dict[str, list[Image]] = {}
+
+    async def request(self, name: str, images: int, end: asyncio.Event) -> None:
+        """Load so many images, each in a task of its own as vLLM does, and end when told."""
+        with request_turn():
+            self.kept[name] = list(await asyncio.gather(*(self.load(name) for _ in range(images))))
+            await end.wait()
+
+    async def load(self, name: str) -> Image:
+        """Load one image of a request."""
+        turn, image = current_turn(), Image()
+        await turn.begin(self.free)
+        self.loaded.append(name)
+        turn.hold(image)
+        return image
+
+
+async def settle() -> None:
+    """Let the event loop do all it can."""
+    gc.collect()
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def run() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
+    """Run a test on an event loop."""
+    return lambda test: asyncio.run(test())
+
+
+Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+
+
+def test_requests_wait_for_each_other(run: Run) -> None:
+    """With two places a third request decodes nothing until another one's last image is dropped."""
+
+    async def scene() -> None:
+        server, end = Server(2), asyncio.Event()
+        tasks = [asyncio.create_task(server.request(name, 3, end)) for name in "abc"]
+        await settle()
+        assert sorted(server.loaded) == list("aaabbb")
+        server.kept["a"].pop()
+        await settle()
+        assert "c" not in server.loaded
+        server.kept["a"].clear()
+        await settle()
+        assert sorted(server.loaded) == list("aaabbbccc")
+        end.set()
+        await asyncio.gather(*tasks)
+        assert not server.free.locked()
+
+    run(scene)
+
+
+def test_the_end_of_a_request_makes_room(run: Run) -> None:
+    """A request that ends, or whose client is gone, has its place no longer, whoever still holds its images."""
+
+    async def scene() -> None:
+        server, end = Server(1), asyncio.Event()
+        first = asyncio.create_task(server.request("a", 2, end))
+        await settle()
+        waiting = [asyncio.create_task(server.request(name, 1, end)) for name in "bc"]
+        await settle()
+        waiting[0].cancel()
+        first.cancel()
+        await settle()
+        assert server.loaded == list("aac")
+        end.set()
+        await waiting[1]
+        server.kept.clear()
+        await settle()
+        await server.free.acquire()
+        assert server.free.locked(), "a place was given back twice"
+
+    run(scene)
+
+
+def test_an_image_that_cannot_be_loaded_makes_room(run: Run) -> None:
+    """Outside of a request too, a place is given back with the last image."""
+
+    async def scene() -> None:
+        free = asyncio.Semaphore(1)
+        turn = current_turn()
+        await turn.begin(free)
+        turn.drop()
+        await asyncio.wait_for(free.acquire(), 5)
+
+    run(scene)
+
+
+def test_one_request_never_waits_for_itself(run: Run) -> None:
+    """Many images of one request need one place."""
+
+    async def scene() -> None:
+        server, end = Server(1), asyncio.Event()
+        end.set()
+        await asyncio.wait_for(server.request("a", 100, end), 5)
+        assert len(server.loaded) == 100
+
+    run(scene)
