@@ -75,12 +75,12 @@ def read(record: Path) -> dict[str, Seen]:
 def run(rule: Rule, cache: Path) -> Seen:
     """Start the engine without the rule, send its requests, and return what happened."""
     path = os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH"))))
-    environ = {"PYTHONPATH": path, "GUARD_WITHOUT": rule.left_out}
+    environ = {"PYTHONPATH": path, "GUARD_WITHOUT": rule.left_out, "KILLERS_BACKEND": rule.backend}
     program = ("-m", "benchmarks.killers.serve")
     if rule.wide:
-        endpoint = start_wide(cache, *rule.flags, environ=environ, program=program)
+        endpoint = start_wide(cache, environ=environ, program=program)
     else:
-        endpoint = Endpoint(cache, *rule.flags, environ=environ, program=program)
+        endpoint = Endpoint(cache, environ=environ, program=program)
     try:
         endpoint.until_ready()
         target = target_of(endpoint, cache, wide=rule.wide)

@@ -21,18 +21,35 @@ class Rule:
     cases: tuple[Case, ...]
     wide: bool = False
     """Whether it shows on the model with 262,144 words only."""
-    flags: tuple[str, ...] = ()
-    """Added to `servekit serve`."""
+    backend: str = ""
+    """Of structured output, where it is not the one that servekit fixes."""
     look: Callable[[Endpoint, Target], Seen] | None = None
     """Sends the requests itself and tells what was seen, where a stream beside them would not show it."""
 
 
-def rule(name: str, left_out: str, *cases: str, wide: bool = False, flags: tuple[str, ...] = ()) -> Rule:
+def rule(name: str, left_out: str, *cases: str, wide: bool = False, backend: str = "") -> Rule:
     """Return a rule with cases of the catalogue, by their names."""
-    return Rule(name, left_out, tuple(find(case) for case in cases), wide, flags)
+    return Rule(name, left_out, tuple(find(case) for case in cases), wide, backend)
 
+
+_BOUNDS = "@structured,@structure"
 
 RULES = (
+    rule("structured output: one backend", "", "JSON mode", "newline in a choice", backend="auto"),
+    rule("structured output: one backend, another first", "", "patternProperties", "JSON mode", backend="auto"),
+    rule("structured output: json_object is true", "@structured", "json_object false"),
+    rule("structured output: json is not empty", "@structured", "json empty"),
+    rule("structured output: structural_tag is closed", "@structured", "structural_tag empty"),
+    rule("structured output: grammar is closed", "@structured", "JSON mode", "Lark grammar", backend="auto"),
+    rule("structured output: a grammar of itself", "@structured", "JSON mode", "grammar of itself"),
+    rule("structured output: depth of objects", _BOUNDS, "300 nested objects"),
+    rule("structured output: depth of arrays", _BOUNDS, "600 nested arrays"),
+    rule("structured output: depth of a tool's schema", _BOUNDS, "a tool of 150 nested objects"),
+    rule("structured output: choices", "@structured", "choice of 100,000"),
+    rule("structured output: enum", "@structured", "enum of 100,000"),
+    rule("structured output: regex is closed", "@structured", "regex of nested repetitions"),
+    rule("structured output: repetitions of a pattern", "@structured", "pattern of nested repetitions"),
+    rule("structured output: minLength", "@structured", "text of at least 1,000,000"),
     rule("prompt: ids of the vocabulary", "prompt,@admission", "prompt of the first id after the vocabulary"),
     rule("prompt: ids of 262,144", "prompt,@admission", "prompt of the first id after the vocabulary", wide=True),
     rule("stop_token_ids: ids of the vocabulary", "stop_token_ids", "stop id after the vocabulary, with min_tokens"),

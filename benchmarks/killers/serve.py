@@ -1,8 +1,16 @@
-"""`servekit` with `guard_without.Without` in place of the guard: `python -m benchmarks.killers.serve`."""
+"""`servekit` with `guard_without.Without` in place of the guard: `python -m benchmarks.killers.serve`.
+
+`KILLERS_BACKEND` names another backend of structured output than the one servekit fixes.
+"""
+
+import os
 
 from servekit.cli import main
+from servekit.serve import contract
 from servekit.serve.guard import prepare
 
 if __name__ == "__main__":
     prepare.MIDDLEWARE = "guard_without.Without"
+    if backend := os.environ.get("KILLERS_BACKEND"):
+        prepare.STRUCTURED_OUTPUTS_BACKEND = contract.STRUCTURED_OUTPUTS_BACKEND = backend  # type: ignore[attr-defined]
     main()

@@ -107,7 +107,7 @@ LARGE = Group(
         schema("300 nested objects", nested("object", 300), closes=(ERRORS, CLOCK)),
         schema("600 nested arrays", nested("array", 600), closes=(ERRORS, CLOCK)),
         plain("300 nested arrays as a text", added={"structured_outputs": {"json": nested("array", 300)}}),
-        plain("a tool of 150 nested objects", added=tool(nested("object", 150)), says=("tools",)),
+        plain("a tool of 150 nested objects", added=tool(nested("object", 150)), says=("nested",)),
         plain(
             "a tool of 300 nested objects for messages",
             MESSAGES,
