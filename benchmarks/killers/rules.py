@@ -36,11 +36,17 @@ _BOUNDS = "@structured,@structure"
 
 RULES = (
     rule("structured output: one backend", "", "JSON mode", "newline in a choice", backend="auto"),
-    rule("structured output: one backend, another first", "", "patternProperties", "JSON mode", backend="auto"),
-    rule("structured output: json_object is true", "@structured", "json_object false"),
-    rule("structured output: json is not empty", "@structured", "json empty"),
-    rule("structured output: structural_tag is closed", "@structured", "structural_tag empty"),
-    rule("structured output: grammar is closed", "@structured", "JSON mode", "Lark grammar", backend="auto"),
+    rule("structured output: json_object is true; one backend", "@structured", "json_object false", backend="auto"),
+    rule("structured output: json is not empty; one backend", "@structured", "json empty", backend="auto"),
+    rule(
+        "structured output: structural_tag is closed; one backend",
+        "@structured",
+        "structural_tag empty",
+        backend="auto",
+    ),
+    rule(
+        "structured output: grammar is closed; one backend", "@structured", "JSON mode", "Lark grammar", backend="auto"
+    ),
     rule("structured output: a grammar of itself", "@structured", "JSON mode", "grammar of itself"),
     rule("structured output: depth of objects", _BOUNDS, "300 nested objects"),
     rule("structured output: depth of arrays", _BOUNDS, "600 nested arrays"),

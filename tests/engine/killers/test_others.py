@@ -27,7 +27,12 @@ FIELDS = {
     if not isinstance(rule, Refused)
 }
 """Each field that passes, on one of its routes."""
-NEEDS = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}, "min_tokens": {"ignore_eos": True}}
+NEEDS = {
+    "stream_options": {"stream": True},
+    "top_logprobs": {"logprobs": True},
+    "min_tokens": {"ignore_eos": True},
+    "tools": {"tool_choice": "none"},
+}
 """Without these a field says nothing."""
 NEVER_SERVED = frozenset({"suffix", "previous_response_id", "priority", "thinking_token_budget"})
 """vLLM 0.20.2 answers 400 to every value but the empty one with this profile."""

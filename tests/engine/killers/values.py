@@ -193,6 +193,7 @@ BY_NAME: dict[str, Callable[[random.Random, Target], Any]] = {
     "reasoning": lambda chaos, _target: {"effort": chaos.choice(("low", "high"))},
     "system": lambda _chaos, _target: "Be short.",
     "include": lambda _chaos, _target: ["message.output_text.logprobs"],
+    "request_id": lambda _chaos, _target: "r1",
     "suffix": lambda _chaos, _target: "x",
     "instructions": lambda _chaos, _target: "Be short.",
     "prompt_logprobs": lambda chaos, _target: chaos.choice((0, 1, 5, 20, 21, -1)),
