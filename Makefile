@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers sbom
+.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers fuzz sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -69,6 +69,12 @@ bench:  ## run the benchmarks that need no GPU
 killers:  ## show that each rule of the guard is needed: a start of the engine without it, for each (ARGS="NAME")
 	@scripts/install.sh dev engine
 	$(BIN)/python -m benchmarks.killers $(ARGS)
+
+fuzz:  ## a million inputs to the guard alone, then 20,000 requests to the real engine with each of two vocabularies
+	@scripts/install.sh dev engine
+	$(BIN)/python -m benchmarks.fuzz_guard
+	$(BIN)/python -m benchmarks.fuzz_engine
+	$(BIN)/python -m benchmarks.fuzz_engine --wide
 
 sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, its newer packages for the engine, the CPU engine
 	@scripts/install.sh dev

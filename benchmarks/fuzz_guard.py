@@ -29,6 +29,9 @@ BLIND = 0.1
 """Share of the inputs that libFuzzer changes itself, without knowing JSON."""
 GUARD = "servekit.serve.guard.inside.servekit_guard"
 MAX_LEN = 200_000
+UNCAUGHT = " === Uncaught Python exception: ==="
+MOST_SHOWN = 6_000
+"""Characters of the fuzzer's output, where something did not hold."""
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if done.returncode or result.get("inputs", 0) < options.inputs:
-        sys.exit(done.stderr[-4000:])
+        sys.exit(done.stderr[max(done.stderr.find(UNCAUGHT), len(done.stderr) - MOST_SHOWN) :])
 
 
 def parse() -> argparse.Namespace:

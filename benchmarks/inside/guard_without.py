@@ -7,10 +7,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from servekit.serve.guard.inside.servekit_guard import mistakes, passage
     from servekit.serve.guard.inside.servekit_guard.body import check, fields, parse
     from servekit.serve.guard.inside.servekit_guard.body.rules import Passed
     from servekit.serve.guard.inside.servekit_guard.engine import Guard
 else:
+    from servekit_guard import mistakes, passage
     from servekit_guard.body import check, fields, parse
     from servekit_guard.body.rules import Passed
     from servekit_guard.engine import Guard
@@ -21,6 +23,10 @@ def nothing(*_arguments: Any) -> None:
 
 
 PARTS: dict[str, tuple[Any, str, Any]] = {
+    "@admission": (passage, "admit", nothing),
+    "@half": (parse, "_has_half_a_sign", nothing),
+    "@parts": (check, "_check_part", nothing),
+    "@placeless": (mistakes, "answer_images_without_a_place", nothing),
     "@size": (parse, "_has_too_many_values", nothing),
     "@structure": (check, "_check_structure", nothing),
     "@sequences": (check, "_check_sequences", nothing),

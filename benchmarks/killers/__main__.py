@@ -85,7 +85,7 @@ def run(rule: Rule, cache: Path) -> Seen:
         endpoint.until_ready()
         target = target_of(endpoint, cache, wide=rule.wide)
         began = time.monotonic()
-        seen = rule.look(target) if rule.look else harm(target, rule.cases)
+        seen = rule.look(endpoint, target) if rule.look else harm(endpoint, target, rule.cases)
         ended = not is_alive(target) and wait_for_end(endpoint)
         return {
             "rule": rule.name,

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import CHAT, Case, Group, Target, chat, send
-from tests.engine.killers.catalogue import baselines, run
+from tests.engine.killers.catalogue import baselines, is_alive, run
 from tests.engine.killers.content import picture, png
+from tests.engine.killers.figures import held, longest_held_s
+from tests.engine.killers.stream import slowest_s
 
 Seen = dict[str, Any]
 NO_HARM = "no harm"
@@ -27,19 +30,23 @@ class Health:
     wrong: list[str] = field(default_factory=list)
 
 
-def harm(target: Target, cases: tuple[Case, ...]) -> Seen:
+def harm(endpoint: Endpoint, target: Target, cases: tuple[Case, ...]) -> Seen:
     """Send the cases beside a greedy stream; return what happened to the server and to the stream."""
     expected = baselines(target)
+    before = held(endpoint)
     with asked(target) as health:
         outcome = run(target, Group("", cases), expected)
     return {
         "statuses": outcome.statuses,
         "slowest_health_s": round(health.slowest_s, 1),
+        "slowest_token_s": round(outcome.slowest_token_s, 1),
+        "slowest_token_before_s": round(slowest_s(expected), 1),
+        "held_s": longest_held_s(endpoint) if is_alive(target) and held(endpoint) > before else 0.0,
         "others": outcome.others,
     }
 
 
-def wrong_image(target: Target) -> Seen:
+def wrong_image(_endpoint: Endpoint, target: Target) -> Seen:
     """Send two images under one uuid; tell whether the second is answered from the first."""
 
     def said(grey: int, **members: str) -> tuple[int, object]:
@@ -54,7 +61,7 @@ def wrong_image(target: Target) -> Seen:
     status, second = said(255, uuid="u")
     confused = second == black != white
     others = ["the second client is answered from the first one's image"] if confused else []
-    return {"statuses": [status], "slowest_health_s": 0.0, "others": others}
+    return {"statuses": [status], "others": others}
 
 
 @contextmanager
@@ -92,8 +99,12 @@ def verdict(record: Seen) -> str:
     seen = []
     if record["exit"] is not None:
         seen.append(f"the endpoint ended (exit {record['exit']})")
-    if record["slowest_health_s"] > STALL_S:
+    if record.get("slowest_health_s", 0) > STALL_S:
         seen.append(f"/health silent for {record['slowest_health_s']:.0f} s")
+    if record.get("held_s"):
+        seen.append(f"the event loop held for {record['held_s']:.1f} s")
+    if record.get("slowest_token_s", 0) > max(STALL_S, 3 * record["slowest_token_before_s"]):
+        seen.append(f"the stream beside it silent for {record['slowest_token_s']:.1f} s")
     if record["others"] and record["exit"] is None:
         seen.append(record["others"][0])
     if any(status >= HTTPStatus.INTERNAL_SERVER_ERROR for status in record["statuses"]):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.killers.harm import Seen, wrong_image
+from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import Case, Target
 from tests.engine.killers.catalogue import find
 from tests.engine.killers.content import half_an_emoji
@@ -22,7 +23,7 @@ class Rule:
     """Whether it shows on the model with 262,144 words only."""
     flags: tuple[str, ...] = ()
     """Added to `servekit serve`."""
-    look: Callable[[Target], Seen] | None = None
+    look: Callable[[Endpoint, Target], Seen] | None = None
     """Sends the requests itself and tells what was seen, where a stream beside them would not show it."""
 
 
@@ -31,37 +32,26 @@ def rule(name: str, left_out: str, *cases: str, wide: bool = False, flags: tuple
     return Rule(name, left_out, tuple(find(case) for case in cases), wide, flags)
 
 
-_OUTPUTS = "structured_outputs,response_format,tools,tool_choice,text"
-
 RULES = (
-    rule("structured output: json_object must be true", _OUTPUTS, "json_object false"),
-    rule("structured output: json must not be empty", _OUTPUTS, "json empty"),
-    rule("structured output: structural_tag is off", _OUTPUTS, "structural_tag empty"),
-    rule("structured output: depth of a schema", _OUTPUTS, "300 nested objects"),
-    rule("structured output: depth of arrays", _OUTPUTS, "600 nested arrays"),
-    rule("structured output: depth of a tool's schema", _OUTPUTS, "a tool of 150 nested objects"),
-    rule("structured output: grammar is off", _OUTPUTS, "JSON mode", "grammar with root twice"),
-    rule("structured output: Lark grammars are off", _OUTPUTS, "JSON mode", "Lark grammar"),
-    rule("structured output: number of choices", _OUTPUTS, "choice of 100,000"),
-    rule("structured output: size of an enum", _OUTPUTS, "enum of 100,000"),
-    rule("structured output: regex is off", _OUTPUTS, "regex of nested repetitions"),
-    rule("structured output: repetitions in a pattern", _OUTPUTS, "pattern of nested repetitions"),
-    rule("token ids of a prompt", "prompt", "prompt of the first id after the vocabulary"),
-    rule("token ids of a prompt, 262,144 words", "prompt", "prompt of the first id after the vocabulary", wide=True),
-    rule("stop_token_ids", "stop_token_ids", "stop id after the vocabulary, with min_tokens"),
-    rule("bad_words: how many", "bad_words", "bad_words of 600,000 words"),
-    rule("bad_words: none of them empty", "bad_words", "bad_words of an empty word"),
-    Rule("allowed_token_ids", "allowed_token_ids", (allowed,) * 40),
-    Rule("uuid of an image", "messages,uuid", (), look=wrong_image),
-    rule("prompt_logprobs", "prompt_logprobs", "prompt_logprobs for 15,000 ids", wide=True),
-    rule("echo with logprobs", "echo,logprobs", "echo with logprobs for 4,000 words", wide=True),
-    rule("stop: how many", "stop", "500,000 stop strings"),
-    rule("stop_token_ids: how many", "stop_token_ids", "1,000,000 stop ids"),
-    rule("vllm_xargs: how many", "vllm_xargs", "200,000 vllm_xargs"),
-    rule("messages: how many", "messages", "100,000 messages"),
-    rule("parts of a message: how many", "messages", "200,000 parts"),
-    rule("mm_processor_kwargs", "mm_processor_kwargs", "do_resize off beside an image"),
-    rule("sequences of a request", "n", "16,384 choices"),
-    rule("templates of a request", "chat_template_kwargs", "a template among chat_template_kwargs for /v1/responses"),
-    Rule("half an emoji", "body,messages", (half_an_emoji,) * 60),
+    rule("prompt: ids of the vocabulary", "prompt,@admission", "prompt of the first id after the vocabulary"),
+    rule("prompt: ids of 262,144", "prompt,@admission", "prompt of the first id after the vocabulary", wide=True),
+    rule("stop_token_ids: ids of the vocabulary", "stop_token_ids", "stop id after the vocabulary, with min_tokens"),
+    Rule("allowed_token_ids: refused", "allowed_token_ids", (allowed,) * 40),
+    rule("bad_words: refused, many", "bad_words,@size", "bad_words of 600,000 words"),
+    rule("bad_words: refused, an empty one", "bad_words", "bad_words of an empty word"),
+    rule("mm_processor_kwargs: refused", "mm_processor_kwargs", "do_resize off beside an image"),
+    Rule("uuid: refused", "@parts", (), look=wrong_image),
+    rule("logprobs of a prompt: bounded", "prompt_logprobs,@admission", "prompt_logprobs for 15,000 ids"),
+    rule("echo with logprobs: bounded", "echo,logprobs,@admission", "echo with logprobs for 4,000 words"),
+    rule("sequences: prompts times n", "n,@sequences", "16,384 choices"),
+    rule("stop: how many", "stop,@size", "500,000 stop strings"),
+    rule("stop_token_ids: how many", "stop_token_ids,@size", "1,000,000 stop ids"),
+    rule("vllm_xargs: refused", "vllm_xargs,@size", "200,000 vllm_xargs"),
+    rule("messages: how many", "messages,@size", "100,000 messages"),
+    rule("values of a body: how many", "messages,@size", "200,000 parts"),
+    rule(
+        "chat_template_kwargs: a list", "chat_template_kwargs", "a template among chat_template_kwargs for /v1/messages"
+    ),
+    Rule("half an emoji: refused", "@half", (half_an_emoji,) * 60),
+    rule("an image without a place: answered", "@placeless", "an image in a tool's answer"),
 )

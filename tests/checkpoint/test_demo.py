@@ -38,6 +38,17 @@ def test_checkpoint_has_every_file_the_engine_reads(tiny: Path, parse_shard: Cal
     assert sum(len(content) for content in contents(tiny).values()) < 10_000_000
 
 
+def test_a_tiny_model_has_the_real_vocabulary(tmp_path: Path, parse_shard: Callable[[Path], Any]) -> None:
+    """tiny-262k has 262,144 tokens, a row for each in both tables, and is small enough for a test."""
+    build_demo_model(tmp_path / "wide", size="tiny-262k")
+    tokens = json.loads((tmp_path / "wide" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert len(tokens) == max(tokens.values()) + 1 == 262_144
+    entries = parse_shard(tmp_path / "wide" / "model.safetensors").entries
+    tables = [entry["shape"] for name, entry in entries.items() if "embed_tokens" in name]
+    assert [rows for rows, _width in tables] == [262_144, 262_144]
+    assert sum(len(content) for content in contents(tmp_path / "wide").values()) < 120_000_000
+
+
 def test_configuration_tells_quantized_and_full_precision_apart(tiny: Path, tiny_bf16: Path) -> None:
     """Only the quantized checkpoint has a quantization section: W4A16, groups of 128, static ordering."""
     config = json.loads((tiny / "config.json").read_text())

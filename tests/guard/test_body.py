@@ -48,6 +48,7 @@ def refused(fields: Any, path: str = CHAT) -> str | None:
         (CHAT, {"stop_token_ids": ["5"]}, "stop_token_ids"),
         (CHAT, {"stop_token_ids": {"0": 1}}, "stop_token_ids"),
         (CHAT, {"stop_token_ids": [1] * 300}, "stop_token_ids"),
+        (CHAT, {"logit_bias": {"1": 10**400}}, "logit_bias"),
         (CHAT, {"n": MAX_SEQUENCES + 1}, "n"),
         (CHAT, {"n": "2"}, "n"),
         (CHAT, {"n": 1e300}, "n"),

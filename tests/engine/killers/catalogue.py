@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tests.engine.killers import content, protocol, sampling, structured
 from tests.engine.killers.case import CHAT, Case, Group, Target, fire, plain
-from tests.engine.killers.stream import Token, compare, stream_once, streaming
+from tests.engine.killers.stream import Token, compare, slowest_s, stream_once, streaming
 
 GROUPS = (*structured.GROUPS, *sampling.GROUPS, *content.GROUPS, *protocol.GROUPS)
 BASELINES = 3
@@ -22,6 +22,8 @@ class Outcome:
     others: list[str]
     """What became of the engine and of the streams beside it."""
     statuses: list[int]
+    slowest_token_s: float
+    """The longest that a stream beside it waited for a token."""
 
 
 def baselines(target: Target) -> list[list[Token]]:
@@ -52,7 +54,7 @@ def run(target: Target, group: Group, expected: list[list[Token]]) -> Outcome:
                 others.append(f"{case.name}: the engine has ended")
                 break
     others += [*stream.problems, *compare(stream.runs, expected)]
-    return Outcome(wrong, others, statuses)
+    return Outcome(wrong, others, statuses, slowest_s(stream.runs))
 
 
 def is_alive(target: Target) -> bool:

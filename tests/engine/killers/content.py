@@ -206,6 +206,11 @@ IMAGES = Group(
         ),
         parts("embeddings", {"type": "image_embeds", "image_embeds": "AAAA"}, closes=("CVE-2026-73557",)),
         plain("prompt_embeds", "/v1/completions", added={"prompt_embeds": "AAAA"}),
+        messages(
+            "an image in a tool's answer",
+            [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "c", "content": [picture()]}],
+            says=("image",),
+        ),
         parts("an unknown part", {"type": "nosuch", "nosuch": 1}),
         parts(
             "Gemma's tokens spelt in text",

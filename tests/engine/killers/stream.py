@@ -8,6 +8,7 @@ token the likeliest one by the stream's own logits, and did it part from every b
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Token:
     name: str
     likely: float
     best: dict[str, float]
+    after_s: float
+    """Since the token before it, or since the request."""
 
 
 @dataclass
@@ -49,22 +52,26 @@ def stream_once(target: Target, tokens: int = TOKENS) -> list[Token]:
         logprobs=4,
         return_tokens_as_token_ids=True,
     )
+    began = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=120)
     try:
         headers = {"Authorization": f"Bearer {target.key}", "Content-Type": "application/json"}
         connection.request("POST", COMPLETIONS, json.dumps(body), headers)
         answer = connection.getresponse()
-        lines = list(answer)
+        lines = [(time.monotonic(), line) for line in answer]
     except http.client.HTTPException as error:
         raise OSError(repr(error)) from error
     finally:
         connection.close()
-    events = [line[6:].strip() for line in lines if line.startswith(b"data: ")]
-    if answer.status != 200 or events[-1:] != [b"[DONE]"]:
+    events = [(when, line[6:].strip()) for when, line in lines if line.startswith(b"data: ")]
+    if answer.status != 200 or not events or events[-1][1] != b"[DONE]":
         raise ValueError(f"status {answer.status}, {len(events)} events, at the end {lines[-3:]}")
-    if broken := [event for event in events[:-1] if b'"choices"' not in event]:
-        raise ValueError(f"an event without a token: {broken[0]!r}")
-    said = [token for event in events[:-1] for token in _tokens(json.loads(event))]
+    said = []
+    for when, event in events[:-1]:
+        if b'"choices"' not in event:
+            raise ValueError(f"an event without a token: {event!r}")
+        said += _tokens(json.loads(event), when - began)
+        began = when
     if len(said) != tokens:
         raise ValueError(f"{len(said)} tokens of {tokens}")
     return said
@@ -91,6 +98,11 @@ def streaming(target: Target) -> Iterator[Stream]:
     finally:
         over.set()
         thread.join()
+
+
+def slowest_s(runs: list[list[Token]]) -> float:
+    """Return the longest that a stream waited for a token."""
+    return max((token.after_s for run in runs for token in run), default=0.0)
 
 
 def compare(runs: list[list[Token]], baselines: list[list[Token]]) -> list[str]:
@@ -123,10 +135,10 @@ def _parted(run: list[Token], baseline: list[Token]) -> str:
     return ""
 
 
-def _tokens(event: dict[str, Any]) -> list[Token]:
+def _tokens(event: dict[str, Any], after_s: float) -> list[Token]:
     tokens = []
     for choice in event["choices"]:
         told = choice["logprobs"]
         for name, likely, best in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
-            tokens.append(Token(name, likely, best))
+            tokens.append(Token(name, likely, best, after_s))
     return tokens

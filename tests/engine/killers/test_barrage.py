@@ -1,13 +1,12 @@
 """Thousands of requests drawn from the guard's table of fields, on the real engine."""
 
-import re
-
 import psutil
 import pytest
 
-from tests.engine.conftest import Endpoint, get
+from tests.engine.conftest import Endpoint
 from tests.engine.killers.barrage import bombard
 from tests.engine.killers.case import Target
+from tests.engine.killers.figures import gauge, held
 
 REQUESTS = 2_500
 """For each of the two models; `python -m benchmarks.fuzz_engine` sends 20,000."""
@@ -32,16 +31,3 @@ def test_drawn_requests_do_no_harm(attacked: Endpoint, target: Target) -> None:
     attacked.until(lambda: gauge(attacked, "servekit_guard_in_flight") == 0, "end of the requests", 30)
     assert gauge(attacked, "servekit_guard_buffered_bytes") == 0
     assert held(attacked) == held_before, "the event loop was held for more than 250 ms of its processor time"
-
-
-def held(endpoint: Endpoint) -> float:
-    """Return how often the event loop was held for more than 250 ms."""
-    ticks = "servekit_guard_event_loop_held_seconds_bucket"
-    return gauge(endpoint, f'{ticks}{{le="+Inf"}}') - gauge(endpoint, f'{ticks}{{le="0.25"}}')
-
-
-def gauge(endpoint: Endpoint, name: str) -> float:
-    """Return a figure of servekit's own metrics, which reads them from the engine when it is asked."""
-    found = re.search(rf"(?m)^{re.escape(name)} (\S+)$", get(f"{endpoint.observe_url}/metrics")[1])
-    assert found, name
-    return float(found[1])

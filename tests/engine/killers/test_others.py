@@ -19,7 +19,7 @@ from tests.engine.killers.values import sensible
 
 CLIENTS = 3
 BASELINES = 3
-ANSWERED = frozenset({200, 400})
+ANSWERED = frozenset({200, 400, 404})
 FIELDS = {
     name: path
     for path in (MESSAGES, RESPONSES, COMPLETIONS, CHAT)
@@ -27,6 +27,8 @@ FIELDS = {
     if not isinstance(rule, Refused)
 }
 """Each field that passes, on one of its routes."""
+NEEDS = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}, "min_tokens": {"ignore_eos": True}}
+"""Without these a field says nothing."""
 NEVER_SERVED = frozenset({"suffix", "previous_response_id", "priority", "thinking_token_budget"})
 """vLLM 0.20.2 answers 400 to every value but the empty one with this profile."""
 
@@ -60,7 +62,7 @@ def test_no_field_changes_the_answers_of_others(demo: Target, expected: list[lis
 
     def with_field(chaos: random.Random) -> Case:
         value = sensible(name, ROUTES[path][name], chaos, demo)
-        fields = MAKERS[path](model=demo.model) | {name: value}
+        fields = MAKERS[path](model=demo.model) | NEEDS.get(name, {}) | {name: value}
         return Case(name, lambda _target: fields, path)
 
     with looped(demo, with_field) as statuses:

@@ -191,6 +191,8 @@ BY_NAME: dict[str, Callable[[random.Random, Target], Any]] = {
     "truncation": lambda chaos, _target: chaos.choice(("auto", "disabled")),
     "metadata": lambda _chaos, _target: {"a": "b"},
     "reasoning": lambda chaos, _target: {"effort": chaos.choice(("low", "high"))},
+    "system": lambda _chaos, _target: "Be short.",
+    "include": lambda _chaos, _target: ["message.output_text.logprobs"],
     "suffix": lambda _chaos, _target: "x",
     "instructions": lambda _chaos, _target: "Be short.",
     "prompt_logprobs": lambda chaos, _target: chaos.choice((0, 1, 5, 20, 21, -1)),

@@ -46,6 +46,7 @@ class Guard(Gate):
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
             mistakes.answer_wrong_fields(self._app)
             mistakes.answer_messages(app.state, kinds)
+            mistakes.answer_images_without_a_place(app.state.engine_client.renderer)
             validation.stop_at_first_mistakes(app.routes, [route.path for route in CLIENT_ROUTES if route.generates])
             models.hide_paths(app.state)
             request_ids.name_responses(app.state)

@@ -61,3 +61,23 @@ def answer_messages(state: Any, mistakes: tuple[type[Exception], ...]) -> None:
             return serving.create_error_response(error)
 
     serving.create_messages = create_messages_or_answer
+
+
+def answer_images_without_a_place(renderer: Any) -> None:
+    """Let an image that the chat template leaves out, as in a tool's answer, be the client's mistake.
+
+    vLLM 0.20.2 asserts that each image has its place in the prompt (`multimodal/processing/processor.py`), and answers
+    500 with a traceback. renderer: of vLLM's engine client.
+    """
+    process = renderer._process_multimodal_async  # noqa: SLF001 - its only door
+
+    async def process_or_answer(*arguments: Any, **named: Any) -> Any:
+        try:
+            return await process(*arguments, **named)
+        except AssertionError as error:
+            raise ValueError(
+                "An image has no place in the prompt: the chat template leaves images out of messages of this role."
+                " Send it in a message of the user."
+            ) from error
+
+    renderer._process_multimodal_async = process_or_answer  # noqa: SLF001

@@ -1,6 +1,5 @@
 """Kinds of verdict on a field: passed, bounded or refused. Each says what is wrong with a value, in words."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -138,7 +137,7 @@ class Bias:
         for token, bias in value.items():
             if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocabulary_size):  # noqa: PLR2004
                 return f"must name token ids from 0 to {vocabulary_size - 1} (got {token!r:.40})"
-            if not isinstance(bias, (int, float)) or not math.isfinite(bias):
+            if not isinstance(bias, (int, float)) or not abs(bias) < INT64:  # NaN is not less than anything
                 return f"must give each token a number (got {bias!r:.40})"
         return None
 
