@@ -70,6 +70,12 @@ killers:  ## show that each rule of the guard is needed: a start of the engine w
 	@scripts/install.sh dev engine
 	$(BIN)/python -m benchmarks.killers $(ARGS)
 
+fuzz:  ## a million inputs to the guard alone, then 20,000 requests to the real engine with each of two vocabularies
+	@scripts/install.sh dev engine
+	$(BIN)/python -m benchmarks.fuzz_guard
+	$(BIN)/python -m benchmarks.fuzz_engine
+	$(BIN)/python -m benchmarks.fuzz_engine --wide
+
 sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, its newer packages for the engine, the CPU engine
 	@scripts/install.sh dev
 	@mkdir -p dist

@@ -9,6 +9,7 @@ than 250 ms of its own processor time. `--wide` takes the demo with 262,144 word
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ SETTLE_S = 60
 def main() -> None:
     """Fuzz, print what came of it, end with 1 where something was wrong."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the endpoint would go on
     with tempfile.TemporaryDirectory(prefix="servekit-fuzz-") as folder:
         cache = Path(folder)
         endpoint = start_wide(cache) if options.wide else Endpoint(cache)

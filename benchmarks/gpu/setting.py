@@ -27,7 +27,7 @@ STAGES = ("start", "load", "load-bare-first", "baseline", "stops", "memory", "me
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""
-_GUARDED = {"--middleware": 1, "--allowed-media-domains": 1}
+_GUARDED = {"--middleware": 1, "--structured-outputs-config": 1, "--allowed-media-domains": 1}
 """Arguments that only the guard needs, with the number of values each takes."""
 
 

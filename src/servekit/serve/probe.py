@@ -16,7 +16,7 @@ _TOKEN_TIMEOUT_S = 120.0
 _WARM_UP_BATCHES = (3, 16)
 """Prompts at once. All of a batch run until the last of them has come: tokens enough for that are asked for."""
 _WARM_UP_PROMPT = "1 2 3"
-_STRUCTURED_WARM_UP = {"prompt": _WARM_UP_PROMPT, "max_tokens": 1, "structured_outputs": {"json_object": True}}
+_STRUCTURED_WARM_UP = {"prompt": [_WARM_UP_PROMPT] * 2, "max_tokens": 1, "structured_outputs": {"json_object": True}}
 
 
 class ProbeError(Exception):
