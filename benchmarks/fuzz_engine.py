@@ -81,7 +81,7 @@ def measure(endpoint: Endpoint, cache: Path, options: argparse.Namespace) -> dic
         print(f"{start + STEP:,} requests, {time.monotonic() - began:.0f} s, {len(wrong)} wrong", flush=True)
         if not is_alive(target):
             wrong.append(f"the engine has ended: {endpoint.lines[-1]}")
-            break
+            return {"requests": start, "seed": options.seed, "statuses": statuses, "wrong": wrong}
     seconds = time.monotonic() - began
     until = time.monotonic() + SETTLE_S
     while gauge(endpoint, "servekit_guard_in_flight") and time.monotonic() < until:

@@ -199,6 +199,12 @@ NUMBERS = Group(
             for value in (*NOT_JSON, "1e400")
         ),
         plain("top_k of 70 bits", added={"top_k": 2**70}, says=("top_k",)),
+        fields(
+            "a seed with a prompt of two steps",
+            COMPLETIONS,
+            made=lambda _target: {"prompt": [9] * 5_000, "seed": 1, "temperature": 1},
+            statuses=RIGHT,
+        ),
         plain("seed of 70 bits", added={"seed": 2**70}, says=("seed",)),
         plain("max_tokens of nothing", added={"max_tokens": 0}),
         plain("greedy with two choices", added={"n": 2, "temperature": 0}),

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ FIELDS = {
     if not isinstance(rule, Refused)
 }
 """Each field that passes, on one of its routes."""
-NEEDS = {
+NEEDS: dict[str, dict[str, Any]] = {
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},
     "min_tokens": {"ignore_eos": True},

@@ -18,13 +18,34 @@ registered = False
 
 
 def register() -> None:
-    """Let penalties take the memory of `ROWS_AT_ONCE` rows, whatever the size of the batch."""
+    """Let penalties take the memory of `ROWS_AT_ONCE` rows, and let a CPU's random numbers be taken back."""
     global registered  # noqa: PLW0603 - vLLM calls this once in a process, the guard looks whether it did
     if registered:
         return
     penalties: Any = importlib.import_module("vllm.v1.sample.ops.penalties")
     penalties.apply_penalties = in_slices(penalties.apply_penalties)
+    if importlib.import_module("vllm.platforms").current_platform.is_cpu():
+        torch: Any = importlib.import_module("torch")
+        torch.Generator = rewinding(torch.Generator)
     registered = True
+
+
+def rewinding(generator: Any) -> Any:
+    """Return PyTorch's `Generator`, whose numbers can be taken back on a CPU too, all of them at once.
+
+    vLLM 0.20.2 takes back what a row has drawn while its prompt is still read (`_bookkeeping_sync` in
+    `v1/worker/gpu_model_runner.py`), by an offset that only CUDA's generator has: on a CPU a `seed` with a prompt
+    longer than one step ended EngineCore. Such a row has no token yet, so it begins at its seed again.
+    """
+
+    class Rewinding(generator):  # type: ignore[misc]
+        def get_offset(self) -> int:
+            return 0
+
+        def set_offset(self, _offset: int) -> None:
+            self.manual_seed(self.initial_seed())
+
+    return Rewinding
 
 
 def in_slices(apply: Any) -> Any:
