@@ -47,15 +47,15 @@ RULES = (
     rule(
         "structured output: grammar is closed; one backend", "@structured", "JSON mode", "Lark grammar", backend="auto"
     ),
-    rule("structured output: a grammar of itself", "@structured", "JSON mode", "grammar of itself"),
-    rule("structured output: depth of objects", _BOUNDS, "300 nested objects"),
-    rule("structured output: depth of arrays", _BOUNDS, "600 nested arrays"),
-    rule("structured output: depth of a tool's schema", _BOUNDS, "a tool of 150 nested objects"),
+    rule("structured output: depth; one backend", _BOUNDS, "300 nested objects", backend="auto"),
+    rule("structured output: depth of arrays; one backend", _BOUNDS, "600 nested arrays", backend="auto"),
+    rule("structured output: chains of references", _BOUNDS, "a chain of 2,500 references"),
     rule("structured output: choices", "@structured", "choice of 100,000"),
     rule("structured output: enum", "@structured", "enum of 100,000"),
-    rule("structured output: regex is closed", "@structured", "regex of nested repetitions"),
-    rule("structured output: repetitions of a pattern", "@structured", "pattern of nested repetitions"),
-    rule("structured output: minLength", "@structured", "text of at least 1,000,000"),
+    rule("structured output: alternatives of allOf", "@structured", "ten allOf of two anyOf each"),
+    rule(
+        "structured output: regex is closed; one backend", "@structured", "regex of nested repetitions", backend="auto"
+    ),
     rule("prompt: ids of the vocabulary", "prompt,@admission", "prompt of the first id after the vocabulary"),
     rule("prompt: ids of 262,144", "prompt,@admission", "prompt of the first id after the vocabulary", wide=True),
     rule("stop_token_ids: ids of the vocabulary", "stop_token_ids", "stop id after the vocabulary, with min_tokens"),

@@ -124,6 +124,21 @@ LARGE = Group(
         outputs("choice of 100,000", choice=[f"word{number}" for number in range(100_000)]),
         schema("enum of 100,000", {"enum": [f"word{number}" for number in range(100_000)]}),
         schema(
+            "a chain of 2,500 references",
+            {
+                "$ref": "#/$defs/d0",
+                "$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(2_500)} | {"d2500": {"type": "string"}},
+            },
+        ),
+        schema("multipleOf 99,999,989", {"type": "integer", "multipleOf": 99_999_989}),
+        schema(
+            "ten allOf of two anyOf each",
+            {
+                "allOf": [{"anyOf": [{"pattern": f"^{n}.*x"}, {"pattern": f"{n}$"}]} for n in range(10)],
+                "type": "string",
+            },
+        ),
+        schema(
             "10,000 properties", {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(10_000)}}
         ),
         outputs("regex of 10,000 repetitions", regex="(a{1,10000})"),
