@@ -71,9 +71,9 @@ class Endpoint:
         """Wait for a line that contains `part`."""
         self.until(lambda: any(part in line for line in list(self.lines)), f"line with {part!r}", within_s)
 
-    def until_ready(self) -> None:
+    def until_ready(self, within_s: float = 150) -> None:
         """Wait until the readiness probe is green."""
-        self.until(lambda: get(f"{self.observe_url}/readyz")[0] == 200, "readiness")
+        self.until(lambda: get(f"{self.observe_url}/readyz")[0] == 200, "readiness", within_s)
 
     def end(self, within_s: float = 60) -> int:
         """Wait for the end; return the exit code."""
