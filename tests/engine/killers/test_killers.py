@@ -8,8 +8,6 @@ from tests.engine.killers.catalogue import GROUPS, baselines, is_alive, run
 from tests.engine.killers.figures import held
 from tests.engine.killers.stream import Token
 
-pytestmark = pytest.mark.timeout(900)
-
 
 @pytest.fixture(scope="module")
 def expected(target: Target) -> list[list[Token]]:
