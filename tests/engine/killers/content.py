@@ -3,6 +3,7 @@
 import base64
 import struct
 import zlib
+from functools import partial
 from typing import Any
 
 from tests.engine.killers.case import (
@@ -172,6 +173,21 @@ TEMPLATES = Group(
     ),
 )
 
+REFUSED_LATE: dict[str, dict[str, Any]] = {
+    "greedy with two choices": {"n": 2, "temperature": 0},
+    "min_tokens": {"min_tokens": 9},
+    "a schema of no type": {"structured_outputs": {"json": {"type": "nosuch"}}},
+    "logprobs of the prompt": {"n": 256, "prompt_logprobs": 20},
+}
+"""What vLLM, or admission, refuses after it has processed the image and noted it in its cache."""
+
+
+def with_image(shade: int, added: dict[str, Any], _target: Target) -> dict[str, Any]:
+    """Return the fields of a message that is an image of this shade, and others."""
+    image = picture(f"data:image/png;base64,{png(48, shade)}")
+    return {"messages": [{"role": "user", "content": [image]}]} | added
+
+
 IMAGES = Group(
     "images",
     (
@@ -210,6 +226,14 @@ IMAGES = Group(
             "an image in a tool's answer",
             [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "c", "content": [picture()]}],
             says=("image",),
+        ),
+        *(
+            case
+            for shade, (name, added) in enumerate(REFUSED_LATE.items(), start=200)
+            for case in (
+                fields(f"an image, then refused: {name}", made=partial(with_image, shade, added)),
+                fields(f"the same image, after {name}", made=partial(with_image, shade, {}), statuses=RIGHT),
+            )
         ),
         parts("an unknown part", {"type": "nosuch", "nosuch": 1}),
         parts(

@@ -8,8 +8,9 @@ import gc
 import logging
 import os
 
-from . import heads, media, mistakes, models, request_ids, unread, validation, worker
+from . import heads, image_cache, media, mistakes, models, request_ids, unread, validation, worker
 from .gate import CHECKED_BODY, CLIENT_ROUTES, Gate
+from .passage import current_unsent
 from .refusals import App, Receive, Scope, Send
 from .rules import CONFIG_VARIABLE, Rules
 
@@ -46,6 +47,7 @@ class Guard(Gate):
             mistakes.answer_where_they_happen(self._app, app.exception_handlers[Exception], kinds)
             mistakes.answer_wrong_fields(self._app)
             mistakes.answer_messages(app.state, kinds)
+            image_cache.watch(app.state.engine_client.renderer, current_unsent)
             mistakes.answer_images_without_a_place(app.state.engine_client.renderer)
             validation.stop_at_first_mistakes(app.routes, [route.path for route in CLIENT_ROUTES if route.generates])
             models.hide_paths(app.state)

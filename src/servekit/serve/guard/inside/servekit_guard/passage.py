@@ -11,9 +11,16 @@ from types import TracebackType
 from typing import Any
 
 from .admission import Admitted, Model, admit
+from .image_cache import Unsent
 
 _request: "ContextVar[Followed | None]" = ContextVar("servekit_request", default=None)
 """The client's request a piece of vLLM's work belongs to; the tasks vLLM makes for it inherit it."""
+
+
+def current_unsent() -> Unsent | None:
+    """Return the images of the request that this piece of work belongs to; None for servekit's own."""
+    request = _request.get()
+    return request.unsent if request is not None else None
 
 
 class TooLateError(Exception):
@@ -43,6 +50,8 @@ class Passage:
                     raise TooLateError("the server is draining: the request came too late for it")
                 admit(request.admitted, prompt, params, model)
             added = await add_request(request_id, prompt, params, *arguments, **named)
+            if request is not None:
+                request.unsent.sent(prompt)
             self.leave(request)
             return added
 
@@ -93,11 +102,12 @@ class Passage:
 class Followed:
     """One request on its way; leaving the `with` ends it, however that happens."""
 
-    __slots__ = ("_before", "_passage", "admitted")
+    __slots__ = ("_before", "_passage", "admitted", "unsent")
 
     def __init__(self, passage: Passage) -> None:
         self._passage = passage
         self.admitted = Admitted()
+        self.unsent = Unsent()
 
     def __enter__(self) -> None:
         self._passage.enter(self)
@@ -108,3 +118,4 @@ class Followed:
     ) -> None:
         _request.reset(self._before)
         self._passage.leave(self)
+        self.unsent.end()
