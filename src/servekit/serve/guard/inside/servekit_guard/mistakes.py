@@ -26,8 +26,17 @@ def answer_where_they_happen(layer: Any, handler: Any, mistakes: tuple[type[Exce
     """
     while not hasattr(layer, "add_exception_handler"):
         layer = layer.app
+
+    async def answer(request: Any, error: Exception) -> Any:
+        return await handler(request, _as_mistake(error))
+
     for mistake in mistakes:
-        layer.add_exception_handler(mistake, handler)
+        layer.add_exception_handler(mistake, answer)
+
+
+def _as_mistake(error: Exception) -> Exception:
+    """Return an exception that vLLM answers with 400: an unknown kind of content part is a 501 there, depth a 500."""
+    return ValueError(str(error)) if isinstance(error, (NotImplementedError, RecursionError)) else error
 
 
 def answer_wrong_fields(layer: Any) -> None:
@@ -58,7 +67,7 @@ def answer_messages(state: Any, mistakes: tuple[type[Exception], ...]) -> None:
         try:
             return await create_messages(*arguments, **named)
         except mistakes as error:
-            return serving.create_error_response(error)
+            return serving.create_error_response(_as_mistake(error))
 
     serving.create_messages = create_messages_or_answer
 
