@@ -480,3 +480,14 @@ def counts(gate: Gate) -> dict[tuple[str, str], int]:
 def assert_nothing_in_flight(gate: Gate) -> None:
     counters = gate.counters()
     assert (counters["in_flight"], counters["buffered_bytes"]) == (0, 0)
+
+
+def test_structured_output_in_flight_is_bounded(key_file: Path) -> None:
+    """Grammars are weighed together: a request whose share is not free is 429, and every share is given back."""
+    body = json.dumps({"model": "m", "messages": [{}], "response_format": {"type": "json_object"}, "n": 4}).encode()
+    for weight, status in ((3, 429), (4, 200)):
+        upstream = Upstream()
+        gate = make_gate(upstream, key_file, max_structured_weight=weight)
+        for _ in range(2):
+            assert run(gate, make_scope(), body)[0] == status
+            assert gate.counters()["structured_weight"] == 0

@@ -15,7 +15,7 @@ from .decoded import request_turn
 from .effective import describe, vocabulary_size
 from .errors import passed_on
 from .flight import REQUEST_ID, Flights
-from .intake import ClientGoneError, Intake, replay
+from .intake import ClientGoneError, Intake, Slot, replay
 from .keyring import Keyring
 from .passage import Passage
 from .refusals import (
@@ -161,20 +161,21 @@ class Gate:
             return
         with self._intake.enter() as slot, self.flights.enter(scope, route.path) as flight:
             chunks = await self._intake.read(slot, scope, receive)
-            scope[CHECKED_BODY] = fields = self._checked(chunks, route, scope)
+            scope[CHECKED_BODY] = fields = self._checked(chunks, route, scope, slot)
             flight.record(slot.reserved_bytes, fields)
             self._counts[route.path, "allowed"] += 1
             with self.passage.follow(), request_turn():
                 await self._app(scope, replay(chunks, receive), send)
 
-    def _checked(self, chunks: list[bytes], route: Route, scope: Scope) -> dict[str, Any]:
-        """Return the body's fields; raises RefusedError (400) where they must not reach vLLM."""
+    def _checked(self, chunks: list[bytes], route: Route, scope: Scope, slot: Slot) -> dict[str, Any]:
+        """Return the body's fields; raises RefusedError (400, 429) where they must not reach vLLM."""
         if self._vocabulary_size is None:
             self._vocabulary_size = vocabulary_size(scope)
         fields = parse(b"".join(chunks))
         if isinstance(fields, Problem):
             raise RefusedError(harmful(*fields))
-        if problem := check(fields, route.path, self._vocabulary_size or 0, self._structured_outputs):
+        known = self._vocabulary_size or 0
+        if problem := check(fields, route.path, known, self._structured_outputs, slot.weigh):
             raise RefusedError(harmful(*problem))
         return fields
 
@@ -201,6 +202,7 @@ class Gate:
             "max_in_flight": self._rules.max_in_flight,
             "buffered_bytes": self._intake.buffered_bytes,
             "max_buffered_bytes": self._rules.max_buffered_bytes,
+            "structured_weight": self._intake.structured_weight,
             "authentication": keys is not None,
             "keys": len(keys) if keys is not None else 0,
             "key_reloads": keys.reloads if keys is not None else 0,

@@ -21,6 +21,8 @@ class Rules:
     """Requests for text that may run or wait in the engine at once."""
     max_buffered_bytes: int
     """Bytes of request bodies that may be held at once, over all requests in flight."""
+    max_structured_weight: int = 65_536
+    """Of the structured output in flight (`body/structured.py`): a thousand rows with a pattern each."""
     max_body_s: float = 120.0
     """A body must have arrived within this time."""
     max_image_pixels: int = 33_177_600

@@ -1,6 +1,7 @@
 """Whether a request body may reach vLLM: its structure, its fields, and what they ask for together."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
@@ -20,12 +21,17 @@ OPAQUE = frozenset({"arguments", "metadata", "parameters", "input_schema", "sche
 
 
 def check(
-    fields: dict[str, Any], path: str, vocabulary_size: int, opened: frozenset[str] = frozenset()
+    fields: dict[str, Any],
+    path: str,
+    vocabulary_size: int,
+    opened: frozenset[str] = frozenset(),
+    weigh: Callable[[int], object] = int,
 ) -> Problem | None:
     """Return why a body for the route `path` must not reach the engine, or None.
 
     vocabulary_size: token ids of the running model; 0 when unknown, then no token id is let through.
     opened: the kinds of structured output that the operator lets in besides JSON and choices.
+    weigh: called with the weight of its structured output, if it has any.
     """
     rules = ROUTES[path]
     for name, value in fields.items():
@@ -34,7 +40,7 @@ def check(
             return Problem(name, f"{name} {said}.")
     if problem := _check_sequences(fields) or _check_structure(fields):
         return problem
-    told = check_structured(fields, opened)
+    told = check_structured(fields, opened, weigh)
     return Problem(*told) if told else None
 
 

@@ -4,7 +4,7 @@ vLLM 0.20.2 compiles a grammar in EngineCore for each sequence, with one backend
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .bounds import BOUNDS
@@ -32,20 +32,25 @@ Found = tuple[str, str, Any]
 """Where a constraint was found, its kind (one of vLLM's, or `schema`), and its value."""
 
 
-def check_structured(fields: dict[str, Any], allowed: frozenset[str]) -> Problem | None:
+def check_structured(
+    fields: dict[str, Any], allowed: frozenset[str], weigh: Callable[[int], object] = int
+) -> Problem | None:
     """Return why the body's structured output must not reach the engine, or None.
 
-    fields: the JSON body of any route. allowed: the kinds of EXTRA_KINDS that the operator has opened.
+    fields: the JSON body of any route. allowed: the kinds of EXTRA_KINDS that the operator has opened. weigh: called
+    with the weight of all its sequences where there is structured output in it.
     """
     try:
-        _check(fields, allowed)
+        weight = _check(fields, allowed)
     except _RefusedError as error:
         return error.problem
+    if weight:
+        weigh(weight)
     return None
 
 
-def _check(fields: dict[str, Any], allowed: frozenset[str]) -> None:
-    """Raise _RefusedError for the first thing that is wrong."""
+def _check(fields: dict[str, Any], allowed: frozenset[str]) -> int:
+    """Return the request's weight; raises _RefusedError for the first thing that is wrong."""
     found = [*_params(fields.get(_FIELD)), *_response_format(fields), *_text_format(fields.get("text"))]
     if len(found) > 1:
         raise _RefusedError(found[0][0], "one structured output constraint at a time: take the others out.")
@@ -59,6 +64,7 @@ def _check(fields: dict[str, Any], allowed: frozenset[str]) -> None:
     if weight > 1 and sequences > 1 and weight * sequences > MAX_WEIGHT:
         message = f"too large for {sequences} sequences: {weight} units each, {MAX_WEIGHT:,} in all at most."
         raise _RefusedError(found[0][0] if found else "tools", message)
+    return max(1, weight) * sequences if found or meter.weight else 0
 
 
 class _RefusedError(Exception):
