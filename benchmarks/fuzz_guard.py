@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 import venv
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ def fuzz(options: argparse.Namespace) -> None:
     """Fuzz in this process, which has the fuzzer; never returns."""
     import atheris  # type: ignore[import-untyped] # noqa: PLC0415 - in the environment of its own alone
 
+    for name in ("servekit", "servekit.serve", "servekit.serve.guard"):
+        package = types.ModuleType(name)  # without its __init__, whose packages this environment does not have
+        package.__path__ = [str(ROOT / "src" / name.replace(".", "/"))]
+        sys.modules[name] = package
     with atheris.instrument_imports(include=[GUARD]):
         from tests.guard import fuzzed_gate  # noqa: PLC0415 - instrumented while it is imported
 
