@@ -103,7 +103,7 @@ def verdict(record: Seen) -> str:
         seen.append(f"/health silent for {record['slowest_health_s']:.0f} s")
     if record.get("held_s"):
         seen.append(f"the event loop held for {record['held_s']:.1f} s")
-    if record.get("slowest_token_s", 0) > max(STALL_S, 3 * record["slowest_token_before_s"]):
+    if record.get("slowest_token_s", 0) > max(STALL_S, 3 * record.get("slowest_token_before_s", 0)):
         seen.append(f"the stream beside it silent for {record['slowest_token_s']:.1f} s")
     if record["others"] and record["exit"] is None:
         seen.append(record["others"][0])

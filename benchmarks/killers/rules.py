@@ -49,7 +49,6 @@ RULES = (
     ),
     rule("structured output: depth; one backend", _BOUNDS, "300 nested objects", backend="auto"),
     rule("structured output: depth of arrays; one backend", _BOUNDS, "600 nested arrays", backend="auto"),
-    rule("structured output: chains of references", _BOUNDS, "a chain of 2,500 references"),
     rule("structured output: choices", "@structured", "choice of 100,000"),
     rule("structured output: enum", "@structured", "enum of 100,000"),
     rule("structured output: alternatives of allOf", "@structured", "ten allOf of two anyOf each"),
@@ -72,9 +71,6 @@ RULES = (
     rule("vllm_xargs: refused", "vllm_xargs,@size", "200,000 vllm_xargs"),
     rule("messages: how many", "messages,@size", "100,000 messages"),
     rule("values of a body: how many", "messages,@size", "200,000 parts"),
-    rule(
-        "chat_template_kwargs: a list", "chat_template_kwargs", "a template among chat_template_kwargs for /v1/messages"
-    ),
     Rule("half an emoji: refused", "@half", (half_an_emoji,) * 60),
     rule("an image without a place: answered", "@placeless", "an image in a tool's answer"),
 )

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "results-faults.md"
 _BEGIN, _END = "<!-- killers: begin -->", "<!-- killers: end -->"
-_HEAD = ("rule taken out", "request", "model", "what happened", "seconds", "last line")
+_HEAD = ("rule taken out", "request", "model", "what happened", "seconds", "cause of death")
 _CHARACTERS = 120
 
 
@@ -27,7 +27,7 @@ def write_table(records: Sequence[Seen]) -> None:
 def _cells(record: Seen) -> tuple[str, ...]:
     requests = ", then ".join(record["requests"]) or "two images under one uuid"
     model = "262,144 words" if record["wide"] else "demo"
-    last = re.sub(r"/\S*/(?=[^/\s]+)", ".../", record["last"].removeprefix("servekit | "))
+    last = re.sub(r"/\S*/(?=[^/\s]+)", ".../", record["last"].rpartition("EngineCore has died: ")[2])
     return record["rule"], requests, model, _short(verdict(record)), f"{record['seconds']:.0f}", _short(last)
 
 
