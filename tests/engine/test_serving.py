@@ -168,7 +168,7 @@ def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI
 def test_warm_up_is_what_the_engine_takes(endpoint: Endpoint) -> None:
     """The batches servekit asks for before it is ready come whole from the real engine."""
     client = EngineClient(endpoint.url, {"Authorization": f"Bearer {endpoint.key}"})
-    assert client.warm_up(MODEL) == 16 * (3 + 16) + 1
+    assert client.warm_up(MODEL) == 16 * (3 + 16) + 2
 
 
 def test_log_tells_the_start(endpoint: Endpoint) -> None:

@@ -7,7 +7,7 @@ import urllib3
 
 from tests.engine.conftest import ENGINE, PATCHES, get
 from tests.faults.before_start import with_checkpoint
-from tests.faults.fault import BROKEN, DRAINED, NOT_STARTED, Check, Fault
+from tests.faults.fault import BROKEN, DRAINED, FAILED, NOT_STARTED, READY, SILENT, STARTING, Check, Fault
 from tests.faults.launch import MODEL, Launch
 from tests.faults.provoke import kill, refused, send_with_requests
 
@@ -69,7 +69,7 @@ FAULTS = (
     ),
     Fault(
         "hangs: the API server stands still",
-        *(BROKEN, 6, "the engine hangs"),
+        *((STARTING, READY, SILENT, FAILED), 6, "the engine hangs"),
         engine="real",
         flags=("--hang-s", "10"),
         provoke=kill("server", signal.SIGSTOP),
