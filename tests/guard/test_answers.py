@@ -72,10 +72,10 @@ WRONG: dict[str, tuple[str, Any, str | None]] = {
     "no messages": ("/v1/messages", {"model": "demo", "max_tokens": 4}, "messages"),
     "a wrong number": ("/v1/messages", SMALL["/v1/messages"] | {"max_tokens": -1}, "max_tokens"),
     "an unknown model for messages": ("/v1/messages", SMALL["/v1/messages"] | {"model": "nope"}, None),
-    "an unknown format": ("/v1/completions", completion(response_format={"type": "nope"}), "response_format.type"),
+    "an unknown format": ("/v1/completions", completion(response_format={"type": "nope"}), "response_format"),
     "deep JSON": (CHAT, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
     "deep JSON for messages": ("/v1/messages", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
-    "less deep JSON": (CHAT, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", "messages"),
+    "less deep JSON": (CHAT, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", None),
     "too long a prompt": (CHAT, chat({"type": "text", "text": "hi " * 9000}), "input_tokens"),
 }
 

@@ -179,11 +179,11 @@ def test_never_ready_when_it_is_not_what_was_planned(
 
 
 def test_warm_before_it_is_ready(supervise: Supervise, eventually: Eventually) -> None:
-    """A ready endpoint has generated one token, one in JSON mode, and 16 for each of 3 and of 16 prompts at once."""
+    """A ready endpoint has generated one token, two in JSON mode, and 16 for each of 3 and of 16 prompts at once."""
     run = supervise()
     until_ready(run, eventually)
     made = urllib3.request("GET", f"{run.plan.url}/metrics").data.decode()
-    assert f'vllm:generation_tokens_total{{engine="0"}} {1 + 1 + 16 * (3 + 16)}.0' in made
+    assert f'vllm:generation_tokens_total{{engine="0"}} {1 + 2 + 16 * (3 + 16)}.0' in made
 
 
 def test_contract_is_told(supervise: Supervise, eventually: Eventually) -> None:
