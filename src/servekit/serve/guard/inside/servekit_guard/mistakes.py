@@ -24,14 +24,20 @@ def answer_where_they_happen(layer: Any, handler: Any, mistakes: tuple[type[Exce
 
     layer: the application below the guard; raises AttributeError when there is no such layer in it.
     """
-    while not hasattr(layer, "add_exception_handler"):
-        layer = layer.app
+    inner = _layer_of_handlers(layer)
 
     async def answer(request: Any, error: Exception) -> Any:
         return await handler(request, _as_mistake(error))
 
     for mistake in mistakes:
-        layer.add_exception_handler(mistake, answer)
+        inner.add_exception_handler(mistake, answer)
+
+
+def _layer_of_handlers(layer: Any) -> Any:
+    """Return Starlette's inner layer, which has the handlers of exceptions."""
+    while not hasattr(layer, "add_exception_handler"):
+        layer = layer.app
+    return layer
 
 
 def _as_mistake(error: Exception) -> Exception:
@@ -44,8 +50,6 @@ def answer_wrong_fields(layer: Any) -> None:
 
     layer: as in `answer_where_they_happen`; the rest of the answer is made in `errors.py`.
     """
-    while not hasattr(layer, "add_exception_handler"):
-        layer = layer.app
     invalid = importlib.import_module("fastapi.exceptions").RequestValidationError
     response = importlib.import_module("starlette.responses").JSONResponse
 
@@ -53,7 +57,7 @@ def answer_wrong_fields(layer: Any) -> None:
         message, param = wrong_fields(error.errors(), error.body)
         return response({"error": {"message": message, "param": param}}, 400)
 
-    layer.add_exception_handler(invalid, answer)
+    _layer_of_handlers(layer).add_exception_handler(invalid, answer)
 
 
 def answer_messages(state: Any, mistakes: tuple[type[Exception], ...]) -> None:

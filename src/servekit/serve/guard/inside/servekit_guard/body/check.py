@@ -7,11 +7,11 @@ from typing import Any
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
 from .parse import parse
 from .problem import Problem
+from .sequences import sequences_of
 from .structured import check_structured
 
 MAX_DEPTH = 64
 """Of the whole body. vLLM's validators, its template and pickle go through it by recursion."""
-SEQUENCE_FIELDS = ("n", "best_of")
 PARTS = frozenset({"content", "output"})
 """Names of the lists whose objects are content parts."""
 JSON_TEXT = "arguments"
@@ -38,22 +38,11 @@ def check(
         rule = rules.get(name)
         if rule is not None and value is not None and (said := rule.complaint(value, vocabulary_size)):
             return Problem(name, f"{name} {said}.")
-    if problem := _check_sequences(fields) or _check_structure(fields):
-        return problem
-    told = check_structured(fields, opened, weigh)
-    return Problem(*told) if told else None
+    return _check_sequences(fields) or _check_structure(fields) or check_structured(fields, opened, weigh)
 
 
 def _check_sequences(fields: dict[str, Any]) -> Problem | None:
-    prompt = fields.get("prompt")
-    sequences = 1
-    if isinstance(prompt, list) and not set(map(type, prompt)) <= {int}:
-        sequences = len(prompt)
-    for name in SEQUENCE_FIELDS:
-        count = fields.get(name)
-        if isinstance(count, (int, float)) and count > 1:
-            sequences *= int(min(count, MAX_SEQUENCES + 1))
-    if sequences > MAX_SEQUENCES:
+    if sequences_of(fields) > MAX_SEQUENCES:
         return Problem("n", f"The request asks for more than {MAX_SEQUENCES} sequences (prompts times n).")
     return None
 
@@ -81,7 +70,7 @@ def _check_structure(fields: dict[str, Any]) -> Problem | None:
 
 
 def _check_json_text(text: str) -> Problem | None:
-    """Bound JSON within a string, which vLLM parses once more; what is no JSON is left to vLLM."""
+    """Bound JSON within a string, which vLLM parses once more."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return None
     fields = parse(b'{"":' + text.encode("utf-8", "surrogatepass") + b"}")

@@ -16,9 +16,7 @@ from typing import Any
 from .bounds import BOUNDS
 from .graph import SchemaGraph, list_of
 from .patterns import pattern_size
-
-Problem = tuple[str | None, str]
-"""The field's name (None: the body as a whole) and what is wrong with it."""
+from .problem import Problem
 
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _NOTES = frozenset({"title", "description", "$comment", "default", "examples"})
@@ -45,11 +43,11 @@ class SchemaMeter:
     def check(self, schema: dict[str, Any], where: str) -> Problem | None:
         """Return why `schema`, with all before it, is more than the backend is given, or None."""
         for name, message in self._walk(schema):
-            return where, f"{where}: {message or self._too_many(name)}"
+            return Problem(where, f"{where}: {message or self._too_many(name)}")
         try:
             self.add("bytes", len(json.dumps(schema, ensure_ascii=False).encode()))
         except UnicodeEncodeError:
-            return where, f"{where}: the schema has half of a surrogate pair in it."
+            return Problem(where, f"{where}: the schema has half of a surrogate pair in it.")
         graph = SchemaGraph(schema)
         problem = self._over("bytes") or graph.problem()
         self.add("units of weight", graph.weight)
@@ -57,7 +55,7 @@ class SchemaMeter:
             problem = (
                 f"the schema takes too long to compile (weight {self.weight:,}, at most {BOUNDS['units of weight']:,})."
             )
-        return (where, f"{where}: {problem}") if problem else None
+        return Problem(where, f"{where}: {problem}") if problem else None
 
     def add(self, name: str, number: int) -> None:
         """Count `number` more of `name`."""

@@ -9,7 +9,9 @@ from typing import Any
 
 from .bounds import BOUNDS
 from .patterns import repetitions
-from .schemas import Problem, SchemaMeter
+from .problem import Problem
+from .schemas import SchemaMeter
+from .sequences import sequences_of
 
 EXTRA_KINDS = ("regex", "grammar", "structural_tag")
 """Refused unless the operator's setting names them."""
@@ -59,7 +61,7 @@ def _check(fields: dict[str, Any], allowed: frozenset[str]) -> int:
         if kind in EXTRA_KINDS and kind not in allowed:
             raise _RefusedError(where, f"{kind} is not open on this server (setting SERVEKIT_STRUCTURED_OUTPUTS).")
         _CHECKS[kind](where, value, meter)
-    sequences = _sequences(fields)
+    sequences = sequences_of(fields)
     weight = meter.weight + PATTERN_WEIGHT * meter.counts["patterns, formats and numeric ranges"]
     if weight > 1 and sequences > 1 and weight * sequences > MAX_WEIGHT:
         message = f"too large for {sequences} sequences: {weight} units each, {MAX_WEIGHT:,} in all at most."
@@ -70,7 +72,7 @@ def _check(fields: dict[str, Any], allowed: frozenset[str]) -> int:
 class _RefusedError(Exception):
     def __init__(self, where: str, message: str) -> None:
         super().__init__(message)
-        self.problem: Problem = where, message if message.startswith(where) else f"{where}: {message}"
+        self.problem = Problem(where, message if message.startswith(where) else f"{where}: {message}")
 
 
 def _params(params: Any) -> Iterator[Found]:
@@ -208,17 +210,6 @@ def _check_structural_tag(where: str, value: Any, meter: SchemaMeter) -> None:
                 where, f"entry {number} must have begin and end, texts of {MAX_CHOICE_CHARACTERS:,} at most."
             )
         _check_schema(f"{where}.structures[{number}].schema", tag.get("schema"), meter)
-
-
-def _sequences(fields: dict[str, Any]) -> int:
-    """Return how many sequences the request starts: prompts times `n`."""
-    prompt = fields.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt) else 1
-    counts = [fields.get(name) for name in ("n", "best_of")]
-    most = max(
-        (int(count) for count in counts if isinstance(count, (int, float)) and 1 < count < MAX_WEIGHT), default=1
-    )
-    return prompts * most
 
 
 _CHECKS = {
