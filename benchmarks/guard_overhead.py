@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servekit.checkpoint.demo import build_demo_model
+from servekit.demo.build import build_demo_model
 from servekit.serve.guard import Guard, GuardSettings, prepare_guard
 from servekit.serve.guard.keys import load_keys
 

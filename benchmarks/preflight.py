@@ -11,22 +11,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from servekit.checkpoint.config import (
+from servekit.demo.build import build_demo_model
+from servekit.demo.json_files import (
     CHAT_TEMPLATE,
     generation_config,
     model_config,
     processor_config,
     tokenizer_config,
 )
-from servekit.checkpoint.demo import build_demo_model
-from servekit.checkpoint.gemma4 import SIZES
-from servekit.checkpoint.safetensors import Shard, index, shards
-from servekit.checkpoint.tensors import tensors
-from servekit.checkpoint.vocabulary import tokenizer, vocabulary
-from servekit.preflight.capacity import plan_capacity
-from servekit.preflight.cards import GIB, parse_card
-from servekit.preflight.checkpoint import CheckpointFacts, inspect_checkpoint
+from servekit.demo.shard_writer import Shard, index, shards
+from servekit.demo.sizes import SIZES
+from servekit.demo.tensor_list import tensors
+from servekit.demo.vocabulary import tokenizer, vocabulary
+from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
 from servekit.preflight.findings import Finding
+from servekit.preflight.memory.capacity import plan_capacity
+from servekit.preflight.memory.gpu_models import GIB, parse_gpu_model
 
 ARGUMENTS: dict[str, Any] = {
     "gpu-memory-utilization": 0.9,
@@ -89,7 +89,7 @@ def _preflight(folder: Path) -> tuple[float, CheckpointFacts, tuple[Finding, ...
     begin = time.perf_counter()
     facts, findings = inspect_checkpoint(str(folder), arguments=ARGUMENTS, hub_cache=folder / "no-cache", offline=True)
     assert facts is not None
-    plan, _ = plan_capacity(facts, ARGUMENTS, parse_card("l4"))
+    plan, _ = plan_capacity(facts, ARGUMENTS, parse_gpu_model("l4"))
     assert plan is not None
     return time.perf_counter() - begin, facts, findings, plan.weights_bytes, plan.pool_tokens
 

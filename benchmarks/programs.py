@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from servekit.checkpoint.demo import build_demo_model
+from servekit.demo.build import build_demo_model
 
 ROOT = Path(__file__).parent.parent
 SERVEKIT = Path(sys.executable).with_name("servekit")

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.programs import clean_environment, engine_program, timed
 from benchmarks.structured_features import BEYOND, OPENAI
-from servekit.checkpoint.vocabulary import SPACE, Vocabulary, tokenizer, vocabulary
+from servekit.demo.vocabulary import SPACE, Vocabulary, tokenizer, vocabulary
 
 NAME = "structured"
 ROUNDS = 5

@@ -19,12 +19,12 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from servekit import ENGINE_VERSION, errors
-from servekit.cli import command
+from servekit.cli.main import command
 from servekit.errors import ExitCode
 from servekit.profile import CONTRACT
 from servekit.profile.contract import CLOSED_MODALITIES
 from servekit.profile.reserved import PINNED, RESERVED
-from servekit.serve.environment import TABLE
+from servekit.serve.engine.environment import TABLE
 from servekit.settings import Settings, flag_of, variable_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"

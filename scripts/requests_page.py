@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from servekit.serve.guard.inside.servekit_guard.body.fields import PASSED_INSIDE, REFUSED_IN_PARTS, ROUTES
-from servekit.serve.guard.inside.servekit_guard.body.rules import Passed, Refused, Rule
+from servekit.serve.guard.inside.servekit_guard.body.verdicts import Passed, Refused, Rule
 
 DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """\

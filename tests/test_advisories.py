@@ -20,7 +20,7 @@ from scripts import advisories
 from scripts.advisories import Advisory, AdvisoryList
 
 from servekit.profile.reserved import PINNED, RESERVED
-from servekit.serve.contract import CLOSED
+from servekit.serve.watch.running_contract import CLOSED
 
 A, B = (Advisory(name, "what", "closed", "protected_at_runtime", "why") for name in ("CVE-1", "CVE-2"))
 SHOWN = {"CVE-1": ["a.py::test_a"], "CVE-2": ["b.py::test_b"]}

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from servekit import ENGINE_VERSION, __version__, cli
+from servekit import ENGINE_VERSION, __version__
+from servekit.cli import main as cli
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 COMMANDS = sorted(cli.command.commands)
@@ -313,7 +314,7 @@ def test_interrupt_is_told_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RUN_CHECK = """
 import sys
-from servekit import cli
+from servekit.cli import main as cli
 sys.argv = ["servekit", "check", "--profile-only"]
 try:
     cli.main()
@@ -326,9 +327,9 @@ ENGINES_OWN = "vllm torch transformers numpy"
 @pytest.mark.parametrize(
     ("words", "unwanted"),
     [
-        ("import servekit.cli", f"{ENGINES_OWN} urllib3 prometheus_client"),
+        ("import servekit.cli.main", f"{ENGINES_OWN} urllib3 prometheus_client"),
         (RUN_CHECK, ENGINES_OWN),
-        ("import servekit.cli, servekit.serving, servekit.checkpoint.demo", ENGINES_OWN),
+        ("import servekit.cli.main, servekit.run, servekit.demo.build", ENGINES_OWN),
     ],
 )
 def test_imports(root: Path, words: str, unwanted: str) -> None:

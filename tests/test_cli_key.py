@@ -5,7 +5,7 @@ from pathlib import Path
 import click.testing
 import pytest
 
-from servekit.cli import command
+from servekit.cli.main import command
 from servekit.errors import ConfigurationError
 from servekit.serve.guard.keys import ensure_key_file, load_keys
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from servekit.nvml import ErrorCounts, GpuErrors
 from servekit.observe.gpu_errors import GpuErrorCollector
-from servekit.preflight.gpus import GpuFacts
+from servekit.preflight.host.gpus import GpuFacts
 
 GPU = "GPU-1234"
 XID, DOUBLE_BIT, SINGLE_BIT = 8, 2, 1

@@ -136,7 +136,16 @@ class Served(Endpoint):
 
     def __init__(self, name: str, flags: Sequence[str], environ: Mapping[str, str], log: Path, port: int) -> None:
         self.observe_url = f"http://127.0.0.1:{port + 1}"
-        argv = [sys.executable, "-m", "servekit.cli", "serve", "--port", str(port), "--observe-port", str(port + 1)]
+        argv = [
+            sys.executable,
+            "-m",
+            "servekit.cli.main",
+            "serve",
+            "--port",
+            str(port),
+            "--observe-port",
+            str(port + 1),
+        ]
         super().__init__(name, [*argv, *flags], environ, log, f"http://127.0.0.1:{port}")
 
     def ready(self) -> bool:

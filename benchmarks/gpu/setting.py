@@ -147,7 +147,7 @@ class Setting:
 
     def ask(self, *words: str) -> dict[str, Any]:
         """Return what a command of servekit answers as JSON, whatever its exit code; `failure` where it is none."""
-        command = [sys.executable, "-m", "servekit.cli", *words, "--format", "json"]
+        command = [sys.executable, "-m", "servekit.cli.main", *words, "--format", "json"]
         answer = subprocess.run(command, env=self.environ(), capture_output=True, check=False, text=True)
         try:
             return dict(json.loads(answer.stdout))
@@ -176,7 +176,7 @@ def without_guard(argv: list[str]) -> list[str]:
 
 def usable_bytes() -> int:
     """Bytes of GPU memory that CUDA shows a program."""
-    from servekit.preflight.gpus import survey_gpus  # noqa: PLC0415 - a run on the CPU has no use for it
+    from servekit.preflight.host.gpus import survey_gpus  # noqa: PLC0415 - a run on the CPU has no use for it
 
     survey = survey_gpus()
     assert survey, "no GPU"

@@ -22,7 +22,7 @@ IMAGES = 40
 
 def main() -> None:
     """Measure and print."""
-    guard: Any = importlib.import_module("servekit_guard.media")
+    guard: Any = importlib.import_module("servekit_guard.images.media")
     guard.register(1 << 26, ())
     media: Any = importlib.import_module("vllm.multimodal.media")
     registered = {"vllm": "http", "servekit": guard.CONNECTOR}

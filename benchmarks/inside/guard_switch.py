@@ -9,10 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servekit.serve.guard.inside.servekit_guard.engine import Guard
+    from servekit.serve.guard.inside.servekit_guard.entry import Guard
     from servekit.serve.guard.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
 else:
-    from servekit_guard.engine import Guard
+    from servekit_guard.entry import Guard
     from servekit_guard.refusals import App, Receive, Scope, Send, answer
 
 

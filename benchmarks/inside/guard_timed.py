@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from servekit.serve.guard.inside.servekit_guard.engine import Guard
+    from servekit.serve.guard.inside.servekit_guard.entry import Guard
     from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 else:
-    from servekit_guard.engine import Guard
+    from servekit_guard.entry import Guard
     from servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 
 PATH = "/guard-times"

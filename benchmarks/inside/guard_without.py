@@ -7,15 +7,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servekit.serve.guard.inside.servekit_guard import mistakes, passage
+    from servekit.serve.guard.inside.servekit_guard import client_mistakes as mistakes
     from servekit.serve.guard.inside.servekit_guard.body import check, fields, parse
-    from servekit.serve.guard.inside.servekit_guard.body.rules import Passed
-    from servekit.serve.guard.inside.servekit_guard.engine import Guard
+    from servekit.serve.guard.inside.servekit_guard.body.verdicts import Passed
+    from servekit.serve.guard.inside.servekit_guard.core import handoff as passage
+    from servekit.serve.guard.inside.servekit_guard.entry import Guard
 else:
-    from servekit_guard import mistakes, passage
+    from servekit_guard import client_mistakes as mistakes
     from servekit_guard.body import check, fields, parse
-    from servekit_guard.body.rules import Passed
-    from servekit_guard.engine import Guard
+    from servekit_guard.body.verdicts import Passed
+    from servekit_guard.core import handoff as passage
+    from servekit_guard.entry import Guard
 
 
 def nothing(*_arguments: Any) -> None:

@@ -5,12 +5,12 @@
 
 import os
 
-from servekit.cli import main
-from servekit.serve import contract
+from servekit.cli.main import main
 from servekit.serve.guard import prepare
+from servekit.serve.watch import running_contract
 
 if __name__ == "__main__":
     prepare.MIDDLEWARE = "guard_without.Without"
     if backend := os.environ.get("KILLERS_BACKEND"):
-        prepare.STRUCTURED_OUTPUTS_BACKEND = contract.STRUCTURED_OUTPUTS_BACKEND = backend  # type: ignore[attr-defined]
+        prepare.STRUCTURED_OUTPUTS_BACKEND = running_contract.STRUCTURED_OUTPUTS_BACKEND = backend  # type: ignore[attr-defined]
     main()

@@ -9,7 +9,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from servekit.preflight.doctor import inspect_docker
+from servekit.preflight.docker.doctor import inspect_docker
 from tests.conftest import ROOT, mark_folder
 from tests.container.stack import Stack
 

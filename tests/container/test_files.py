@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from servekit import __version__
-from servekit.preflight.compose import seconds_of
+from servekit.preflight.docker.compose import seconds_of
 from servekit.serve.plan import STOP_MARGIN_S
 from servekit.settings import Settings, variable_of
 from tests.conftest import ROOT

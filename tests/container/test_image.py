@@ -8,7 +8,7 @@ import docker
 import pytest
 
 from servekit import __version__
-from servekit.preflight.patches import is_recent_pillow
+from servekit.preflight.host.patches import is_recent_pillow
 from servekit.settings import Settings
 from tests.conftest import ROOT
 from tests.container.conftest import build_image

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from servekit.checkpoint.demo import build_demo_model
+from servekit.demo.build import build_demo_model
 from tests.conftest import find_free_port, wait_until
 from tests.container.stack import CPU_FILES, Stack
 from tests.deploy.dashboard import expressions, rules

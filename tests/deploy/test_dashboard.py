@@ -15,9 +15,9 @@ from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, exposition, make_registry
 from servekit.profile import load_profile
-from servekit.serve.contract import ContractItem
 from servekit.serve.plan import build_plan
-from servekit.serve.status import Board, Phase, State
+from servekit.serve.status import Phase, State, StatusStore
+from servekit.serve.watch.running_contract import ContractItem
 from servekit.settings import Target, read_settings
 from tests.conftest import ROOT
 from tests.deploy.dashboard import NVML_ROW, expressions, metric_names, panels, rules
@@ -78,7 +78,7 @@ def names_of_servekit() -> set[str]:
         demo_model=Path("/demo"),
         environ={},
     )
-    board = Board()
+    board = StatusStore()
     board.enter(State.STARTING, "")
     board.see_phase(Phase.PREFLIGHT)
     board.note(contract=(ContractItem("max-num-seqs", 1024, 1024),))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from servekit.serve import probe
+from servekit.serve.watch import probe
 from tests.deploy.dashboard import metric_names, rules
 from tests.deploy.prometheus import FOLDER, program
 

@@ -20,7 +20,7 @@ from servekit.serve.guard.keys import load_keys, own_key_file
 from tests.conftest import ROOT, find_free_port, is_running, mark_folder
 
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"
-SERVEKIT = ("-m", "servekit.cli")
+SERVEKIT = ("-m", "servekit.cli.main")
 PATCHES = ROOT / ".venv-engine-patches"
 
 

@@ -14,7 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletionContentPartParam
 from prometheus_client.parser import text_string_to_metric_families
 
-from servekit.serve.probe import EngineClient
+from servekit.serve.watch.probe import EngineClient
 from tests.conftest import ROOT, wait_until
 from tests.engine.conftest import ENGINE, Endpoint, get
 
@@ -145,7 +145,7 @@ def test_probe_command(endpoint: Endpoint) -> None:
     """`servekit probe` says the same by its exit code."""
     for question in ("live", "ready"):
         flags = ["probe", question, "--observe-port", str(endpoint.observe_port)]
-        assert subprocess.run([sys.executable, "-m", "servekit.cli", *flags], check=False).returncode == 0
+        assert subprocess.run([sys.executable, "-m", "servekit.cli.main", *flags], check=False).returncode == 0
 
 
 def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI) -> None:
@@ -190,7 +190,7 @@ def test_second_instance_is_refused(endpoint: Endpoint) -> None:
     flags = ["serve", "--target", "cpu", "--port", str(endpoint.port), "--observe-port", "0"]
     flags[-1] = str(endpoint.observe_port)
     made = subprocess.run(
-        [sys.executable, "-m", "servekit.cli", *flags],
+        [sys.executable, "-m", "servekit.cli.main", *flags],
         cwd=ROOT,
         env=environ,
         capture_output=True,
@@ -206,7 +206,7 @@ def test_key_rotation_without_restart(endpoint: Endpoint) -> None:
     """A new key is valid within two seconds, the kept one stays so, and another is refused in OpenAI's form."""
     old = endpoint.key
     flags = ["key", "--new", "--keep-old", "--state-dir", str(endpoint.state_dir)]
-    subprocess.run([sys.executable, "-m", "servekit.cli", *flags], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "servekit.cli.main", *flags], check=True, capture_output=True)
     assert endpoint.key != old
 
     def status(key: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servekit.checkpoint.demo import ensure_demo_model
+from servekit.demo.build import ensure_demo_model
 from tests.faults.fault import Fault
 from tests.faults.launch import Launch
 from tests.faults.report import Row, lines, write

@@ -31,7 +31,7 @@ class Launch:
     def __init__(self, fault: Fault, folder: Path, cache: Path, things: contextlib.ExitStack) -> None:
         self.folder, self.cache, self.things = folder, cache, things
         self.port, self.observe_port = find_free_port(), find_free_port()
-        self.argv = [sys.executable, "-m", "servekit.cli", "serve", "--target", "cpu"]
+        self.argv = [sys.executable, "-m", "servekit.cli.main", "serve", "--target", "cpu"]
         self.flags = list(fault.flags)
         self.mark = uuid.uuid4().hex
         self.environ = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.gpus import survey_gpus
+from servekit.preflight.host.gpus import survey_gpus
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
@@ -58,7 +58,7 @@ def why_not_here() -> str:
 def take_records(folder: Path) -> Path:
     """Write both checkpoints and run every stage."""
     for name, flags in (("w4a16", []), ("bf16", ["--bf16"])):
-        servekit = [sys.executable, "-m", "servekit.cli", "demo-model", "--size", "e4b"]
+        servekit = [sys.executable, "-m", "servekit.cli.main", "demo-model", "--size", "e4b"]
         subprocess.run([*servekit, *flags, str(folder / name)], check=True)
     shared = ["--out", str(folder), "--cache", str(folder / "cache")]
     models = ["--w4a16", str(folder / "w4a16"), "--bf16", str(folder / "bf16")]

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import urllib3
 
-from servekit.checkpoint.demo import build_demo_model
+from servekit.demo.build import build_demo_model
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH, Guard, GuardSettings, prepare_guard
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from typing import Any
 
 from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
 from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY, CLIENT_ROUTES, DRAIN, OWN_ROUTES, Gate
+from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
 from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
-from servekit.serve.guard.inside.servekit_guard.rules import Rules
 
 KEY, TOKEN = "k" * 32, "t" * 32
 MAX_BODY_BYTES = 1 << 20

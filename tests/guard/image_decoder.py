@@ -115,7 +115,7 @@ def loader(kind: str) -> Any:
     vllms = importlib.import_module("vllm.multimodal.media").ImageMediaIO()
     if kind == "plain":
         return vllms
-    media = importlib.import_module("servekit_guard.media")
+    media = importlib.import_module("servekit_guard.images.media")
     return media.CheckedImages(vllms, media.limit_formats(Image), MAX_PIXELS)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.admission import (
+from servekit.serve.guard.inside.servekit_guard.core.admission import (
     MAX_LOGPROB_PROMPT_TOKENS,
     MAX_LOGPROBS,
     MAX_PROMPT_LOGPROBS,

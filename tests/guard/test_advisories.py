@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.contract import ContractItem, compare_contract
+from servekit.serve.watch.running_contract import ContractItem, compare_contract
 from tests.guard.conftest import GuardedEngine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]

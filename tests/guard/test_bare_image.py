@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servekit.serve.guard.inside.servekit_guard.bare_image import MAX_PIECES, MAX_SCANS, bare_image
+from servekit.serve.guard.inside.servekit_guard.images.bare_image import MAX_PIECES, MAX_SCANS, bare_image
 
 PNG, WEBP, GIF, JPEG = b"\x89PNG\r\n\x1a\n", b"WEBP", b"GIF89a", b"\xff\xd8"
 END = b"\xff\xd9"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.decoded import current_turn, request_turn
+from servekit.serve.guard.inside.servekit_guard.images.decoded import current_turn, request_turn
 
 
 class Image:

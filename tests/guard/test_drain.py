@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from servekit.serve.guard.inside.servekit_guard.core.handoff import TooLateError
 from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, DRAIN, Gate, Route
-from servekit.serve.guard.inside.servekit_guard.passage import TooLateError
 from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
 from tests.guard.test_gate import BODY, Upstream, ask, make_gate, make_scope, own_headers
 

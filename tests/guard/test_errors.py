@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.errors import LONGEST_MESSAGE, in_words, wrong_fields
+from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE, in_words, wrong_fields
 from servekit.serve.guard.inside.servekit_guard.refusals import Message, Scope
 from tests.guard.test_gate import BODY, make_gate, make_scope
 

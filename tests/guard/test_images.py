@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.patches import is_recent_pillow
+from servekit.preflight.host.patches import is_recent_pillow
 from servekit.serve.guard import INSIDE
 from tests.guard.conftest import ROOT, GuardedEngine
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.heads import limited
-from servekit.serve.guard.inside.servekit_guard.media import check_size, check_url, data_of
+from servekit.serve.guard.inside.servekit_guard.header_limits import limited
+from servekit.serve.guard.inside.servekit_guard.images.media import check_size, check_url, data_of
 
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"])

@@ -33,7 +33,7 @@ def addresses(engine: GuardedEngine) -> list[tuple[str, str]]:
 
 def test_the_guard_is_outermost(engine: GuardedEngine) -> None:
     """Nothing of vLLM's sees a request before the guard."""
-    assert engine.effective()["middleware"][0] == "servekit_guard.engine.Guard"
+    assert engine.effective()["middleware"][0] == "servekit_guard.entry.Guard"
 
 
 def test_nothing_is_missing_from_the_effective_configuration(engine: GuardedEngine) -> None:

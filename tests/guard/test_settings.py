@@ -16,7 +16,7 @@ from servekit.serve.guard import (
     is_loopback,
     prepare_guard,
 )
-from servekit.serve.guard.inside.servekit_guard.rules import Rules
+from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
 from servekit.serve.guard.keys import load_keys
 
 
@@ -61,7 +61,7 @@ def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardS
     assert guard.environment["PYTHONPATH"] == str(INSIDE)
     names = {entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"}
     assert names == {"servekit_guard", "servekit_guard-1.dist-info"}
-    assert guard.argv[:2] == ("--middleware", "servekit_guard.engine.Guard")
+    assert guard.argv[:2] == ("--middleware", "servekit_guard.entry.Guard")
     assert guard.environment["SERVEKIT_GUARD_CONFIG"] == str(guard.config_path)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from servekit.serve.guard import COUNTERS_PATH, INSIDE
-from servekit.serve.guard.inside.servekit_guard.rules import Rules
+from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
 from tests.conftest import KEY, ROOT
 
 pytestmark = pytest.mark.engine

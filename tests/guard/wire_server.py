@@ -12,10 +12,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servekit.serve.guard.inside.servekit_guard import Gate, Rules, heads, unread
+    from servekit.serve.guard.inside.servekit_guard import Gate, Rules, header_limits, slow_readers
     from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
 else:
-    from servekit_guard import Gate, Rules, heads, unread
+    from servekit_guard import Gate, Rules, header_limits, slow_readers
 
 PIECE = b"data: " + b"x" * 4000 + b"\n\n"
 
@@ -63,8 +63,8 @@ async def stream(receive: "Receive", send: "Send") -> None:
 def main(rules_file: str, certificate: str | None = None, key: str | None = None) -> None:
     """Serve until the end."""
     rules = Rules.read(rules_file)
-    heads.limit(rules.max_head_bytes, rules.max_head_s)
-    watch = unread.watch(rules.max_write_s)
+    header_limits.limit(rules.max_head_bytes, rules.max_head_s)
+    watch = slow_readers.watch(rules.max_write_s)
     gate = Gate(play_vllm, rules)
     watch.tell = gate.count_unread
     uvicorn: Any = importlib.import_module("uvicorn")

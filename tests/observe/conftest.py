@@ -18,10 +18,10 @@ from selenium.webdriver.chrome.service import Service
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.metrics import StatusCollector, make_registry
 from servekit.profile import load_profile
-from servekit.serve.contract import ContractItem
 from servekit.serve.plan import Plan, build_plan
-from servekit.serve.probe import ProbeError
-from servekit.serve.status import Board, Phase, State
+from servekit.serve.status import Phase, State, StatusStore
+from servekit.serve.watch.probe import ProbeError
+from servekit.serve.watch.running_contract import ContractItem
 from servekit.settings import Target, read_settings
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -94,7 +94,7 @@ class Site:
     """A served status page and what stands behind it."""
 
     plan: Plan
-    board: Board
+    board: StatusStore
     engine: Engine
     clock: Clock
     endpoints: Endpoints
@@ -172,7 +172,7 @@ def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
     plan = build_plan(profile, settings, target=target, demo_model=Path("/demo"), environ={})
     clock, engine = Clock(), Engine()
     began = time.time() - 3600
-    board = Board(clock, lambda: began + clock())
+    board = StatusStore(clock, lambda: began + clock())
     registry = make_registry(StatusCollector(plan, board, clock), engine)
     endpoints = Endpoints(plan, board, registry, engine, clock)
     with Server(endpoints, "127.0.0.1", 0) as server:

@@ -14,10 +14,10 @@ from servekit.errors import PreflightError
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.metrics import StatusCollector, make_registry
 from servekit.profile import load_profile
-from servekit.serve.contract import ContractItem
 from servekit.serve.plan import Plan, build_plan
-from servekit.serve.probe import ProbeError, ask_server
-from servekit.serve.status import Board, Phase, State
+from servekit.serve.status import Phase, State, StatusStore
+from servekit.serve.watch.probe import ProbeError, ask_server
+from servekit.serve.watch.running_contract import ContractItem
 from servekit.settings import Target, read_settings
 
 ENGINE_METRICS = '# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine="0"} 3.0\n'
@@ -31,9 +31,9 @@ def plan(root: Path) -> Plan:
 
 
 @pytest.fixture
-def board() -> Board:
+def board() -> StatusStore:
     """A board of an endpoint that starts."""
-    board = Board()
+    board = StatusStore()
     board.see_phase(Phase.PREFLIGHT)
     board.enter(State.STARTING, "the engine is loading")
     return board
@@ -57,7 +57,7 @@ def engine_metrics() -> EngineMetrics:
 
 
 @pytest.fixture
-def server(plan: Plan, board: Board, engine_metrics: EngineMetrics) -> Iterator[Server]:
+def server(plan: Plan, board: StatusStore, engine_metrics: EngineMetrics) -> Iterator[Server]:
     """The server on a port the system chose."""
     endpoints = Endpoints(plan, board, make_registry(StatusCollector(plan, board)), engine_metrics)
     with Server(endpoints, "127.0.0.1", 0) as server:
@@ -86,7 +86,9 @@ def get(url: str, method: str = "GET") -> tuple[int, str]:
         (State.FAILED, 503, 503, "failed: why\n"),
     ],
 )
-def test_probes_in_every_state(server: Server, board: Board, state: State, live: int, ready: int, text: str) -> None:
+def test_probes_in_every_state(
+    server: Server, board: StatusStore, state: State, live: int, ready: int, text: str
+) -> None:
     """Liveness stays green until servekit fails; readiness is green only while requests are welcome."""
     board.see_phase(Phase.WEIGHTS)
     board.enter(state, "why")
@@ -96,7 +98,7 @@ def test_probes_in_every_state(server: Server, board: Board, state: State, live:
     assert ask_server(server.url, "live")[0] is (live == 200)
 
 
-def test_an_answer_says_how_long_servekit_took(plan: Plan, board: Board) -> None:
+def test_an_answer_says_how_long_servekit_took(plan: Plan, board: StatusStore) -> None:
     """The time counts from the connection: a thread that comes late to answer on it is no excuse."""
 
     class Late(Endpoints):
@@ -119,7 +121,7 @@ def test_probe_without_a_server(free_port: int) -> None:
     assert f"no servekit answers on http://127.0.0.1:{free_port}" in reason
 
 
-def test_status_tells_everything(server: Server, board: Board) -> None:
+def test_status_tells_everything(server: Server, board: StatusStore) -> None:
     """The status is JSON with state, history, phases, contract and plan."""
     board.note(contract=(ContractItem("max-num-seqs", 1024, 256),))
     board.enter(State.READY, "the engine answers")
@@ -131,7 +133,7 @@ def test_status_tells_everything(server: Server, board: Board) -> None:
     assert body["plan"]["deviations"][0]["key"] == "kv-cache-dtype"
 
 
-def test_metrics_are_one_valid_target(server: Server, board: Board) -> None:
+def test_metrics_are_one_valid_target(server: Server, board: StatusStore) -> None:
     """servekit's families come first, then the engine's, and Prometheus' own parser takes them as one page."""
     board.enter(State.READY, "the engine answers")
     items = (ContractItem("max-num-seqs", 1024, 1024), ContractItem("kv-cache-dtype", "fp8_e4m3", "auto"))
@@ -167,7 +169,7 @@ def test_what_is_not_here(server: Server) -> None:
     assert get(f"{server.url}/livez", "HEAD") == (200, "")
 
 
-def test_taken_port_is_explained(server: Server, plan: Plan, board: Board) -> None:
+def test_taken_port_is_explained(server: Server, plan: Plan, board: StatusStore) -> None:
     """A port somebody listens on is a clear refusal."""
     endpoints = Endpoints(plan, board, make_registry(), EngineMetrics())
     port = int(server.url.rpartition(":")[2])

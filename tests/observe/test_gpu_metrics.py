@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from servekit.observe.gpu_metrics import GpuCollector
-from servekit.preflight.gpus import GpuFacts, GpuSurvey
+from servekit.preflight.host.gpus import GpuFacts, GpuSurvey
 
 GPU = GpuFacts(0, "GPU-1234", "NVIDIA L4", 24_152_899_584, 24_000_000_000, (8, 9))
 SURVEY = GpuSurvey("580.95", (13, 0), (GPU,))

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from servekit.observe.guard_metrics import GuardCollector
-from servekit.serve.probe import EngineClient, ProbeError
+from servekit.serve.watch.probe import EngineClient, ProbeError
 
 
 class Engine(EngineClient):

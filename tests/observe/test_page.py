@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from servekit.serve.contract import ContractItem
 from servekit.serve.status import Phase, State
+from servekit.serve.watch.running_contract import ContractItem
 from servekit.settings import Target
 
 if TYPE_CHECKING:

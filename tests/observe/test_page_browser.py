@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from servekit.serve.contract import ContractItem
 from servekit.serve.status import Phase, State
+from servekit.serve.watch.running_contract import ContractItem
 
 if TYPE_CHECKING:
     from tests.observe.conftest import Browser, Site

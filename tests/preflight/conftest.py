@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from servekit.checkpoint.demo import build_demo_model
-from servekit.preflight.checkpoint import CheckpointFacts, inspect_checkpoint
+from servekit.demo.build import build_demo_model
+from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
 from servekit.preflight.findings import Finding
 
 ARGUMENTS: Mapping[str, Any] = {

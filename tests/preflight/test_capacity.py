@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servekit.preflight.capacity import plan_capacity
-from servekit.preflight.cards import parse_card
-from servekit.preflight.checkpoint import CheckpointFacts, modality_limits
+from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, modality_limits
+from servekit.preflight.memory.capacity import plan_capacity
+from servekit.preflight.memory.gpu_models import parse_gpu_model
 
 VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, -1, 10**30, 1.5, "", "x", [], [[]], {}, {"a": []}, "sliding_attention", 2**31]
@@ -28,7 +28,7 @@ def facts(patient: Any) -> CheckpointFacts:
 
 def test_demo_is_planned_for_a_card_and_for_the_cpu(facts: CheckpointFacts, arguments: dict[str, Any]) -> None:
     """One call plans for a card that is not there and for the CPU engine."""
-    card = parse_card("l4")
+    card = parse_gpu_model("l4")
     on_card, findings = plan_capacity(facts, arguments, card)
     assert on_card is not None
     assert on_card.device == "L4"
@@ -44,14 +44,14 @@ def test_declared_cache_format_is_planned_with(patient: Any, arguments: dict[str
     patient.config(lambda config: config["quantization_config"].update(kv_cache_scheme=scheme))
     found, _ = patient.inspect()
     auto = {**arguments, "kv-cache-dtype": "auto"}
-    forced, _ = plan_capacity(found, auto, parse_card("l4"))
-    wanted, _ = plan_capacity(found, arguments, parse_card("l4"))
+    forced, _ = plan_capacity(found, auto, parse_gpu_model("l4"))
+    wanted, _ = plan_capacity(found, arguments, parse_gpu_model("l4"))
     assert forced == wanted
 
 
 def test_unknown_cache_format_is_not_planned(facts: CheckpointFacts, arguments: dict[str, Any]) -> None:
     """What the plan does not know is a warning, no guess."""
-    plan, (finding,) = plan_capacity(facts, {**arguments, "kv-cache-dtype": "nvfp4"}, parse_card("l4"))
+    plan, (finding,) = plan_capacity(facts, {**arguments, "kv-cache-dtype": "nvfp4"}, parse_gpu_model("l4"))
     assert (plan, finding.name, str(finding.severity)) == (None, "memory-unplanned", "warning")
 
 
@@ -59,7 +59,7 @@ def test_impossible_layout_is_an_error(patient: Any, arguments: dict[str, Any]) 
     """Head sizes vLLM cannot lay out stop the start."""
     patient.config(lambda config: config["text_config"].update(head_dim=192))
     found, _ = patient.inspect()
-    plan, (finding,) = plan_capacity(found, arguments, parse_card("l4"))
+    plan, (finding,) = plan_capacity(found, arguments, parse_gpu_model("l4"))
     assert (plan, finding.name, str(finding.severity)) == (None, "memory-layout", "error")
 
 
@@ -68,7 +68,7 @@ def test_other_models_are_not_planned(patient: Any, arguments: dict[str, Any]) -
     patient.config(lambda config: config.update(architectures=["LlamaForCausalLM"]))
     found, findings = patient.inspect()
     assert "architecture-unplanned" in [finding.name for finding in findings]
-    plan, (finding,) = plan_capacity(found, arguments, parse_card("l4"))
+    plan, (finding,) = plan_capacity(found, arguments, parse_gpu_model("l4"))
     assert (plan, finding.name) == (None, "memory-unplanned")
 
 
@@ -110,4 +110,4 @@ def test_any_configuration_is_judged(demo: Path, patient: Any, arguments: dict[s
         (patient.folder / "config.json").write_text(json.dumps(changed))
         found, _ = patient.inspect()
         if found:
-            plan_capacity(found, arguments, parse_card("l4"))
+            plan_capacity(found, arguments, parse_gpu_model("l4"))

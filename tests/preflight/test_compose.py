@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.compose import check_project, compose_version, images_of, read_project, reserves_gpu, seconds_of
+from servekit.preflight.docker.compose import (
+    check_project,
+    compose_version,
+    images_of,
+    read_project,
+    reserves_gpu,
+    seconds_of,
+)
 
 DEVICE = {"driver": "nvidia", "capabilities": ["gpu"]}
 SERVICE: dict[str, Any] = {"image": "x:1", "environment": {"SERVEKIT_DRAIN_S": None}, "stop_grace_period": "1m20s"}

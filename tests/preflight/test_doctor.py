@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.cards import GIB
-from servekit.preflight.doctor import DockerFacts, check_docker, check_driver_of_host, inspect_docker
-from servekit.preflight.gpus import GpuFacts, GpuSurvey
+from servekit.preflight.docker.doctor import DockerFacts, check_docker, check_driver_of_host, inspect_docker
+from servekit.preflight.host.gpus import GpuFacts, GpuSurvey
+from servekit.preflight.memory.gpu_models import GIB
 
 GOOD = DockerFacts(
     engine="28.5.1", compose="2.40.0", architecture="x86_64", runtimes=("runc", "nvidia"), images={"a:1": "linux/amd64"}

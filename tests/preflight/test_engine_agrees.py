@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.memory import plan_cpu_memory
+from servekit.preflight.memory.memory_plan import plan_cpu_memory
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(150)]
 

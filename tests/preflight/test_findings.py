@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from servekit.preflight.architectures import KNOWN_ARCHITECTURES
 from servekit.preflight.catalogue import CATALOGUE
+from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES
 from servekit.preflight.findings import (
     Finding,
     Severity,
@@ -76,7 +76,7 @@ def test_findings_outside_the_catalogue_cannot_be_made() -> None:
 
 def test_every_name_of_the_catalogue_is_used(root: Path) -> None:
     """The catalogue lists no name that no code gives."""
-    sources = [path for path in (root / "src/servekit/preflight").glob("*.py") if path.name != "catalogue.py"]
+    sources = [path for path in (root / "src/servekit/preflight").rglob("*.py") if path.name != "catalogue.py"]
     code = "".join(path.read_text() for path in sources)
     assert [name for name in CATALOGUE if f'"{name}"' not in code] == []
 

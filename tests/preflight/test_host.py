@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.cards import GIB, MIB
 from servekit.preflight.findings import Finding
-from servekit.preflight.gpus import GpuFacts, GpuSurvey, survey_gpus, visible_gpus
-from servekit.preflight.host import COMPILE_CACHE_BYTES, HostFacts, _check_libraries, host_memory, inspect_host
+from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, survey_gpus, visible_gpus
+from servekit.preflight.host.host_facts import (
+    COMPILE_CACHE_BYTES,
+    HostFacts,
+    _check_libraries,
+    host_memory,
+    inspect_host,
+)
+from servekit.preflight.memory.gpu_models import GIB, MIB
 
 L4 = GpuFacts(
     index=0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.hub import hub_cache_folder, hub_status, is_offline, locate_model
+from servekit.preflight.checkpoint.hub import hub_cache_folder, hub_status, is_offline, locate_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "salve-mundii/gemma4-E4B-opt"

@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 
-from servekit.preflight.cards import GIB, Card, parse_card
-from servekit.preflight.gemma4 import FULL, SLIDING, TextConfig, TextConfigError, parse_text_config
-from servekit.preflight.kv_layout import LayoutError, kv_layout
-from servekit.preflight.memory import Overheads, UnplannedError, kv_element_bytes, plan_cpu_memory, plan_memory
-from servekit.preflight.memory_report import check_plan, plan_as_dict, render_plan
+from servekit.preflight.checkpoint.text_config import FULL, SLIDING, TextConfig, TextConfigError, parse_text_config
+from servekit.preflight.memory.gpu_models import GIB, GpuModel, parse_gpu_model
+from servekit.preflight.memory.kv_layout import LayoutError, kv_layout
+from servekit.preflight.memory.memory_plan import (
+    Overheads,
+    UnplannedError,
+    kv_element_bytes,
+    plan_cpu_memory,
+    plan_memory,
+)
+from servekit.preflight.memory.memory_report import check_plan, plan_as_dict, render_plan
 
 E4B = {
     "hidden_size": 2560,
@@ -28,7 +34,9 @@ E4B = {
 }
 # Meant were 20.2 GiB, taken as a share of the 79.65 GiB that NVML shows; vLLM took the share of CUDA's 79.18.
 BUDGET_GIB = 20.2 * 79.18 / 79.65
-BUDGET = Card("an H100 with the budget of an L4", round(BUDGET_GIB / 0.9 * GIB), round(BUDGET_GIB / 0.9 * GIB), (9, 0))
+BUDGET = GpuModel(
+    "an H100 with the budget of an L4", round(BUDGET_GIB / 0.9 * GIB), round(BUDGET_GIB / 0.9 * GIB), (9, 0)
+)
 W4A16_GIB, BF16_GIB = 9.18, 14.62
 
 
@@ -85,7 +93,7 @@ def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: dict[str, A
 @pytest.mark.parametrize(("share", "tight"), [(0.9, False), (0.93, False), (0.94, True), (0.95, True)])
 def test_too_large_a_share_of_an_l4(e4b: TextConfig, arguments: dict[str, Any], *, share: float, tight: bool) -> None:
     """The card's 0.9 leaves an L4 enough beside the budget; more than 0.93 does not, and the remedy says so."""
-    card = parse_card("l4")
+    card = parse_gpu_model("l4")
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "gpu-memory-utilization": share}, card)
     found = {finding.name: finding for finding in check_plan(plan, card)}
     assert ("memory-headroom" in found) is tight
@@ -121,7 +129,7 @@ def test_weights_beyond_the_budget_are_an_error(e4b: TextConfig, arguments: dict
 
 def test_card_without_fp8_is_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
     """An A10 has the memory but no FP8."""
-    card = parse_card("a10")
+    card = parse_gpu_model("a10")
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, card)
     assert names(check_plan(plan, card, "fp8_e4m3")) == ["gpu-capability", "memory-bottleneck"]
 
@@ -229,7 +237,7 @@ def test_several_gpus_are_not_planned(e4b: TextConfig, arguments: dict[str, Any]
 )
 def test_cards_are_found(given: str, name: str, gib: float) -> None:
     """A card goes by its short name, its full name or an amount of memory."""
-    card = parse_card(given)
+    card = parse_gpu_model(given)
     assert card.name == name
     assert card.usable_bytes / GIB == pytest.approx(gib)
 
@@ -238,7 +246,7 @@ def test_cards_are_found(given: str, name: str, gib: float) -> None:
 def test_unknown_cards_are_refused_with_the_known(given: str) -> None:
     """A wrong name is answered with those known."""
     with pytest.raises(ValueError, match=r"l4, .*24GiB"):
-        parse_card(given)
+        parse_gpu_model(given)
 
 
 def test_plan_is_shown_and_exported(e4b: TextConfig, arguments: dict[str, Any]) -> None:

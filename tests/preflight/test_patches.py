@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from servekit.preflight.findings import Severity
-from servekit.preflight.patches import PILLOW_FLOOR, check_patches, is_recent_pillow
+from servekit.preflight.host.patches import PILLOW_FLOOR, check_patches, is_recent_pillow
 from tests.conftest import ROOT
 
 

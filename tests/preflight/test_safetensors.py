@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servekit.preflight.safetensors import ShardError, Tensor, read_header, read_scalar
+from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_header, read_scalar
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from servekit.checkpoint.config import model_config
-from servekit.checkpoint.gemma4 import SIZES
-from servekit.checkpoint.tensors import tensors
-from servekit.checkpoint.vocabulary import vocabulary
-from servekit.preflight.cards import GIB, Card
-from servekit.preflight.gemma4 import parse_text_config
-from servekit.preflight.memory import plan_memory
-from servekit.preflight.quantization import WeightScheme, check_quantization
-from servekit.preflight.safetensors import Tensor
-from servekit.preflight.weights import WeightSizes, weights_on_gpu
+from servekit.demo.json_files import model_config
+from servekit.demo.sizes import SIZES
+from servekit.demo.tensor_list import tensors
+from servekit.demo.vocabulary import vocabulary
+from servekit.preflight.checkpoint.quantization import WeightScheme, check_quantization
+from servekit.preflight.checkpoint.shard_header import Tensor
+from servekit.preflight.checkpoint.text_config import parse_text_config
+from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
+from servekit.preflight.memory.gpu_models import GIB, GpuModel
+from servekit.preflight.memory.memory_plan import plan_memory
 
 MEANT_GIB = 20.2
 LIMITS = {"image": 3, "audio": 0, "video": 0}
@@ -74,7 +74,7 @@ def test_plan_from_headers_alone_agrees_with_the_measured_engines(
     config = model_config(model, vocabulary(model.text.vocabulary).special, quantized=quantized)
     text = parse_text_config(_section(config, "text_config"))
     own = {} if quantized else {"kv-cache-dtype": "auto", "quantization": None}
-    budget = Card("H100", 80 * GIB, round(budget_gib / 0.9 * GIB))
+    budget = GpuModel("H100", 80 * GIB, round(budget_gib / 0.9 * GIB))
     plan = plan_memory(text, sizes(quantized=quantized).total_bytes, arguments | own, budget)
     assert plan.available_bytes / GIB == pytest.approx(available_gib, rel=0.02)
 

@@ -11,10 +11,10 @@ import pytest
 
 from servekit.errors import ExitCode
 from servekit.serve.plan import Plan
-from servekit.serve.probe import EngineClient
-from servekit.serve.status import Board, Status
+from servekit.serve.status import Status, StatusStore
 from servekit.serve.supervisor import Supervisor
-from servekit.serve.watch import Patience
+from servekit.serve.watch.probe import EngineClient
+from servekit.serve.watch.watcher import HangPolicy
 from servekit.settings import Target
 
 FAKE = Path(__file__).parent / "fake_engine.py"
@@ -41,7 +41,7 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
             observe_port=0,
             start_s=start_s,
             drain_s=drain_s,
-            patience=Patience(hang_s, silent_s=silent_s),
+            patience=HangPolicy(hang_s, silent_s=silent_s),
             authentication=True,
             certificate=None,
             arguments={
@@ -60,7 +60,7 @@ class Run:
     """A supervisor at work in a thread."""
 
     plan: Plan
-    board: Board
+    board: StatusStore
     supervisor: Supervisor
     thread: threading.Thread
     exit_codes: list[ExitCode]
@@ -85,7 +85,7 @@ def supervise(make_plan: Callable[..., Plan]) -> Iterator[Callable[..., Run]]:
     def start(*faults: str, **named: Any) -> Run:
         told = {name: named.pop(name) for name in ("in_flight", "gpu_errors") if name in named}
         plan = make_plan(*faults, **named)
-        board = Board()
+        board = StatusStore()
         supervisor = Supervisor(plan, board, EngineClient(plan.url), {}, **told)
         codes: list[ExitCode] = []
         thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from servekit.serve.cause import describe_exit, find_cause, without_consequences
+from servekit.serve.engine.cause import describe_exit, find_cause, without_consequences
 from servekit.serve.phases import phase_of
 from servekit.serve.status import Phase
 

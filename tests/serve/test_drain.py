@@ -16,8 +16,7 @@ import pytest
 import urllib3
 
 from servekit.errors import ExitCode
-from servekit.serve.connections import count_connections
-from servekit.serve.drain import Remaining
+from servekit.serve.drain import Remaining, count_connections
 from servekit.serve.status import State
 from tests.serve.conftest import Run
 from tests.serve.test_supervisor import Eventually, Supervise, generate, running, until_ready

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from servekit.serve.environment import TABLE, passing, verdict, withheld
+from servekit.serve.engine.environment import TABLE, passing, verdict, withheld
 from tests.conftest import ROOT
 
 

@@ -1,7 +1,7 @@
 """What the log says of the requests that were in flight at a death."""
 
+from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.guard import InFlight
-from servekit.serve.last_requests import in_flight_lines
 
 
 def flights(count: int) -> list[InFlight]:

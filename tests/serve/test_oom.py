@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from servekit.serve.oom import KernelWord
+from servekit.serve.engine.oom import OomWatcher
 
 KILL = "6,812,99120,-;Out of memory: Killed process 4711 (VLLM::Worker) total-vm:9GB, anon-rss:7GB, oom_score_adj:0\n"
 
@@ -12,7 +12,7 @@ def test_kill_in_the_log_and_in_the_group(tmp_path: Path) -> None:
     log, events = tmp_path / "kmsg", tmp_path / "memory.events"
     log.write_text("6,1,1,-;Out of memory: Killed process 1 (old) total-vm:1kB\n")
     events.write_text("low 0\noom 3\noom_kill 2\n")
-    word = KernelWord(log, (events,))
+    word = OomWatcher(log, (events,))
     assert word.read() == ""
     with log.open("a") as more:
         more.write("6,2,2,-;something else\n" + KILL)
@@ -28,20 +28,20 @@ def test_control_groups_of_version_1(tmp_path: Path) -> None:
     """The first file that counts kills is used: version 1 has another one than version 2."""
     events = tmp_path / "memory.oom_control"
     events.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
-    word = KernelWord(tmp_path / "none", (tmp_path / "memory.events", events))
+    word = OomWatcher(tmp_path / "none", (tmp_path / "memory.events", events))
     events.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
     assert word.read() == "this container's memory limit was reached"
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     """Where the kernel does not tell, nothing is made up."""
-    word = KernelWord(tmp_path / "none", (tmp_path / "none",))
+    word = OomWatcher(tmp_path / "none", (tmp_path / "none",))
     assert word.read() == ""
     word.close()
 
 
 def test_real_files_of_this_machine() -> None:
     """The kernel's own files can be opened and read without waiting, or are passed over."""
-    word = KernelWord()
+    word = OomWatcher()
     assert isinstance(word.read(), str)
     word.close()

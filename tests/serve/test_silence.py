@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from servekit.serve.probe import EngineClient
-from servekit.serve.silence import Silence, Silent, Speaks
+from servekit.serve.watch.probe import EngineClient
+from servekit.serve.watch.silence import Silence, Silent, Speaks
 
 SILENT_S = 0.4
 

@@ -1,7 +1,7 @@
 """The board: one writer, frozen snapshots, a timeline that adds up."""
 
-from servekit.serve.contract import ContractItem
-from servekit.serve.status import Board, Phase, Span, State
+from servekit.serve.status import Phase, Span, State, StatusStore
+from servekit.serve.watch.running_contract import ContractItem
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 def test_timeline_counts_each_phase_until_ready() -> None:
     """Each phase lasts until the next begins, the last one until the endpoint is ready."""
     clock = Clock()
-    board = Board(clock, lambda: 5.0)
+    board = StatusStore(clock, lambda: 5.0)
     board.enter(State.STARTING, "checking")
     board.see_phase(Phase.PREFLIGHT)
     clock.now = 101
@@ -38,7 +38,7 @@ def test_timeline_counts_each_phase_until_ready() -> None:
 
 def test_phases_only_go_forward() -> None:
     """A phase announced late or twice does not turn the timeline back."""
-    board = Board(Clock())
+    board = StatusStore(Clock())
     assert board.see_phase(Phase.WEIGHTS)
     assert not board.see_phase(Phase.WEIGHTS)
     assert not board.see_phase(Phase.IMPORTS)
@@ -48,7 +48,7 @@ def test_phases_only_go_forward() -> None:
 def test_a_failed_start_stops_the_timeline() -> None:
     """A start that failed does not go on counting."""
     clock = Clock()
-    board = Board(clock)
+    board = StatusStore(clock)
     board.see_phase(Phase.IMPORTS)
     clock.now = 107
     board.enter(State.FAILED, "no", exit_code=4)
@@ -59,7 +59,7 @@ def test_a_failed_start_stops_the_timeline() -> None:
 
 def test_transitions_are_kept_with_time_and_reason() -> None:
     """The history names each state with its time and reason, and a snapshot taken before does not change."""
-    board = Board(Clock(), lambda: 12.5)
+    board = StatusStore(Clock(), lambda: 12.5)
     before = board.read()
     board.enter(State.READY, "answers")
     board.enter(State.DRAINING, "SIGTERM")
@@ -72,7 +72,7 @@ def test_transitions_are_kept_with_time_and_reason() -> None:
 
 def test_notes_add_up() -> None:
     """What is learnt about the engine is added to what is known."""
-    board = Board(Clock())
+    board = StatusStore(Clock())
     board.note(engine_pid=7)
     items = (ContractItem("max-num-seqs", 1024, 1024),)
     board.note(contract=items)
@@ -82,7 +82,7 @@ def test_notes_add_up() -> None:
 
 def test_history_is_bounded() -> None:
     """A server that is silent again and again does not fill the memory with its history."""
-    board = Board(Clock())
+    board = StatusStore(Clock())
     for _ in range(500):
         board.enter(State.SILENT, "why")
         board.enter(State.READY, "answers")

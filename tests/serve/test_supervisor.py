@@ -70,7 +70,7 @@ def test_deadline_of_the_start(supervise: Supervise) -> None:
 
 def test_deadline_of_a_phase(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     """A phase that does not end is told by name, long before the whole start's time is over."""
-    monkeypatch.setattr("servekit.serve.deadlines.PHASE_LIMITS_S", {Phase.WARM_UP: 1})
+    monkeypatch.setattr("servekit.serve.phases.PHASE_LIMITS_S", {Phase.WARM_UP: 1})
     run = supervise("--never-listen", start_s=600)
     assert run.end() is ExitCode.START_FAILED
     assert "phase warm-up was not over within 1 s" in run.status.reason
@@ -79,7 +79,7 @@ def test_deadline_of_a_phase(supervise: Supervise, monkeypatch: pytest.MonkeyPat
 def test_what_the_kernel_says_of_a_death(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill by the out-of-memory killer is told in the kernel's words."""
     said = "Out of memory: Killed process 7 (VLLM::Worker) total-vm:9GB"
-    monkeypatch.setattr("servekit.serve.supervisor.KernelWord.read", lambda _self: said)
+    monkeypatch.setattr("servekit.serve.supervisor.OomWatcher.read", lambda _self: said)
     run = supervise("--exit-after", "0.3")
     assert run.end() is ExitCode.ENGINE_DIED
     assert f"has died; the kernel says: {said}" in run.status.reason

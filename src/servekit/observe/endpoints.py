@@ -14,8 +14,8 @@ from servekit.errors import Mistake, PreflightError
 from servekit.observe.metrics import exposition
 from servekit.observe.page import CONTENT_SECURITY_POLICY, render_page
 from servekit.serve.plan import Plan
-from servekit.serve.status import Board, State
-from servekit.workers import Workers
+from servekit.serve.status import State, StatusStore
+from servekit.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -41,7 +41,7 @@ class Endpoints:
     def __init__(
         self,
         plan: Plan,
-        board: Board,
+        board: StatusStore,
         registry: CollectorRegistry,
         read_engine_metrics: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
@@ -175,7 +175,7 @@ class _Server(WSGIServer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.accepted_s: dict[int, float] = {}
-        self._workers = Workers(_KEPT_WORKERS)
+        self._workers = ThreadPool(_KEPT_WORKERS)
         super().__init__(*arguments, **named)
 
     def get_request(self) -> tuple[socket.socket, Any]:

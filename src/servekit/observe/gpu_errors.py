@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from servekit.nvml import GpuErrors
-from servekit.preflight.gpus import GpuFacts
+from servekit.preflight.host.gpus import GpuFacts
 
 _LABELS: Final = ("gpu", "name")
 

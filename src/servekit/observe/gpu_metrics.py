@@ -8,7 +8,7 @@ from typing import Any, Final
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from servekit.preflight.gpus import SLOWDOWNS, SurveyGpus, survey_gpus, visible_gpus
+from servekit.preflight.host.gpus import SLOWDOWNS, SurveyGpus, survey_gpus, visible_gpus
 
 _LABELS: Final = ("gpu", "name")
 _TEMPERATURE_GPU: Final = 0

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from servekit.serve.guard import COUNTERS_PATH
-from servekit.serve.probe import EngineClient, ProbeError
+from servekit.serve.watch.probe import EngineClient, ProbeError
 
 
 class CountsCanaries(Protocol):

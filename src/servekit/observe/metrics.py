@@ -10,8 +10,8 @@ from prometheus_client.registry import Collector
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.serve.plan import Plan
-from servekit.serve.probe import ProbeError
-from servekit.serve.status import Board, State
+from servekit.serve.status import State, StatusStore
+from servekit.serve.watch.probe import ProbeError
 
 
 class StatusCollector(Collector):
@@ -27,7 +27,7 @@ class StatusCollector(Collector):
     servekit_build_info{version="0.1.0",engine_version="0.20.2",python="3.11.2"} 1.0
     """
 
-    def __init__(self, plan: Plan, board: Board, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, plan: Plan, board: StatusStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._plan = plan
         self._board = board
         self._clock = clock

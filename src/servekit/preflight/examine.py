@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from servekit import ENGINE_VERSION
-from servekit.preflight.capacity import plan_capacity
-from servekit.preflight.cards import Card
-from servekit.preflight.checkpoint import CheckpointFacts, inspect_checkpoint
+from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
+from servekit.preflight.checkpoint.hub import hub_cache_folder, is_offline
 from servekit.preflight.findings import Finding, error, has_errors, in_order, without
-from servekit.preflight.host import HostFacts, inspect_host
-from servekit.preflight.hub import hub_cache_folder, is_offline
-from servekit.preflight.memory import MemoryPlan, batched_tokens
-from servekit.preflight.memory_report import plan_as_dict
-from servekit.preflight.patches import check_patches
+from servekit.preflight.host.host_facts import HostFacts, inspect_host
+from servekit.preflight.host.patches import check_patches
+from servekit.preflight.memory.capacity import plan_capacity
+from servekit.preflight.memory.gpu_models import GpuModel
+from servekit.preflight.memory.memory_plan import MemoryPlan, batched_tokens
+from servekit.preflight.memory.memory_report import plan_as_dict
 
 _DOWNLOAD_BYTES = 10_200_000_000
 """What the engine will download of gemma4-E4B-opt: 9.33 GB by its card, with room for the rest."""
@@ -70,7 +70,7 @@ class Examination:
 
 
 def examine(
-    start: Start, *, skip: Collection[str] = (), card: Card | None = None, environ: Mapping[str, str] = os.environ
+    start: Start, *, skip: Collection[str] = (), card: GpuModel | None = None, environ: Mapping[str, str] = os.environ
 ) -> Examination:
     """Judge a start; `card` plans the memory for that GPU instead of the one in this host."""
     hub_cache = hub_cache_folder(environ)

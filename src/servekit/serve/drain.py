@@ -3,18 +3,37 @@
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from servekit.errors import ExitCode
-from servekit.serve.cause import describe_exit
-from servekit.serve.connections import count_connections
+from servekit.serve.engine.cause import describe_exit
 from servekit.serve.plan import Plan
-from servekit.serve.probe import EngineClient, Settled
-from servekit.workers import Workers
+from servekit.serve.watch.probe import EngineClient, Settled
+from servekit.thread_pool import ThreadPool
 
 _ANSWER_S = 1.0
 """What the guard may take to answer beside the settling. One that does not answer must not hold up the stop."""
 
+_ESTABLISHED = "01"
+"""The state's number in proc(5)'s net/tcp; a connection whose client has hung up has another."""
+_TABLES = ("net/tcp", "net/tcp6")
+
 logger = logging.getLogger(__name__)
+
+
+def count_connections(port: int, *, proc: Path = Path("/proc/self")) -> int | None:
+    """Return the number of clients connected to `port` on this host; None where the kernel does not tell."""
+    found: int | None = None
+    for table in _TABLES:
+        try:
+            rows = (proc / table).read_text(encoding="ascii", errors="replace").splitlines()[1:]
+        except OSError:
+            continue
+        local_states = (row.split()[1:4:2] for row in rows)
+        found = (found or 0) + sum(
+            state == _ESTABLISHED and int(local.rpartition(":")[2], 16) == port for local, state in local_states
+        )
+    return found
 
 
 class Remaining:
@@ -58,7 +77,7 @@ class Drain:
         self.settling = True
         """Whether the engine has still to be told to stop."""
 
-    def settle(self, client: EngineClient, workers: Workers, post: Callable[[Settled], None]) -> None:
+    def settle(self, client: EngineClient, workers: ThreadPool, post: Callable[[Settled], None]) -> None:
         """Ask the guard, on a worker, and post what it says."""
         client.close()  # a connection the server has just given up would make the guard seem to be gone
         within_s = self._plan.settle_s + _ANSWER_S

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from servekit.serve.probe import Settled
 from servekit.serve.status import Phase
-from servekit.serve.watch import Observation
+from servekit.serve.watch.probe import Settled
+from servekit.serve.watch.watcher import Observation
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from servekit.preflight.gpus import SurveyGpus, survey_gpus
+from servekit.preflight.host.gpus import SurveyGpus, survey_gpus
 from servekit.profile import CONTRACT, Deviation, Profile, Value, render
-from servekit.serve.environment import passing, withheld
+from servekit.serve.engine.environment import passing, withheld
 from servekit.serve.guard import (
     CONFIG_FILE_NAME,
     COUNTERS_PATH,
@@ -16,9 +16,9 @@ from servekit.serve.guard import (
     guard_arguments,
     guard_environment,
 )
-from servekit.serve.guard.inside.servekit_guard.worker import PLUGIN
+from servekit.serve.guard.inside.servekit_guard.core.worker import PLUGIN
 from servekit.serve.tls import Certificate, load_certificate
-from servekit.serve.watch import Patience
+from servekit.serve.watch.watcher import HangPolicy
 from servekit.settings import Settings, Target
 
 DEFAULT_MODEL = "salve-mundii/gemma4-E4B-opt"
@@ -82,7 +82,7 @@ class Plan:
     observe_port: int
     start_s: float
     drain_s: int
-    patience: Patience
+    patience: HangPolicy
     authentication: bool
     """Whether clients need a key."""
     certificate: Certificate | None
@@ -201,7 +201,7 @@ def build_plan(
         drain_s=settings.drain_s,
         authentication=not settings.no_auth,
         certificate=certificate,
-        patience=Patience(settings.hang_s, settings.canary_s, settings.silent_s),
+        patience=HangPolicy(settings.hang_s, settings.canary_s, settings.silent_s),
         arguments=arguments,
         deviations=profile.deviations,
         adjustments=adjustments,

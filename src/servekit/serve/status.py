@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from servekit.serve.contract import ContractItem
+from servekit.serve.watch.running_contract import ContractItem
 
 _KEPT_TRANSITIONS = 200
 """A server that is silent again and again must not fill the memory with its history."""
@@ -97,7 +97,7 @@ class Status:
         return sum(span.seconds for span in self.timeline(now))
 
 
-class Board:
+class StatusStore:
     """Holds the current status: the supervisor writes it, probes and exporters read it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:

@@ -9,22 +9,21 @@ from typing import Protocol
 
 from servekit.errors import ExitCode, StartError
 from servekit.logs import ENGINE_LOGGER
-from servekit.serve.cause import describe_exit
-from servekit.serve.deadlines import deadline_of
 from servekit.serve.drain import Drain
-from servekit.serve.engine import Engine
+from servekit.serve.engine.cause import describe_exit
+from servekit.serve.engine.engine_output import EngineOutput
+from servekit.serve.engine.last_requests import in_flight_lines
+from servekit.serve.engine.oom import OomWatcher
+from servekit.serve.engine.process import Engine
 from servekit.serve.events import Entered, Event, Exited, StopAsked
 from servekit.serve.guard import InFlight
-from servekit.serve.heard import Heard
-from servekit.serve.last_requests import in_flight_lines
-from servekit.serve.oom import KernelWord
-from servekit.serve.phases import phase_of
+from servekit.serve.phases import deadline_of, phase_of
 from servekit.serve.plan import Plan
-from servekit.serve.probe import EngineClient, Settled
-from servekit.serve.silence import Silent, Speaks
-from servekit.serve.status import Board, Phase, State
-from servekit.serve.watch import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
-from servekit.workers import Workers
+from servekit.serve.status import Phase, State, StatusStore
+from servekit.serve.watch.probe import EngineClient, Settled
+from servekit.serve.watch.silence import Silent, Speaks
+from servekit.serve.watch.watcher import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
+from servekit.thread_pool import ThreadPool
 
 _PROGRESS_S = 5.0
 """A line this often while the engine loads or drains."""
@@ -62,7 +61,7 @@ class Supervisor:
     def __init__(
         self,
         plan: Plan,
-        board: Board,
+        board: StatusStore,
         client: EngineClient,
         environment: Mapping[str, str],
         *,
@@ -79,12 +78,12 @@ class Supervisor:
         self._client = client
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._heard = Heard(clock)
+        self._heard = EngineOutput(clock)
         self._engine = make_engine(
             plan.argv, environment, on_line=self._hear, on_exit=lambda code: self._events.put(Exited(code))
         )
-        self._kernel = KernelWord()
-        self._workers = Workers(1)
+        self._kernel = OomWatcher()
+        self._workers = ThreadPool(1)
         self._watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
     def ask_to_stop(self, by: str) -> None:

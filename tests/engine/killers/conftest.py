@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from servekit.checkpoint.demo import demo_directory, ensure_demo_model
-from servekit.checkpoint.gemma4 import SIZES, Size
+from servekit.demo.build import demo_directory, ensure_demo_model
+from servekit.demo.sizes import SIZES, Size
 from tests.conftest import ROOT
 from tests.engine.conftest import SERVEKIT, Endpoint, finish
 from tests.engine.killers.case import Target

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
-from servekit.serve.guard.inside.servekit_guard.body.rules import Refused
+from servekit.serve.guard.inside.servekit_guard.body.verdicts import Refused
 from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import CHAT, COMPLETIONS, MAKERS, MESSAGES, RESPONSES, Case, Target, send
 from tests.engine.killers.conftest import target_of

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from servekit.serve.guard.inside.servekit_guard.body.rules import Bias, Items, Number, Refused, Rule, Text, TokenIds
+from servekit.serve.guard.inside.servekit_guard.body.verdicts import Bias, Items, Number, Refused, Rule, Text, TokenIds
 from tests.engine.killers.case import Target
 from tests.engine.killers.content import picture
 from tests.engine.killers.structured import nested

@@ -17,13 +17,13 @@ from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 from .inside.servekit_guard.body.structured import EXTRA_KINDS
 from .inside.servekit_guard.flight import make_flight_file
 from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER
-from .inside.servekit_guard.media import CONNECTOR
-from .inside.servekit_guard.rules import CONFIG_VARIABLE, Rules
+from .inside.servekit_guard.guard_config import CONFIG_VARIABLE, Rules
+from .inside.servekit_guard.images.media import CONNECTOR
 from .keys import OWNER_ONLY, OWNER_ONLY_FOLDER, ensure_key_file, load_keys, own_key_file
 
 INSIDE = Path(__file__).parent / "inside"
 """The only folder of servekit on the engine's `PYTHONPATH`; it holds the guard's package and nothing else."""
-MIDDLEWARE = "servekit_guard.engine.Guard"
+MIDDLEWARE = "servekit_guard.entry.Guard"
 CONFIG_FILE_NAME = "guard.json"
 FLIGHT_FILE_NAME = "in_flight"
 EFFECTIVE_PATH = EFFECTIVE.path

@@ -7,6 +7,6 @@ process it runs in (`engine.py`). servekit itself imports the parts that both si
 """
 
 from .gate import Gate
-from .rules import Rules
+from .guard_config import Rules
 
 __all__ = ["Gate", "Rules"]

@@ -11,13 +11,14 @@ from typing import Any
 from .body.check import check
 from .body.parse import parse
 from .body.problem import Problem
-from .decoded import request_turn
-from .effective import describe, vocabulary_size
-from .errors import passed_on
+from .core.handoff import Handoff
+from .core.live_config import describe, vocabulary_size
+from .error_shape import passed_on
 from .flight import REQUEST_ID, Flights
+from .guard_config import Rules
+from .images.decoded import request_turn
 from .intake import ClientGoneError, Intake, Slot, replay
 from .keyring import Keyring
-from .passage import Passage
 from .refusals import (
     NOT_FOUND,
     UNAUTHORIZED,
@@ -33,7 +34,6 @@ from .refusals import (
     refuse_websocket,
 )
 from .request_ids import name_request
-from .rules import Rules
 from .stopwatch import Stopwatch
 
 TOKEN_HEADER = b"x-servekit-token"
@@ -87,7 +87,7 @@ class Gate:
         self._structured_outputs = frozenset(rules.structured_outputs)
         self._vocabulary_size: int | None = None
         """Of the running model; asked once, for it does not change."""
-        self.passage = Passage()
+        self.passage = Handoff()
         self.flights = Flights(rules.flight_file, rules.max_in_flight)
         self._stopwatch = Stopwatch()
 

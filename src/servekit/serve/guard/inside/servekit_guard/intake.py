@@ -4,8 +4,8 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
+from .guard_config import Rules
 from .refusals import Message, Receive, RefusedError, Scope, draining, too_busy, too_large, too_slow
-from .rules import Rules
 
 MAX_LENGTH_DIGITS = 18
 """What fits 64 bits; HTTP parsers refuse more."""

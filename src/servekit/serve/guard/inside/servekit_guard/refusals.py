@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import error_body
+from .error_shape import error_body
 from .request_ids import HEADER, new_id
 
 Scope = MutableMapping[str, Any]

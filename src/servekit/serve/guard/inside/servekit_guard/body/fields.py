@@ -6,7 +6,7 @@ that vLLM does not know passes, as it passes vLLM. Nested fields are judged by t
 
 from typing import Any
 
-from .rules import Bias, Items, Judged, Number, Passed, Refused, Rule, Text, TokenIds, are_token_ids
+from .verdicts import Bias, Items, Judged, Number, Passed, Refused, Rule, Text, TokenIds, are_token_ids
 
 MAX_MESSAGES = 2_048
 """Each costs vLLM's server some 30 microseconds of its event loop; 100,000 held it for three seconds."""

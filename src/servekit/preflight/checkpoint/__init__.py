@@ -1,0 +1,1 @@
+"""The checkpoint, judged from its headers and configuration alone: no weight is read."""

@@ -1,0 +1,155 @@
+"""The checkpoint, judged from its headers and configuration alone: no weight is read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from servekit.preflight.checkpoint.config_file import DTYPE_BYTES, ModelConfig, check_config, read_config
+from servekit.preflight.checkpoint.hub import hub_status, locate_model
+from servekit.preflight.checkpoint.kv_scales import check_kv_scales
+from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignore_list, check_quantization
+from servekit.preflight.checkpoint.shard_header import Tensor
+from servekit.preflight.checkpoint.shards import read_shards
+from servekit.preflight.checkpoint.tensors import check_tensors
+from servekit.preflight.checkpoint.text_config import TextConfig
+from servekit.preflight.checkpoint.tokenizer_files import check_companions
+from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
+from servekit.preflight.findings import Finding, in_order
+
+UNLIMITED: Final = 999
+"""What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt leaves out (config/multimodal.py)."""
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint is: where, which model, what it stores."""
+
+    folder: Path
+    revision: str
+    config: ModelConfig
+    scheme: WeightScheme | None
+    tensors: tuple[Tensor, ...] = field(repr=False)
+
+    @property
+    def text(self) -> TextConfig | None:
+        """The language model's shapes, None for other models than Gemma 4."""
+        return self.config.text
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the shards."""
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+    def model_dtype(self, arguments: Mapping[str, Any]) -> str:
+        """Return the dtype vLLM will compute in: the profile's, or the checkpoint's, float32 lowered to bfloat16."""
+        asked = arguments.get("dtype", "auto")
+        dtype = self.config.dtype if asked == "auto" else str(asked)
+        return "bfloat16" if asked == "auto" and dtype not in {"bfloat16", "float16"} else dtype
+
+    def weights(self, arguments: Mapping[str, Any], max_num_batched_tokens: int) -> WeightSizes | None:
+        """Size the weights on the GPU under this profile; None for other models than Gemma 4."""
+        if self.text is None:
+            return None
+        return weights_on_gpu(
+            self.tensors,
+            self.text,
+            self.scheme,
+            dtype_bytes=DTYPE_BYTES.get(self.model_dtype(arguments), 2),
+            limits=modality_limits(arguments),
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the facts as JSON-able values."""
+        scheme = self.scheme
+        return {
+            "folder": str(self.folder),
+            "revision": self.revision,
+            "architecture": self.config.architecture,
+            "dtype": self.config.dtype,
+            "quantization": None
+            if scheme is None
+            else {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric},
+            "tensors": len(self.tensors),
+            "shards": len({tensor.shard for tensor in self.tensors}),
+            "stored_bytes": self.stored_bytes,
+        }
+
+
+def modality_limits(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Items per prompt of image, audio and video, as vLLM reads `limit-mm-per-prompt`."""
+    if arguments.get("language-model-only"):
+        return {"image": 0, "audio": 0, "video": 0}
+    given = arguments.get("limit-mm-per-prompt")
+    limits = dict.fromkeys(("image", "audio", "video"), UNLIMITED)
+    for modality, value in given.items() if isinstance(given, Mapping) else ():
+        count = value.get("count") if isinstance(value, Mapping) else value
+        if type(count) is int:
+            limits[modality] = count
+    return limits
+
+
+def inspect_checkpoint(
+    model: str,
+    *,
+    arguments: Mapping[str, Any],
+    hub_cache: Path,
+    offline: bool,
+    target: str = "cuda",
+    ask_hub: Callable[[str, str], str] = hub_status,
+) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
+    """Judge the checkpoint of a folder or a hub id against a profile's arguments.
+
+    `arguments` are the profile's validated engine arguments under their dashed names. Returns None with the reasons
+    when there is nothing to judge: no such model, no readable config.json.
+    """
+    location, findings = locate_model(
+        model,
+        hub_cache=hub_cache,
+        offline=offline,
+        revision=str(arguments.get("revision") or "main"),
+        ask_hub=ask_hub,
+    )
+    if location is None:
+        return None, findings
+    config, config_findings = read_config(location.folder)
+    tensors, shard_findings = read_shards(location.folder)
+    if config is None:
+        return None, in_order((*config_findings, *shard_findings))
+    scheme, more = _judge(config, tensors, location.folder, arguments, target)
+    if any(finding.name.startswith(("shard-", "weights-", "index-")) for finding in shard_findings):
+        # tensors of a damaged shard are missing too: one cause, one finding
+        more = [finding for finding in more if finding.name not in {"tensor-missing", "tower-missing"}]
+    facts = CheckpointFacts(location.folder, location.revision, config, scheme, tensors)
+    return facts, in_order((*config_findings, *shard_findings, *more))
+
+
+def _judge(
+    config: ModelConfig,
+    tensors: tuple[Tensor, ...],
+    folder: Path,
+    arguments: Mapping[str, Any],
+    target: str,
+) -> tuple[WeightScheme | None, list[Finding]]:
+    limits = modality_limits(arguments)
+    max_model_len = arguments.get("max-model-len")
+    findings = list(
+        check_config(
+            config,
+            max_model_len=max_model_len if type(max_model_len) is int else None,
+            images=limits["image"],
+        )
+    )
+    wanted = arguments.get("quantization")
+    scheme, more = check_quantization(config.quantization, str(wanted) if wanted else None)
+    findings.extend(more)
+    if scheme:
+        findings.extend(check_ignore_list(scheme, config.text, audio=config.audio is not None))
+    if tensors and (scheme or config.quantization is None):
+        findings.extend(check_tensors(tensors, config, scheme, limits))
+    findings.extend(check_kv_scales(tensors, config.text, config.quantization, target))
+    findings.extend(
+        check_companions(folder, config, images=limits["image"], own_template=bool(arguments.get("chat-template")))
+    )
+    return scheme, findings

@@ -1,0 +1,90 @@
+"""What the weights take on the GPU, from the headers.
+
+vLLM 0.20.2 keeps a tower only if some of its modalities is allowed (models/interfaces.py, _mark_tower_model), ties
+lm_head to the embedding, allocates the projections of KV-shared layers even where the checkpoint lacks them, and casts
+floating-point tensors to the model's dtype. Beside the tensors it allocates one buffer of per-layer embeddings and one
+table of rotary angles per head size (models/gemma4_mm.py, rotary_embedding/base.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from servekit.preflight.checkpoint.layers import Linear, expected_modules
+from servekit.preflight.checkpoint.naming import (
+    AUDIO,
+    AUDIO_PROJECTOR,
+    LM_HEAD,
+    TEXT,
+    VISION,
+    VISION_PROJECTOR,
+    part_of,
+)
+from servekit.preflight.checkpoint.quantization import WeightScheme
+from servekit.preflight.checkpoint.shard_header import FLOAT_DTYPES, Tensor
+from servekit.preflight.checkpoint.text_config import TextConfig
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes on the GPU by what they are for."""
+
+    language_bytes: int
+    embedding_bytes: int
+    vision_bytes: int
+    audio_bytes: int
+    buffer_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """What vLLM logs as the memory model loading took."""
+        return self.language_bytes + self.embedding_bytes + self.vision_bytes + self.audio_bytes + self.buffer_bytes
+
+
+def weights_on_gpu(
+    tensors: Iterable[Tensor],
+    text: TextConfig,
+    scheme: WeightScheme | None,
+    *,
+    dtype_bytes: int,
+    limits: Mapping[str, int],
+    max_num_batched_tokens: int,
+) -> WeightSizes:
+    """Sizes after loading; `limits` are the items per prompt of image, audio and video."""
+    sizes = {"language": 0, "embedding": 0, "vision": 0, "audio": 0}
+    stored: set[str] = set()
+    for tensor in tensors:
+        part, name = part_of(tensor.name)
+        size = tensor.elements * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.size_bytes
+        if part == TEXT:
+            stored.add(name)
+            sizes["embedding" if name.startswith("embed_tokens") else "language"] += size
+        elif part == LM_HEAD:
+            sizes["embedding"] += 0 if text.tie_word_embeddings else size
+        elif part in {VISION, VISION_PROJECTOR}:
+            sizes["vision"] += size if limits["image"] or limits["video"] else 0
+        elif part in {AUDIO, AUDIO_PROJECTOR}:
+            sizes["audio"] += size if limits["audio"] else 0
+    for linear in expected_modules(text)[0]:
+        if not {f"{linear.module}.weight", f"{linear.module}.weight_packed"} & stored:
+            sizes["language"] += _linear_bytes(linear, scheme, dtype_bytes)
+    return WeightSizes(
+        language_bytes=sizes["language"],
+        embedding_bytes=sizes["embedding"],
+        vision_bytes=sizes["vision"],
+        audio_bytes=sizes["audio"],
+        buffer_bytes=_buffer_bytes(text, dtype_bytes, max_num_batched_tokens),
+    )
+
+
+def _linear_bytes(linear: Linear, scheme: WeightScheme | None, dtype_bytes: int) -> int:
+    weights = linear.outputs * linear.inputs
+    if scheme is None or not scheme.quantizes(f"model.language_model.{linear.module}"):
+        return weights * dtype_bytes
+    return weights * scheme.bits // 8 + linear.outputs * scheme.groups(linear.inputs) * dtype_bytes
+
+
+def _buffer_bytes(text: TextConfig, dtype_bytes: int, max_num_batched_tokens: int) -> int:
+    per_layer = max_num_batched_tokens * text.num_hidden_layers * text.hidden_size_per_layer_input
+    heads = {(text.is_full(layer), text.head_size(layer)) for layer in range(text.num_hidden_layers)}
+    rotary = text.max_position_embeddings * sum(size for _, size in heads)
+    return (per_layer + rotary) * dtype_bytes

@@ -1,0 +1,1 @@
+"""The host: GPUs, ports, folders and patches."""

@@ -1,0 +1,208 @@
+"""The host: its GPU or CPU, ports, cache folder and shared memory, judged against the profile."""
+
+import ctypes
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from servekit.preflight.findings import Finding, error, in_order, note, warning
+from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
+from servekit.preflight.host.gpus import GpuFacts, SurveyGpus, survey_gpus
+from servekit.preflight.host.ports import find_taken_ports
+from servekit.preflight.memory.gpu_models import GIB, MIB, GpuModel
+
+COMPILE_CACHE_BYTES: Final = 2 * GIB
+CPU_PROCESSES_BYTES: Final = int(2.5 * GIB)
+"""API server, engine core and worker of the CPU engine beside weights and KV cache, as measured."""
+QUEUE_BYTES: Final = {"cpu": 400 * MIB, "cuda": 64 * MIB}
+"""Shared memory of the engine's queues. On the CPU there are two between engine core and worker, 10 chunks of 16 MiB
+and 10 of 24 MiB (vLLM 0.20.2, v1/executor/multiproc_executor.py); with one GPU there is none, 64 MiB is Docker's
+default."""
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the host has. `gpu` is None for target cpu and where not exactly one is visible."""
+
+    target: str
+    gpu: GpuFacts | None
+    driver: str
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+
+    @property
+    def card(self) -> GpuModel | None:
+        """The GPU as the memory plan takes it."""
+        return self.gpu.card if self.gpu else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the facts as JSON-able values."""
+        gpu = self.gpu
+        return {
+            "target": self.target,
+            "driver": self.driver,
+            "gpu": None
+            if gpu is None
+            else {
+                "name": gpu.name,
+                "uuid": gpu.uuid,
+                "capability": f"{gpu.capability[0]}.{gpu.capability[1]}",
+                "memory_bytes": gpu.memory_bytes,
+                "free_bytes": gpu.free_bytes,
+            },
+            "cores": self.cores,
+            "memory_bytes": self.memory_bytes,
+            "available_bytes": self.available_bytes,
+        }
+
+
+def inspect_host(
+    target: str,
+    *,
+    arguments: Mapping[str, Any],
+    addresses: Mapping[str, tuple[str, int]],
+    cache_dir: Path,
+    downloads: Mapping[Path, int] = MappingProxyType({}),
+    weights_bytes: int = 0,
+    kv_space_gib: int = 1,
+    environ: Mapping[str, str] = os.environ,
+    survey: SurveyGpus = survey_gpus,
+    root: Path = Path("/"),
+) -> tuple[HostFacts, tuple[Finding, ...]]:
+    """Judge the host for `target`, "cuda" or "cpu".
+
+    `addresses` are the flags and the (host, port) they want; `downloads` the bytes the engine will still download, by
+    folder; `weights_bytes` and `kv_space_gib` what the CPU engine will hold; `root` where proc and sys are found.
+    """
+    memory, available = host_memory(root)
+    findings = [*_check_ports(addresses), *_check_folders({cache_dir: COMPILE_CACHE_BYTES, **downloads})]
+    findings.extend(_check_shared_memory(root / "dev/shm", QUEUE_BYTES[target]))
+    gpu, driver = None, ""
+    if target == "cuda":
+        found = survey()
+        gpu, gpu_findings = one_gpu(found, environ)
+        driver = found.driver if found else ""
+        findings.extend(gpu_findings)
+        if gpu and found:
+            findings.extend(check_gpu(gpu, found, arguments))
+    else:
+        findings.extend(_check_cpu(root))
+        findings.extend(_check_libraries())
+        findings.extend(_check_memory(available, weights_bytes, kv_space_gib))
+    facts = HostFacts(target, gpu, driver, _cores(), memory, available)
+    return facts, in_order(findings)
+
+
+def host_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Total and available bytes of this host or, if less, of the control group it runs in; 0 where not known."""
+    lines = _text(root / "proc/meminfo").splitlines()
+    kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest}
+    total, available = kib.get("MemTotal", 0) * 1024, kib.get("MemAvailable", 0) * 1024
+    limit = _number(root / "sys/fs/cgroup/memory.max") or _number(root / "sys/fs/cgroup/memory/memory.limit_in_bytes")
+    used = _number(root / "sys/fs/cgroup/memory.current") or _number(
+        root / "sys/fs/cgroup/memory/memory.usage_in_bytes"
+    )
+    if limit and limit < total:
+        return limit, min(available, max(limit - used, 0))
+    return total, available
+
+
+def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
+    for mistake in find_taken_ports(dict(addresses)):
+        yield error("port-taken", mistake.message, subject=mistake.where, remedy=mistake.remedy)
+
+
+def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
+    """Each folder can be written, and its file system holds what all of them take there."""
+    devices: dict[int, int] = {}
+    for folder, size in wanted.items():
+        existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            yield error(
+                "cache-folder",
+                f"{existing} is {'not writable' if existing.is_dir() else 'no folder'}",
+                subject=str(folder),
+                remedy="choose another cache folder, or make it writable for this user",
+            )
+            continue
+        device = existing.stat().st_dev
+        devices[device] = devices.get(device, 0) + size
+        free = shutil.disk_usage(existing).free
+        if free < devices[device]:
+            yield error(
+                "cache-space",
+                f"{_gib(free)} are free, compilation and download take up to {_gib(devices[device])}",
+                subject=str(folder),
+                remedy="free some space, or choose another cache folder",
+            )
+
+
+def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
+    if not folder.is_dir():
+        return
+    size = shutil.disk_usage(folder).total
+    if size < wanted:
+        yield warning(
+            "shared-memory",
+            f"{size // MIB} MiB, the engine's queues may take {wanted // MIB} MiB",
+            subject=str(folder),
+            remedy="start the container with shm_size: 1gb or ipc: host",
+        )
+
+
+def _check_cpu(root: Path) -> Iterator[Finding]:
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return
+    flags = next((line.split() for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), [])
+    if not flags:
+        return
+    # vLLM 0.20.2, platforms/cpu.py: one extension for AVX2, one for AVX-512
+    if "avx2" not in flags:
+        yield error("cpu-features", "the CPU has no AVX2, the CPU engine needs it", remedy="use another host")
+    elif "avx512_bf16" not in flags:
+        yield note("cpu-features", "the CPU has no AVX-512 BF16: the CPU engine will be slow")
+
+
+def _check_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Finding]:
+    # vLLM 0.20.2's compiled part for the CPU is linked with it; without it the engine fails half a minute later with
+    # an AttributeError that names no library (platforms/cpu.py, import_kernels).
+    try:
+        load("libnuma.so.1")
+    except OSError:
+        yield error("cpu-library", "libnuma.so.1 is not installed", remedy="on Debian: apt-get install libnuma1")
+
+
+def _check_memory(available: int, weights_bytes: int, kv_space_gib: int) -> Iterator[Finding]:
+    wanted = CPU_PROCESSES_BYTES + weights_bytes + kv_space_gib * GIB
+    if available and available < wanted:
+        yield error(
+            "cpu-memory",
+            f"{_gib(available)} are available, processes, weights and KV cache take about {_gib(wanted)}",
+            remedy="free some memory, or lower VLLM_CPU_KVCACHE_SPACE",
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.1f} GiB"

@@ -1,0 +1,1 @@
+"""The memory plan: GPU memory, KV cache and what runs out first."""

@@ -1,0 +1,1 @@
+"""The vLLM processes: how they are started, what they print, why they ended."""

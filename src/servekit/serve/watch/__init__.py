@@ -1,0 +1,1 @@
+"""The running engine, watched from outside."""

@@ -1,0 +1,93 @@
+"""What is repeated of the engine's last lines, and what is taken for the cause of its end."""
+
+from pathlib import Path
+
+import pytest
+
+from servekit.serve.engine.engine_output import EngineOutput, fold
+
+TRACEBACK = [
+    "(APIServer pid=7) ERROR 11-24 02:30:0{n} [async_llm.py:712] AsyncLLM output_handler failed.",
+    "(APIServer pid=7) ERROR 11-24 02:30:0{n} [async_llm.py:712] Traceback (most recent call last):",
+    '(APIServer pid=7) ERROR 11-24 02:30:0{n} [async_llm.py:712]   File "x.py", line 3, in f',
+    "(APIServer pid=7) ERROR 11-24 02:30:0{n} [async_llm.py:712] EngineDeadError: request cmpl-{n}6f0a9c1b2d3e4f5",
+]
+
+
+def tracebacks(count: int) -> list[str]:
+    """One for each of so many streams, at another time and with another request id."""
+    return [line.replace("{n}", str(number)) for number in range(count) for line in TRACEBACK]
+
+
+def test_identical_tracebacks_are_told_once() -> None:
+    """A block of lines that follows itself, but for times and ids, is told once, with a count."""
+    lines = ["before", *tracebacks(8), "after"]
+    assert fold(lines) == ["before", *tracebacks(1), "... these 4 lines 7 more times", "after"]
+
+
+def test_one_line_again_and_again() -> None:
+    """A single line is folded too, and one repetition is told in the singular."""
+    assert fold(["a", "b", "b", "c", "c", "c"]) == [
+        "a",
+        "b",
+        "... this line 1 more time",
+        "c",
+        *["... this line 2 more times"],
+    ]
+
+
+def test_different_lines_stay() -> None:
+    """Nothing is left out that was told only once; a number that is no id makes another line."""
+    lines = ["step 1", "step 2", "", "step 1", "RuntimeError: 7 of 9"]
+    assert fold(lines) == lines
+    assert fold([]) == []
+
+
+def test_what_came_before_the_tracebacks_is_still_told() -> None:
+    """The reason before a hundred tracebacks is among the last lines."""
+    heard = EngineOutput()
+    for line in ["RuntimeError: the reason", *tracebacks(9)]:
+        heard.add(line)
+    assert heard.last()[0] == "RuntimeError: the reason"
+    assert len(heard.last()) == 3, "one line of each traceback, told once, and how often"
+
+
+def test_the_cause_since_a_moment() -> None:
+    """Lines before the moment are not looked at."""
+    now_s = [1.0]
+    heard = EngineOutput(clock=lambda: now_s[0])
+    heard.add("RuntimeError: survived")
+    now_s[0] = 2.0
+    heard.add("ValueError: the reason")
+    assert heard.cause() == "RuntimeError: survived"
+    assert heard.cause(since_s=1.5) == "ValueError: the reason"
+    assert heard.cause(since_s=2.5) == ""
+
+
+DEATHS = Path(__file__).parent / "deaths"
+"""Everything that vLLM 0.20.2 for the CPU printed from its readiness to its end, paths shortened."""
+
+
+@pytest.mark.parametrize(
+    ("death", "cause", "told"),
+    [
+        ("core_killed", "", "Parent process exited, terminating worker queues"),
+        (
+            "core_raised",
+            "IndexError: index out of range in self",
+            "RuntimeError: Worker failed with error 'index out of range in self'",
+        ),
+    ],
+)
+def test_a_real_death(death: str, cause: str, told: str) -> None:
+    """What is repeated of a death holds what came first, and nothing that only followed from it."""
+    lines = (DEATHS / f"{death}.txt").read_text().splitlines()
+    assert any("Found no NVIDIA driver" in line for line in lines)
+    heard = EngineOutput()
+    for line in lines:
+        heard.add(line)
+    assert heard.cause() == cause
+    assert any(told in line for line in heard.last())
+    for consequence in ("NVIDIA", "EngineDeadError", "Exception ignored", "AttributeError"):
+        assert not any(consequence in line for line in heard.last())
+    assert heard.last()[-1].endswith("Finished server process [9971]" if not cause else "server process [12359]")

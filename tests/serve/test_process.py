@@ -1,0 +1,190 @@
+"""The engine as a process: it is started, heard, stopped, and nothing of it stays."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from servekit.serve.engine import keeper
+from servekit.serve.engine.process import Engine
+from tests.conftest import children_of, is_running, processes_of_group
+
+Eventually = Callable[..., None]
+PYTHON = sys.executable
+
+
+class Ear:
+    """Collects what an engine calls back with."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.exits: queue.Queue[int] = queue.Queue()
+
+    def start(self, *argv: str) -> Engine:
+        """Start an engine that reports here."""
+        engine = Engine(argv, dict(os.environ), on_line=self.lines.append, on_exit=self.exits.put)
+        engine.start()
+        return engine
+
+    def exit_code(self) -> int:
+        """Wait for the end."""
+        return self.exits.get(timeout=15)
+
+
+def test_lines_come_before_the_news_of_the_end() -> None:
+    """Every line is passed on, also those without an end or with broken bytes, and then the exit code comes."""
+    ear = Ear()
+    program = (
+        "import sys; print('one'); sys.stdout.buffer.write(b'tw\\xffo\\r\\n'); sys.stderr.write('three'); sys.exit(7)"
+    )
+    ear.start(PYTHON, "-u", "-c", program)
+    assert ear.exit_code() == 7
+    assert sorted(ear.lines) == ["one", "three", "tw�o"]
+
+
+def test_a_line_without_end_does_not_fill_the_memory() -> None:
+    """A flood without line ends is passed on in pieces."""
+    ear = Ear()
+    ear.start(PYTHON, "-c", "print('y' * 1_000_000, end='')")
+    assert ear.exit_code() == 0
+    assert len(ear.lines) > 10
+    assert sum(map(len, ear.lines)) == 1_000_000
+
+
+def test_death_by_signal_is_told_as_such() -> None:
+    """The exit code is that of the leader, negative for a signal."""
+    ear = Ear()
+    ear.start(PYTHON, "-c", "import os; os.kill(os.getpid(), 11)")
+    assert ear.exit_code() == -signal.SIGSEGV
+
+
+def test_missing_program_says_so() -> None:
+    """A program that is not there ends with 127 and a line that names it."""
+    ear = Ear()
+    ear.start("/nowhere/vllm", "serve")
+    assert ear.exit_code() == 127
+    assert ear.lines == ["cannot start /nowhere/vllm: No such file or directory"]
+
+
+def test_sigterm_goes_to_the_leader_alone_and_once(tmp_path: Path) -> None:
+    """The leader's child hears nothing, and a second request is not passed on."""
+    program = textwrap.dedent(f"""
+        import signal, subprocess, sys, time
+        heard = []
+        child = subprocess.Popen([sys.executable, "-c", '''
+        import signal, time, pathlib
+        signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("{tmp_path}/child").write_text("heard"))
+        print("child up", flush=True); time.sleep(60)'''.replace("\\n        ", "\\n")])
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+        time.sleep(0.3)
+        print("leader up", flush=True)
+        while not heard: time.sleep(0.01)
+        end = time.monotonic() + 0.7
+        while time.monotonic() < end: time.sleep(0.01)
+        sys.exit(len(heard))
+    """)
+    ear = Ear()
+    engine = ear.start(PYTHON, "-c", program)
+    while sorted(ear.lines) != ["child up", "leader up"]:
+        assert ear.exits.empty(), ear.lines
+    engine.terminate()
+    engine.terminate()
+    assert ear.exit_code() == 1
+    assert not (tmp_path / "child").exists()
+    assert processes_of_group(engine.group) == []
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+def test_no_child_outlives_its_leader(tmp_path: Path, *, own_session: bool) -> None:
+    """When the leader dies its children are killed, also one that has fled into a session of its own."""
+    program = textwrap.dedent(f"""
+        import os, pathlib, subprocess, sys
+        sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+        child = subprocess.Popen(sleeper, start_new_session={own_session})
+        pathlib.Path("{tmp_path}/pid").write_text(str(child.pid))
+        os.kill(os.getpid(), 9)
+    """)
+    ear = Ear()
+    ear.start(PYTHON, "-c", program)
+    assert ear.exit_code() == -signal.SIGKILL
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+def test_kill_ends_everything_at_once(eventually: Eventually) -> None:
+    """`kill` does not ask: a leader that ignores SIGTERM and its child are gone."""
+    program = (
+        "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        "print('up', flush=True); time.sleep(600)"
+    )
+    ear = Ear()
+    engine = ear.start(PYTHON, "-c", program)
+    eventually(lambda: ear.lines == ["up"], what="the leader's line")
+    engine.terminate()
+    engine.kill()
+    assert ear.exit_code() == -signal.SIGKILL
+    assert processes_of_group(engine.group) == []
+
+
+def test_sweep_ends_an_engine_whose_keeper_is_stopped(eventually: Eventually) -> None:
+    """A keeper that does not run any more cannot obey; the whole group is killed instead."""
+    ear = Ear()
+    engine = ear.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
+    eventually(lambda: ear.lines == ["up"], what="the leader's line")
+    os.kill(engine.group, signal.SIGSTOP)
+    engine.kill()
+    engine.sweep()
+    assert ear.exit_code() == -signal.SIGKILL
+    eventually(lambda: processes_of_group(engine.group) == [], what="the end of the group")
+
+
+def test_a_killed_keeper_takes_the_engine_with_it(eventually: Eventually) -> None:
+    """Killing the keeper leaves no engine behind."""
+    ear = Ear()
+    engine = ear.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
+    eventually(lambda: ear.lines == ["up"], what="the leader's line")
+    os.kill(engine.group, signal.SIGKILL)
+    assert ear.exit_code() == -signal.SIGKILL
+    eventually(lambda: processes_of_group(engine.group) == [], what="the end of the group")
+
+
+def test_engine_ends_when_servekit_is_killed(eventually: Eventually) -> None:
+    """SIGKILL of the process that holds the lifeline ends the engine, fled children included."""
+    holder = textwrap.dedent("""
+        import os, time
+        from servekit.serve.engine.process import Engine
+        leader = ("import subprocess, sys, time;"
+                  "sleeper = [sys.executable, '-c', 'import time; time.sleep(600)'];"
+                  "c = subprocess.Popen(sleeper, start_new_session=True);"
+                  "print(c.pid, flush=True); time.sleep(600)")
+        say = lambda line: print(line, flush=True)
+        engine = Engine(["python3", "-c", leader], dict(os.environ), on_line=say, on_exit=say)
+        print(engine.start(), flush=True)
+        time.sleep(600)
+    """)
+    with subprocess.Popen([PYTHON, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        assert len(children_of(process.pid)) == 1
+        assert all(is_running(pid) for pid in pids)
+        process.kill()
+    eventually(lambda: not any(is_running(pid) for pid in pids), what="the end of the engine")
+
+
+def test_keeper_finds_descendants_of_descendants() -> None:
+    """The list of descendants is the whole tree below a process."""
+    sleeper = "import time; time.sleep(60)"
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{sleeper}']); {sleeper}"
+    with subprocess.Popen([PYTHON, "-c", program]) as process:
+        while not (grandchildren := children_of(process.pid)):
+            pass
+        found = keeper._descendants()
+        assert {process.pid, *grandchildren} <= set(found)
+        for pid in [*grandchildren, process.pid]:
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,300 @@
+"""`servekit serve` as a process, from its start to its exit code, around an engine that misbehaves on demand."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servekit.demo.build import build_demo_model
+from tests.conftest import ROOT, children_of, find_free_port, is_running, wait_until
+
+PROGRAM = Path(sys.executable).with_name("servekit")
+FAKE = ROOT / "tests" / "serve" / "fake_engine.py"
+
+PROFILE = """\
+kv-cache-dtype: fp8_e4m3
+quantization: compressed-tensors
+max-num-seqs: 1024
+limit-mm-per-prompt: {image: 3, audio: 0, video: 0}
+"""
+"""The contract and nothing else: all that the fake engine can say it runs with."""
+
+
+class Serving:
+    """One `servekit serve` of this test's own, with what it has said so far."""
+
+    def __init__(self, folder: Path, model: Path, *flags: str, faults: str = "", engine: str | None = None) -> None:
+        self.port, self.observe_port = find_free_port(), find_free_port()
+        self.folder = folder
+        profile, wrapper = folder / "profile.yaml", folder / "engine"
+        profile.write_text(PROFILE)
+        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@" {faults}\n')
+        wrapper.chmod(0o755)
+        own = {
+            "SERVEKIT_CONFIG": str(profile),
+            "SERVEKIT_ENGINE": engine or str(wrapper),
+            "SERVEKIT_MODEL": str(model),
+            "SERVEKIT_SERVED_NAME": "m",
+            "SERVEKIT_TARGET": "cpu",
+            "SERVEKIT_PORT": str(self.port),
+            "SERVEKIT_OBSERVE_PORT": str(self.observe_port),
+            "SERVEKIT_STATE_DIR": str(folder / "state"),
+            "SERVEKIT_CACHE_DIR": str(folder / "cache"),
+        }
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+        self.process = subprocess.Popen(
+            [PROGRAM, "serve", *flags],
+            cwd=ROOT,
+            env=clean | own,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        """Everything said so far."""
+        return "\n".join(self.lines)
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Ask servekit's own server; status 0 where nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.observe_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def until_ready(self) -> None:
+        """Wait until the readiness probe is green."""
+        wait_until(lambda: self.ask("/readyz")[0] == 200 or self.process.poll() is not None, within_s=30)
+        assert self.process.poll() is None, self.output
+
+    def until_line(self, part: str) -> None:
+        """Wait for a line that contains `part`."""
+        wait_until(lambda: part in self.output, within_s=30, what=part)
+
+    def generate(self) -> None:
+        """Send one request that may take long, and do not wait for its answer."""
+        body = json.dumps({"model": "m", "prompt": "1", "max_tokens": 5}).encode()
+        url = f"http://127.0.0.1:{self.port}/v1/completions"
+
+        def send() -> None:
+            try:
+                urllib.request.urlopen(urllib.request.Request(url, body), timeout=60).close()
+            except OSError:
+                return
+
+        threading.Thread(target=send, daemon=True).start()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> int:
+        """Wait for the exit code."""
+        code = self.process.wait(30)
+        self._reader.join(10)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.lines.append(line.rstrip("\n"))
+
+
+Serve = Callable[..., Serving]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the demo checkpoint once for all tests here."""
+    directory = tmp_path_factory.mktemp("model") / "demo"
+    build_demo_model(directory)
+    return directory
+
+
+@pytest.fixture
+def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
+    """Start `servekit serve` around the fake engine with the given faults; no process of it outlives the test."""
+    started: list[Serving] = []
+
+    def start(*flags: str, **others: Any) -> Serving:
+        started.append(Serving(tmp_path, model, *flags, **others))
+        return started[-1]
+
+    yield start
+    for serving in started:
+        below = children_of(serving.process.pid)
+        if serving.process.poll() is None:
+            serving.process.kill()
+            serving.end()
+        wait_until(lambda: not any(map(is_running, below)), what="the end of everything below")  # noqa: B023 - called at once
+
+
+def test_start_serve_stop(serve: Serve) -> None:
+    """It becomes ready, tells its state on every path, drains on SIGTERM and ends with 0, leaving nothing."""
+    serving = serve()
+    serving.until_ready()
+    assert serving.ask("/livez")[0] == 200
+    status = json.loads(serving.ask("/status")[1])
+    assert (status["state"], status["served_name"]) == ("ready", "m")
+    metrics = serving.ask("/metrics")[1]
+    assert "servekit_ready 1.0" in metrics
+    assert "vllm:generation_tokens_total" in metrics
+    engine = status["engine_pid"]
+    assert is_running(engine)
+    assert serving.stop() == 0
+    assert not is_running(engine)
+    assert "deviation from the contract: kv-cache-dtype is auto" in serving.output
+    assert "SIGTERM: drained (exit code 0)" in serving.output
+
+
+def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
+    """`servekit probe` says no while it starts and yes when it is ready, with the reason."""
+    serving = serve(faults="--load-s 1")
+    wait_until(lambda: serving.ask("/livez")[0] == 200, within_s=30)
+    assert probe(serving, "live").returncode == 0
+    waiting = probe(serving, "ready")
+    assert (waiting.returncode, waiting.stdout[:8]) == (1, "starting")
+    serving.until_ready()
+    ready = probe(serving, "ready")
+    assert (ready.returncode, ready.stdout) == (0, "ready\n")
+    assert serving.stop(signal.SIGINT) == 0
+
+
+def test_sigterm_at_once(serve: Serve) -> None:
+    """Asked to stop as soon as it speaks, it ends with 0 and starts no engine that stays."""
+    serving = serve(faults="--never-listen --lose-sigterm")
+    serving.until_line("servekit |")
+    assert serving.stop() == 0
+
+
+def test_log_as_json(serve: Serve) -> None:
+    """With --log-format json every line is one object, the engine's lines among them."""
+    serving = serve("--log-format", "json")
+    serving.until_ready()
+    assert serving.stop() == 0
+    records = [json.loads(line) for line in serving.lines]
+    assert {record["source"] for record in records} == {"servekit", "engine"}
+    assert all({"time", "level", "message"} <= record.keys() for record in records)
+
+
+def test_key_is_made_and_never_told(serve: Serve, tmp_path: Path) -> None:
+    """Without a key file one key is made for its owner alone; the log says where it is, not what it is."""
+    serving = serve()
+    serving.until_ready()
+    assert serving.stop() == 0
+    (path,) = (tmp_path / "state").rglob("api_keys")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert str(path) in serving.output
+    keys = re.findall(r"^[^#\s].*", path.read_text(), re.MULTILINE)
+    assert keys
+    assert not any(key in serving.output for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("faults", "flags", "code", "told"),
+    [
+        ("--fail-with 'torch.OutOfMemoryError: CUDA out of memory.'", (), 4, "OutOfMemoryError: CUDA out of memory"),
+        ("--never-listen", ("--start-s", "1"), 4, "not ready within 1 s"),
+        ("--no-token", (), 4, "asked for one token, the engine made 0"),
+        ("--exit-after 0.5", (), 5, "exit code 0, which vLLM gives also when its EngineCore has died"),
+        ("--exit-after 0.5 --die-by 9", (), 5, "killed by signal 9"),
+        ("--wrong-name", (), 7, "another"),
+        ("--runs-with-kv-cache-dtype fp8", (), 7, "kv-cache-dtype"),
+    ],
+)
+def test_exit_codes(serve: Serve, faults: str, flags: tuple[str, ...], code: int, told: str) -> None:
+    """What the engine does wrong becomes the exit code of the process, and the last line says it."""
+    serving = serve(*flags, faults=faults)
+    assert serving.end() == code
+    assert told in serving.lines[-1]
+    assert serving.lines[-1].endswith(f"(exit code {code})")
+    assert "bug of servekit's own" not in serving.output
+
+
+def test_hung_engine(serve: Serve) -> None:
+    """An engine that has work and makes no progress ends the process with 6."""
+    serving = serve("--hang-s", "1", faults="--wedge-after 0")
+    serving.until_ready()
+    serving.generate()
+    assert serving.end() == 6
+
+
+def test_drain_that_runs_out(serve: Serve) -> None:
+    """A request that is cut at the end of the drain makes it 8."""
+    serving = serve("--drain-s", "1", faults="--slow-request-s 30")
+    serving.until_ready()
+    serving.generate()
+    wait_until(lambda: running_requests(serving) == 1, what="the request")
+    assert serving.stop() == 8
+
+
+def test_taken_port(serve: Serve, tmp_path: Path) -> None:
+    """A port that somebody listens on is 3, told by the flag to change; no engine is started."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        serving = serve("--port", str(other.getsockname()[1]), faults=f"--orphan {tmp_path / 'pid'}")
+        assert serving.end() == 3
+    assert "--port" in serving.output
+    assert not (tmp_path / "pid").exists()
+
+
+def test_taken_observe_port(serve: Serve) -> None:
+    """The same for servekit's own port, with its own flag."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        serving = serve("--observe-port", str(other.getsockname()[1]))
+        assert serving.end() == 3
+    assert "--observe-port" in serving.output
+
+
+def test_missing_engine(serve: Serve) -> None:
+    """No engine program is 3, with how to get one."""
+    serving = serve(engine="/nowhere/vllm")
+    assert serving.end() == 3
+    assert "no such program" in serving.output
+    assert "make install" in serving.output
+    assert "SERVEKIT_ENGINE" in serving.output
+
+
+def test_folder_that_cannot_be_made(serve: Serve, tmp_path: Path) -> None:
+    """A state folder below a file is a configuration mistake, not a traceback."""
+    (tmp_path / "file").write_text("")
+    serving = serve("--state-dir", str(tmp_path / "file" / "state"))
+    assert serving.end() == 2
+    assert "choose another folder" in serving.output
+
+
+def probe(serving: Serving, question: str) -> "subprocess.CompletedProcess[str]":
+    """Run `servekit probe`."""
+    program = [str(PROGRAM), "probe", question, "--observe-port", str(serving.observe_port)]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+def running_requests(serving: Serving) -> int:
+    """Return how many requests the engine works on."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/_servekit/counters", timeout=5) as answer:
+        return int(json.loads(answer.read())["in_flight"])

@@ -1,0 +1,69 @@
+"""Threads that wait for work: old ones where they are enough, new ones where not, and none for ever."""
+
+import threading
+from collections.abc import Callable
+
+from servekit.thread_pool import ThreadPool
+
+
+def names() -> set[int]:
+    """The threads of workers that live."""
+    return {thread.ident or 0 for thread in threading.enumerate() if thread.name == "worker"}
+
+
+def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., None]) -> None:
+    """As long as one of the kept threads waits, it does the job."""
+    before = names()
+    workers = ThreadPool(2)
+    eventually(lambda: workers._waiting == 2, what="waiting threads")
+    kept, used = names() - before, set()
+    for _ in range(20):
+        done = threading.Event()
+
+        def job(done: threading.Event = done) -> None:
+            used.add(threading.get_ident())
+            done.set()
+
+        workers.run(job)
+        assert done.wait(5)
+        eventually(lambda: workers._waiting == 2, what="waiting threads")
+    assert used <= kept
+    workers.close()
+    eventually(lambda: not names() - before, what="the end of the threads")
+
+
+def test_jobs_that_last_hold_up_nobody(eventually: Callable[..., None]) -> None:
+    """More jobs than kept threads are all done at once, and the threads made for them do not stay."""
+    before = names()
+    workers = ThreadPool(2)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def job() -> None:
+        begun.release()
+        assert go_on.wait(10)
+
+    for _ in range(50):
+        workers.run(job)
+    for _ in range(50):
+        assert begun.acquire(timeout=5)
+    go_on.set()
+    eventually(lambda: len(names() - before) == 2, what="two threads again")
+    workers.close()
+    eventually(lambda: not names() - before, what="the end of the threads")
+
+
+def test_a_thread_at_work_goes_after_the_close(eventually: Callable[..., None]) -> None:
+    """Closing does not wait for jobs, and leaves no thread behind."""
+    before = names()
+    workers = ThreadPool(1)
+    go_on = threading.Event()
+    for _ in range(3):
+        workers.run(lambda: assert_set(go_on))
+    workers.close()
+    go_on.set()
+    eventually(lambda: not names() - before, what="the end of the threads")
+
+
+def assert_set(event: threading.Event) -> None:
+    """Wait for an event."""
+    assert event.wait(10)
