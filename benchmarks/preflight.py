@@ -40,16 +40,16 @@ ARGUMENTS: dict[str, Any] = {
 SHARD_BYTES = 4_000_000_000
 
 
-def write_sparse_checkpoint(folder: Path) -> None:
-    """Write a W4A16 checkpoint of E4B's shapes: every header and companion file is real, the weights are holes."""
+def write_sparse_checkpoint(folder: Path, *, quantized: bool = True) -> None:
+    """Write a checkpoint of E4B's shapes, W4A16 or BF16: headers and other files are real, the weights are holes."""
     model = SIZES["e4b"]
     words = vocabulary(model.text.vocabulary)
-    files = shards(tensors(model, quantized=True), limit_bytes=SHARD_BYTES)
+    files = shards(tensors(model, quantized=quantized), limit_bytes=SHARD_BYTES)
     for shard in files:
         _write_sparse(folder / shard.filename, shard)
     for name, content in {
         "model.safetensors.index.json": index(files),
-        "config.json": model_config(model, words.special, quantized=True),
+        "config.json": model_config(model, words.special, quantized=quantized),
         "generation_config.json": generation_config(words.special),
         "processor_config.json": processor_config(model.vision),
         "tokenizer.json": tokenizer(words),

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = re.compile(r"(?<=-->\n```console\n)\$ servekit (?P<words>.*)\n(?P<output>(?:.*\n)*?)(?=```\n<!-- end of sample)")
+SAMPLE = re.compile(r"(-->\n```console\n\$ servekit (.*)\n)(?:.*\n)*?(?=```\n<!-- end of sample)")
 
 
 def main() -> int:
     """Write or compare the sample; the exit status says whether it was up to date."""
     target = next((Path(word) for word in sys.argv[1:] if not word.startswith("-")), ROOT / "README.md")
     old = target.read_text(encoding="utf-8")
-    new = SAMPLE.sub(lambda found: f"$ servekit {found['words']}\n{output(found['words'])}", old)
+    new = SAMPLE.sub(lambda found: found[1] + output(found[2]), old)
     if "--check" not in sys.argv:
         target.write_text(new, encoding="utf-8")
         return 0
