@@ -2,9 +2,9 @@
 
 usage: .venv/bin/python scripts/advisories.py [--check] [--max-age-days N]
 
-A test shows an advisory when it carries `pytest.mark.advisory(ID, ...)`, or fires a case of tests/engine/killers that
-`closes` it. `--check` writes nothing and exits with 1 when the list, the tests and the two documents disagree.
-`--max-age-days` only checks the date of the list, for a release.
+A test shows an advisory if it carries `pytest.mark.advisory(ID, ...)`, or sends a case of tests/engine/killers that
+`closes` it. `--check` writes nothing and exits with 1 if the list, the tests and the two documents disagree.
+`--max-age-days` only checks the age of the list, for a release.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SOURCES = {
     "PYSEC": ("OSV", "https://osv.dev/vulnerability/{}"),
     "vllm#": ("vLLM", "https://github.com/vllm-project/vllm/issues/{}"),
 }
-"""By the beginning of an id: who published it, and where."""
+"""Publisher and URL of an id, by its prefix."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Advisory:
 
 @dataclass(frozen=True)
 class AdvisoryList:
-    """The whole of docs/advisories.yaml."""
+    """The contents of docs/advisories.yaml."""
 
     checked: date
     components: Mapping[str, Mapping[str, str]]
@@ -73,14 +73,14 @@ class AdvisoryList:
 
 
 def main() -> int:
-    """Write or check; the exit status says whether all is well."""
+    """Write or check; the exit status is 1 if there are problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--max-age-days", type=int)
     options = parser.parse_args()
     known = read_list(SOURCE.read_text(encoding="utf-8"))
     if options.max_age_days is not None:
-        return tell(age_problems(known.checked, datetime.now(UTC).date(), options.max_age_days))
+        return report(age_problems(known.checked, datetime.now(UTC).date(), options.max_age_days))
     tests = showing_tests(ROOT / "tests")
     problems = disagreements(known.advisories, tests)
     written = {PAGE: page(PAGE.read_text(encoding="utf-8"), known, tests), VEX: vex(known, tests)}
@@ -88,11 +88,11 @@ def main() -> int:
         if not options.check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            problems.append(f"docs/{path.name} is not what list and tests say: run `make advisories`")
-    return tell(problems)
+            problems.append(f"docs/{path.name} differs from what the list and the tests say: run `make advisories`")
+    return report(problems)
 
 
-def tell(problems: Sequence[str]) -> int:
+def report(problems: Sequence[str]) -> int:
     """Print the problems; return the exit status."""
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -111,7 +111,7 @@ def read_list(text: str) -> AdvisoryList:
 
 
 def showing_tests(folder: Path) -> dict[str, list[str]]:
-    """Return the tests that show an advisory, by its id, as pytest names them below `folder`."""
+    """Return the tests that show each advisory, by its id, as pytest names them below `folder`."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -125,7 +125,7 @@ def showing_tests(folder: Path) -> dict[str, list[str]]:
 
 
 def marks(decorators: Iterable[ast.expr]) -> list[str]:
-    """Return the ids in `pytest.mark.advisory(...)`, which may stand in a `pytest.param` too."""
+    """Return the ids in `pytest.mark.advisory(...)`, also inside a `pytest.param`."""
     calls = [node for each in decorators for node in ast.walk(each) if isinstance(node, ast.Call)]
     return [
         ast.literal_eval(argument)
@@ -136,7 +136,7 @@ def marks(decorators: Iterable[ast.expr]) -> list[str]:
 
 
 def disagreements(advisories: Sequence[Advisory], tests: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say where the list contradicts itself or the tests."""
+    """Return every contradiction within the list, or between the list and the tests."""
     names = [name for each in advisories for name in (each.id, *each.aliases)]
     problems = [
         f"{name} is in the list {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
@@ -158,7 +158,7 @@ def disagreements(advisories: Sequence[Advisory], tests: Mapping[str, Sequence[s
 
 
 def age_problems(checked: date, today: date, max_age_days: int) -> list[str]:
-    """Say whether the list is older than a release allows, or dated in the future."""
+    """Return a problem if the list is older than a release allows, or dated in the future."""
     age_days = (today - checked).days
     if 0 <= age_days <= max_age_days:
         return []
@@ -167,7 +167,7 @@ def age_problems(checked: date, today: date, max_age_days: int) -> list[str]:
 
 
 def page(text: str, known: AdvisoryList, tests: Mapping[str, Sequence[str]]) -> str:
-    """Return the page with the table between its two marks written anew."""
+    """Return the page with the table between its two marks replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + table(known, tests) + END + after
@@ -213,7 +213,7 @@ def vex(known: AdvisoryList, tests: Mapping[str, Sequence[str]]) -> str:
 
 
 def vulnerability(advisory: Advisory, known: AdvisoryList, tests: Sequence[str]) -> dict[str, Any]:
-    """Return one advisory as CycloneDX writes it."""
+    """Return one advisory as a CycloneDX vulnerability."""
     if advisory.vex in JUSTIFICATIONS:
         analysis = {"state": "not_affected", "justification": advisory.vex, "detail": advisory.why}
     else:
@@ -239,7 +239,7 @@ def vulnerability(advisory: Advisory, known: AdvisoryList, tests: Sequence[str])
 
 
 def source(name: str) -> dict[str, str]:
-    """Return who published an id, and where."""
+    """Return publisher and URL of an id."""
     publisher, url = next(found for start, found in SOURCES.items() if name.startswith(start))
     return {"name": publisher, "url": url.format(name.removeprefix("vllm#"))}
 

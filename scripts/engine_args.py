@@ -1,13 +1,13 @@
-"""Write down every argument of `vllm serve`, as the parser of the installed vLLM defines it.
+"""Write the table of every argument of `vllm serve`, as the parser of the installed vLLM defines it.
 
 usage: .venv-engine/bin/python scripts/engine_args.py [--check] [FILE]
 
-Runs with the engine's Python, never with servekit's: it imports vLLM. The table it writes is what servekit
-validates a profile against, so that servekit itself never has to import vLLM. `--check` writes nothing and
-ends with 1 when FILE is not what this vLLM would give.
+Run it with the engine's Python, never with servekit's, because it imports vLLM. servekit validates profiles against
+this table, so that it never has to import vLLM itself. `--check` writes nothing and exits with 1 if FILE differs from
+what this vLLM gives.
 
-The table is the same for every platform: vLLM 0.20.2 fills platform-dependent defaults (max-num-seqs,
-max-num-batched-tokens, block-size, ...) only after parsing, so they stand here as null, and its hook
+The table is the same for every platform: vLLM 0.20.2 sets platform-dependent defaults (max-num-seqs,
+max-num-batched-tokens, block-size, ...) only after parsing, so they are null here, and its hook
 `Platform.pre_register_and_update` adds arguments for out-of-tree platforms only.
 """
 
@@ -27,7 +27,7 @@ BOUNDS = ("gt", "ge", "lt", "le")
 
 
 def main() -> int:
-    """Write or compare the table; the exit status says whether it was up to date."""
+    """Write or compare the table; the exit status shows whether it was up to date."""
     check = "--check" in sys.argv
     target = next((Path(word) for word in sys.argv[1:] if not word.startswith("-")), TABLE)
     text = as_text(table())
@@ -36,19 +36,19 @@ def main() -> int:
         return 0
     if target.is_file() and target.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{target} is not what this vLLM gives: run `make engine-args`", file=sys.stderr)
+    print(f"{target} differs from what this vLLM gives: run `make engine-args`", file=sys.stderr)
     return 1
 
 
 def as_text(table: dict[str, Any]) -> str:
-    """JSON, sorted, with one argument a line: a new vLLM then gives a readable difference."""
+    """Return sorted JSON with one argument per line, so that a new vLLM gives a readable diff."""
     rows = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(table["arguments"].items())]
     head = "".join(f"{json.dumps(key)}: {json.dumps(table[key])},\n" for key in ("source", "vllm"))
     return "{\n" + head + '"arguments": {\n' + ",\n".join(rows) + "\n}}\n"
 
 
 def table() -> dict[str, Any]:
-    """Give the whole table: `{"vllm": version, "arguments": {name: description}}`."""
+    """Return the whole table: `{"vllm": version, "arguments": {name: description}}`."""
     parser = engine_parser()
     vllm = import_module("vllm")
 
@@ -65,9 +65,9 @@ def table() -> dict[str, Any]:
 
 
 def engine_parser() -> argparse.ArgumentParser:
-    """Build the parser of `vllm serve`, without a trace of this machine's settings."""
+    """Build the parser of `vllm serve`, independent of this machine's settings."""
     for name in [name for name in os.environ if name.startswith("VLLM_")]:
-        del os.environ[name]  # VLLM_LOGGING_CONFIG_PATH and others move defaults
+        del os.environ[name]  # VLLM_LOGGING_CONFIG_PATH and others change defaults
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     flexible = import_module("vllm.utils.argparse_utils").FlexibleArgumentParser
     make_arg_parser = import_module("vllm.entrypoints.openai.cli_args").make_arg_parser
@@ -76,12 +76,12 @@ def engine_parser() -> argparse.ArgumentParser:
 
 
 def name_of(action: argparse.Action) -> str:
-    """Give the long spelling, without its dashes."""
+    """Return the long option name without its dashes."""
     return next(option for option in action.option_strings if option.startswith("--"))[2:]
 
 
 def describe(action: argparse.Action, group: str) -> dict[str, Any]:
-    """Say what servekit has to know of one argument; what does not apply is left out."""
+    """Describe one argument; properties that do not apply are omitted."""
     function, optional = wanted_type(action)
     described = {
         "kind": kind_of(action, function),
@@ -99,7 +99,7 @@ def describe(action: argparse.Action, group: str) -> dict[str, Any]:
 
 
 def wanted_type(action: argparse.Action) -> tuple[Any, bool]:
-    """Look through vLLM's wrappers `optional_type(parse_type(function))`: the function, and whether None may be."""
+    """Unwrap vLLM's `optional_type(parse_type(function))`: return the function, and whether None is allowed."""
     function: Any = action.type
     optional = False
     while closure := getattr(function, "__closure__", None):
@@ -112,7 +112,7 @@ def wanted_type(action: argparse.Action) -> tuple[Any, bool]:
 
 
 def kind_of(action: argparse.Action, function: Any) -> str:
-    """One word for the values an argument takes."""
+    """Return one word for the values that an argument takes."""
     if isinstance(action, argparse.BooleanOptionalAction):
         return "bool"
     if isinstance(action, argparse._StoreTrueAction):  # noqa: SLF001
@@ -132,14 +132,14 @@ def kind_of(action: argparse.Action, function: Any) -> str:
 
 
 def choices_of(action: argparse.Action) -> list[Any]:
-    """Give the closed set of values; vLLM spells `None` among them where the argument may stay away."""
+    """Return the allowed values; vLLM lists `None` among them if the argument is optional."""
     if isinstance(action.default, enum.IntEnum):
         return [member.value for member in type(action.default)]
     return [choice for choice in action.choices or () if choice != "None"]
 
 
 def fields_of(function: Any) -> list[str]:
-    """Give the keys of a JSON argument that vLLM reads into one of its configuration classes."""
+    """Return the keys of a JSON argument that vLLM reads into one of its configuration classes."""
     (dataclass,) = (getattr(function, "__defaults__", None) or (None,))[:1]
     if not dataclasses.is_dataclass(dataclass):
         return []
@@ -147,14 +147,14 @@ def fields_of(function: Any) -> list[str]:
 
 
 def bounds_of(destination: str, group: str) -> dict[str, float]:
-    """Give the limits that vLLM's configuration class of the same name puts on the same field."""
+    """Return the limits that vLLM's configuration class of the same name sets for the same field."""
     field = getattr(getattr(import_module("vllm.config"), group, None), "__pydantic_fields__", {}).get(destination)
     limits = getattr(field, "metadata", ())
     return {name: getattr(limit, name) for limit in limits for name in BOUNDS if hasattr(limit, name)}
 
 
 def plain(default: Any) -> Any:
-    """Give a default as JSON, or None where it is an object of vLLM's own."""
+    """Return a default as JSON, or None if it is an object of vLLM's own."""
     if isinstance(default, enum.Enum):
         return default.value
     if isinstance(default, set | frozenset | tuple):

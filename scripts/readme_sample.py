@@ -1,8 +1,8 @@
-"""Write the sample in README.md: the output of the command that stands there.
+"""Write the sample in README.md: the output of the command above it.
 
 usage: .venv/bin/python scripts/readme_sample.py [--check] [FILE]
 
-`--check` writes nothing and exits with 1 when FILE does not show what the command prints now.
+`--check` writes nothing and exits with 1 if FILE does not show what the command prints now.
 """
 
 import re
@@ -16,7 +16,7 @@ SAMPLE = re.compile(r"(-->\n```console\n\$ servekit (.*)\n)(?:.*\n)*?(?=```\n<!-
 
 
 def main() -> int:
-    """Write or compare the sample; the exit status says whether it was up to date."""
+    """Write or compare the sample; the exit status shows whether it was up to date."""
     target = next((Path(word) for word in sys.argv[1:] if not word.startswith("-")), ROOT / "README.md")
     old = target.read_text(encoding="utf-8")
     new = SAMPLE.sub(lambda found: found[1] + output(found[2]), old)

@@ -1,10 +1,10 @@
-"""Write down every field of the request models of vLLM's open routes, nested ones too.
+"""Write the table of every field of the request models on vLLM's allowed routes, nested ones too.
 
 usage: .venv-engine/bin/python scripts/request_fields.py [--check] [FILE]
 
-Runs with the engine's Python, never with servekit's: it imports vLLM. The guard has a verdict on each of these fields
-(`servekit_guard/body/fields.py`); a test fails where one is missing. `--check` writes nothing and ends with 1 when FILE
-is not what this vLLM would give.
+Run it with the engine's Python, never with servekit's, because it imports vLLM. The guard has a verdict on each of
+these fields (`servekit_guard/body/fields.py`); a test fails if one is missing. `--check` writes nothing and exits
+with 1 if FILE differs from what this vLLM gives.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ MAX_TYPE_CHARS = 60
 
 
 def main() -> int:
-    """Write or compare the table; the exit status says whether it was up to date."""
+    """Write or compare the table; the exit status shows whether it was up to date."""
     target = next((Path(word) for word in sys.argv[1:] if not word.startswith("-")), TABLE)
     text = json.dumps(table(), indent=1, sort_keys=True) + "\n"
     if "--check" not in sys.argv:
@@ -35,12 +35,12 @@ def main() -> int:
         return 0
     if target.is_file() and target.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{target} is not what this vLLM gives: run `make request-fields`", file=sys.stderr)
+    print(f"{target} differs from what this vLLM gives: run `make request-fields`", file=sys.stderr)
     return 1
 
 
 def table() -> dict[str, Any]:
-    """Give `{"vllm": version, "routes": {route: {field: type}}, "nested": {name: [model.name, ...]}}`."""
+    """Return `{"vllm": version, "routes": {route: {field: type}}, "nested": {name: [model.name, ...]}}`."""
     routes: dict[str, dict[str, str]] = {}
     nested: dict[str, set[str]] = {}
     for route, place in MODELS.items():
@@ -55,7 +55,7 @@ def table() -> dict[str, Any]:
 
 
 def fields_of(model: Any) -> dict[str, Any]:
-    """Return a model's fields as a request names them, and their types."""
+    """Return a model's fields as requests name them, and their types."""
     if hasattr(model, "model_fields"):
         return {info.alias or name: info.annotation for name, info in model.model_fields.items()}
     if dataclasses.is_dataclass(model):
@@ -66,7 +66,7 @@ def fields_of(model: Any) -> dict[str, Any]:
 
 
 def models_below(model: Any) -> list[Any]:
-    """Return every model that a field of `model`, or of one below it, may hold."""
+    """Return every model that a field of `model` can contain, directly or through other models."""
     found: dict[str, Any] = {}
     pending = list(fields_of(model).values())
     while pending:
@@ -80,12 +80,12 @@ def models_below(model: Any) -> list[Any]:
 
 
 def is_typeddict(kind: Any) -> bool:
-    """Tell whether this is a TypedDict, of Python's own or of typing_extensions, which pydantic's users take."""
+    """Return whether this is a TypedDict, from typing or from typing_extensions, which pydantic models use."""
     return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
 
 
 def as_text(kind: Any) -> str:
-    """Return a type as a person would write it, without modules, and not longer than a table's cell."""
+    """Return a type as a person writes it, without modules, and short enough for a table cell."""
     text = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
     text = re.sub(r"\b(?:[a-z_]\w*\.)+", "", text)
     return text if len(text) <= MAX_TYPE_CHARS else text[: MAX_TYPE_CHARS - 3] + "..."

@@ -2,7 +2,7 @@
 
 usage: .venv/bin/python scripts/requests_page.py [--check] [FILE]
 
-`--check` writes nothing and ends with 1 when FILE is not what the code says now.
+`--check` writes nothing and exits with 1 if FILE differs from what the code says now.
 """
 
 import json
@@ -14,25 +14,26 @@ from servekit.serve.guard.inside.servekit_guard.body.verdicts import Passed, Ref
 
 DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """\
-# What a request may hold
+# Request fields
 
-The guard's verdict on every field that the request models of vLLM {vllm} have on the open routes: *passed*,
-*bounded* or *refused* (400). A field that vLLM does not know passes, as it passes vLLM. Written by `make docs` from
-`servekit_guard/body/fields.py`; the list of fields is vLLM's own (`make request-fields`), and a test fails for a field
-without a verdict. A whole body has at most 20,000 objects and lists, 400,000 values and 64 levels; NaN and infinities
-are refused everywhere. Structured output, logprobs and images have bounds of their own: [security.md](security.md).
+The guard's verdict on every field of vLLM {vllm}'s request models on the allowed routes: *passed*, *bounded* or
+*refused* (400). The guard passes a field that vLLM does not know, because vLLM ignores it. `make docs` writes this
+page from `servekit_guard/body/fields.py`; the list of fields is vLLM's own (`make request-fields`), and a test fails
+for a field without a verdict. A body has at most 20,000 objects and lists, 400,000 values and 64 levels; NaN and
+infinities are refused everywhere. Structured output, logprobs and images have additional bounds:
+[security.md](security.md).
 """
 
 
 def main() -> int:
-    """Write or compare the page; the exit status says whether it was up to date."""
+    """Write or compare the page; the exit status shows whether it was up to date."""
     target = next((Path(word) for word in sys.argv[1:] if not word.startswith("-")), DOCS / "requests.md")
     if "--check" not in sys.argv:
         target.write_text(page(), encoding="utf-8")
         return 0
     if target.is_file() and target.read_text(encoding="utf-8") == page():
         return 0
-    print(f"{target} is not what the code says: run `make docs`", file=sys.stderr)
+    print(f"{target} differs from what the code says: run `make docs`", file=sys.stderr)
     return 1
 
 
@@ -55,7 +56,7 @@ def page() -> str:
 
 
 def verdict(rule: Rule) -> str:
-    """Return a rule as the cell of a table."""
+    """Return a rule as a table cell."""
     if isinstance(rule, (Passed, Refused)):
         return type(rule).__name__.lower()
     low, high = getattr(rule, "low", None), getattr(rule, "high", None)
