@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A Docker Engine for the container tests on a bare Debian 12 machine, as root, without systemd and without a registry.
-# usage: .ci/docker.sh up        install and start Docker Engine, Compose and buildx, and make the images tests need
+# usage: .ci/docker.sh up        install and start Docker Engine, Compose and buildx, and build the tests' images
 #        .ci/docker.sh restart   stop the daemon as a service manager does, and start it again
-# Base images are made from Debian's packages with the host's certificates inside: for tests only, never to publish.
+# Builds base images from Debian's packages with the host's certificates inside: for tests only, never publish them.
 set -euo pipefail
 state=/var/tmp/servekit-ci-docker
 base=servekit-ci/debian:bookworm
@@ -22,7 +22,7 @@ main() {
   esac
 }
 
-# Debian 12's Docker is too old for start_interval, so these few packages come from the next release and nothing else.
+# Debian 12's Docker is too old for start_interval, so these few packages, and no others, come from the next release.
 packages() {
   if command -v dockerd mmdebstrap >/dev/null && docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1
   then return; fi
@@ -43,7 +43,7 @@ packages() {
 daemon() {
   if docker info >/dev/null 2>&1; then return; fi
   mkdir -p "$state"
-  # A small MTU: machines inside other networks often have one.
+  # A small MTU, because machines inside other networks often have one.
   cat >"$state/daemon.json" <<'J'
 {"storage-driver": "overlay2", "mtu": 1400,
  "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1400"}}}
@@ -67,7 +67,7 @@ stop() {
     kill -0 "$pid" 2>/dev/null || return 0
     sleep 0.25
   done
-  echo "docker.sh: the daemon did not end" >&2
+  echo "docker.sh: the daemon did not stop" >&2
   exit 1
 }
 
@@ -82,7 +82,7 @@ images() {
       bookworm - | docker import -c 'CMD ["bash"]' -c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
       -c 'ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt' - "$base"
   fi
-  # Debian's Prometheus and Caddy in the place of their makers' images, with the same way of being called.
+  # Debian's Prometheus and Caddy replace the vendors' images, with the same command line.
   program_image prometheus 'RUN install -d -o 65534 -g 65534 /prometheus
 ENTRYPOINT ["/usr/bin/prometheus"]'
   program_image caddy ''

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Install what servekit needs into two virtual environments in this folder, and one folder of packages.
+# Install what servekit needs: two virtual environments and one folder of packages, all in this folder.
 # usage: scripts/install.sh [base|dev] [engine] [tools] [servers]
 #   base    .venv with servekit          dev  the same with the tests' and linters' packages
 #   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes), .venv-engine-patches with newer packages
 #           that servekit puts before the engine's own
 #   tools   the programs that tests call: curl, openssl, Chromium
-#   servers Caddy and Prometheus, which the tests start themselves: for CI; without them those tests are skipped and say
-#           so. Their packages start a service on a common port at once and at every boot: a fresh one is switched off.
-# What is missing of Debian's packages is installed with apt-get, as root or through sudo.
-# A finished step is remembered by a stamp that names the lock it was made from, and is not done again.
+#   servers Caddy and Prometheus for CI: tests start them, and skip with a message without them. Their Debian packages
+#           start a service on a common port after installation and at every boot, so this script disables it.
+# The script installs missing Debian packages with apt-get, as root or through sudo. Each step leaves a stamp of the lock
+# it used, and runs again only when the lock changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -43,7 +43,7 @@ engine_environment() {
   stamp=$(stamp_of requirements/engine-cpu.txt engines/cpu/pyproject.toml engines/cpu/src/*.py)
   [ "$(cat .venv-engine/.done 2>/dev/null)" = "$stamp" ] && return
   installer
-  # The CPU engine's compiled part is linked with it; without it vLLM starts and fails half a minute later.
+  # The CPU engine's compiled part is linked with libnuma; without it vLLM starts and fails half a minute later.
   ldconfig -p | grep -q libnuma.so.1 || debian_packages libnuma1
   say "vLLM 0.20.2 for the CPU into .venv-engine: 6 GB, two to five minutes"
   [ -x .venv-engine/bin/python ] || .venv/bin/uv venv -q --python .venv/bin/python .venv-engine
@@ -52,7 +52,7 @@ engine_environment() {
   echo "$stamp" >.venv-engine/.done
 }
 
-# A new folder each time: --target would leave files of the versions before.
+# A new folder each time: --target would keep files of previous versions.
 engine_patches() {
   local stamp
   stamp=$(stamp_of requirements/engine-patches.txt)
@@ -64,7 +64,7 @@ engine_patches() {
   echo "$stamp" >.venv-engine-patches/.done
 }
 
-# .venv with uv in it, and Debian's python3-venv before that where it is missing.
+# .venv with uv, after Debian's python3-venv if it is missing.
 installer() {
   [ -x .venv/bin/uv ] && return
   if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -76,20 +76,20 @@ installer() {
 
 programs() {
   local missing=()
-  for program in "$@"; do # PROGRAM, or PROGRAM:PACKAGE where the names differ
+  for program in "$@"; do # PROGRAM, or PROGRAM:PACKAGE if the names differ
     command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
   done
   [ ${#missing[@]} = 0 ] || debian_packages "${missing[@]}"
 }
 
-# A program whose package brings a service of the same name, which is not what it is installed for.
+# Install a program without the service of the same name that its package enables.
 server() {
-  command -v "$1" >/dev/null && return # also where somebody runs it on purpose: not ours to stop
+  command -v "$1" >/dev/null && return # leave a service alone that somebody runs on purpose
   debian_packages "$1"
   if [ -d /run/systemd/system ]; then
     as_root systemctl -q disable --now "$1"
   else
-    as_root systemctl -q disable "$1" 2>/dev/null || true # an image that may boot one day
+    as_root systemctl -q disable "$1" 2>/dev/null || true # for an image that may boot later
     [ ! -x "/etc/init.d/$1" ] || as_root "/etc/init.d/$1" stop >&2 || true
   fi
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Resolve requirements/*.in into locks with hashes and without index addresses.
-# The engine's lock is resolved as of May 2026: later releases of transformers no longer load Gemma 4 with vLLM 0.20.2.
+# The engine's lock is resolved as of May 2026: later transformers releases cannot load Gemma 4 with vLLM 0.20.2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh base

