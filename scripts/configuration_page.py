@@ -66,9 +66,9 @@ YAML's other words for true and false, anchors and tags are mistakes, each repor
 ### The contract
 
 The file must have these keys with these values; a missing or different one is a mistake. The running engine must have
-them too; otherwise servekit exits with {broken}. `--deviate KEY` allows another value, or none, for one key, for a baseline
-measurement. `--target cpu` implies `kv-cache-dtype: auto`, because that engine has no FP8 cache. servekit logs and
-exports every deviation.
+them too; otherwise servekit exits with {broken}. `--deviate KEY` allows another value, or none, for one key, for a
+baseline measurement. `--target cpu` implies `kv-cache-dtype: auto`, because that engine has no FP8 cache. servekit
+logs and exports every deviation.
 
 | key | value |
 | --- | --- |
