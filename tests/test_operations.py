@@ -11,7 +11,6 @@ QUOTES = (
     "the engine's server has answered nothing for",
     "the engine says it is dead (/health)",
     "the engine hangs: ",
-    "the GPU reports: ",
     "killed by signal ",
     "the engine runs with ",
     "the engine is up but does not answer: ",
