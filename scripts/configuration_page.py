@@ -22,7 +22,7 @@ from servekit import ENGINE_VERSION, errors
 from servekit.cli.main import command
 from servekit.errors import ExitCode
 from servekit.profile import CONTRACT
-from servekit.profile.contract import CLOSED_MODALITIES
+from servekit.profile.contract import ALL_LIMITS, LIMITS
 from servekit.profile.reserved import PINNED, RESERVED
 from servekit.serve.engine.environment import TABLE
 from servekit.settings import Settings, flag_of, variable_of
@@ -220,8 +220,7 @@ def together(keys: Mapping[str, tuple[Any, str]] | Mapping[str, tuple[str, str]]
 
 def contract_values() -> dict[str, Any]:
     """Return the contract with the modalities that it sets to 0."""
-    closed = dict.fromkeys(CLOSED_MODALITIES, 0)
-    return {key: value | closed if isinstance(value, dict) else value for key, value in CONTRACT.items()}
+    return {**CONTRACT, LIMITS: ALL_LIMITS}
 
 
 def exit_codes() -> list[tuple[ExitCode, str]]:

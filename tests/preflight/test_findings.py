@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from servekit.preflight.catalogue import CATALOGUE
-from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES
+from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES, MULTIMODAL_ARCHITECTURES
 from servekit.preflight.findings import (
     Finding,
     Severity,
@@ -88,10 +88,10 @@ def test_architectures_are_those_of_the_installed_engine(root: Path) -> None:
     )
     if registry is None:
         pytest.skip("needs .venv-engine")
-    wanted = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS"}
-    names: set[object] = set()
+    names: dict[str, set[object]] = {"_TEXT_GENERATION_MODELS": set(), "_MULTIMODAL_MODELS": set()}
     for statement in ast.parse(registry.read_text()).body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") in wanted:
+        if isinstance(statement, ast.Assign) and (name := getattr(statement.targets[0], "id", "")) in names:
             assert isinstance(statement.value, ast.Dict)
-            names.update(key.value for key in statement.value.keys if isinstance(key, ast.Constant))
-    assert names == KNOWN_ARCHITECTURES
+            names[name].update(key.value for key in statement.value.keys if isinstance(key, ast.Constant))
+    assert set().union(*names.values()) == KNOWN_ARCHITECTURES
+    assert names["_MULTIMODAL_MODELS"] == MULTIMODAL_ARCHITECTURES

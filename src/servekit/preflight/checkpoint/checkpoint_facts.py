@@ -1,11 +1,12 @@
 """The checkpoint, judged from its headers and configuration alone: no weight is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from servekit.preflight.checkpoint.config_file import DTYPE_BYTES, ModelConfig, check_config, read_config
+from servekit.preflight.checkpoint.architectures import MULTIMODAL_ARCHITECTURES
+from servekit.preflight.checkpoint.config_file import CONFIG, DTYPE_BYTES, ModelConfig, check_config, read_config
 from servekit.preflight.checkpoint.hub import hub_status, locate_model
 from servekit.preflight.checkpoint.kv_scales import check_kv_scales
 from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignore_list, check_quantization
@@ -15,10 +16,8 @@ from servekit.preflight.checkpoint.tensors import check_tensors
 from servekit.preflight.checkpoint.text_config import TextConfig
 from servekit.preflight.checkpoint.tokenizer_files import check_companions
 from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
-from servekit.preflight.findings import Finding, in_order
-
-UNLIMITED: Final = 999
-"""What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt leaves out (config/multimodal.py)."""
+from servekit.preflight.findings import Finding, error, in_order
+from servekit.profile import EngineArguments
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,20 @@ class CheckpointFacts:
         """Bytes of all tensors in the shards."""
         return sum(tensor.size_bytes for tensor in self.tensors)
 
-    def model_dtype(self, arguments: Mapping[str, Any]) -> str:
+    def model_dtype(self, arguments: EngineArguments) -> str:
         """Return the dtype vLLM will compute in: the profile's, or the checkpoint's, float32 lowered to bfloat16."""
-        asked = arguments.get("dtype", "auto")
-        dtype = self.config.dtype if asked == "auto" else str(asked)
-        return "bfloat16" if asked == "auto" and dtype not in {"bfloat16", "float16"} else dtype
+        if arguments.dtype != "auto":
+            return arguments.dtype
+        return self.config.dtype if self.config.dtype in {"bfloat16", "float16"} else "bfloat16"
 
-    def weights(self, arguments: Mapping[str, Any], max_num_batched_tokens: int) -> WeightSizes | None:
+    def kv_cache_dtype(self, arguments: EngineArguments) -> str:
+        """Return the dtype of the KV cache: the profile's, unless the checkpoint dictates one.
+
+        With a kv_cache_scheme vLLM 0.20.2 uses FP8 whatever the profile says (layers/attention/attention.py).
+        """
+        return "fp8" if (self.config.quantization or {}).get("kv_cache_scheme") else arguments.kv_cache_dtype
+
+    def weights(self, arguments: EngineArguments) -> WeightSizes | None:
         """Size the weights on the GPU under this profile; None for other models than Gemma 4."""
         if self.text is None:
             return None
@@ -56,8 +62,8 @@ class CheckpointFacts:
             self.text,
             self.scheme,
             dtype_bytes=DTYPE_BYTES.get(self.model_dtype(arguments), 2),
-            limits=modality_limits(arguments),
-            max_num_batched_tokens=max_num_batched_tokens,
+            limits=arguments.limit_mm_per_prompt,
+            max_num_batched_tokens=arguments.max_num_batched_tokens,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,23 +83,10 @@ class CheckpointFacts:
         }
 
 
-def modality_limits(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Items per prompt of image, audio and video, as vLLM reads `limit-mm-per-prompt`."""
-    if arguments.get("language-model-only"):
-        return {"image": 0, "audio": 0, "video": 0}
-    given = arguments.get("limit-mm-per-prompt")
-    limits = dict.fromkeys(("image", "audio", "video"), UNLIMITED)
-    for modality, value in given.items() if isinstance(given, Mapping) else ():
-        count = value.get("count") if isinstance(value, Mapping) else value
-        if type(count) is int:
-            limits[modality] = count
-    return limits
-
-
 def inspect_checkpoint(
     model: str,
     *,
-    arguments: Mapping[str, Any],
+    arguments: EngineArguments,
     hub_cache: Path,
     offline: bool,
     target: str = "cuda",
@@ -101,14 +94,13 @@ def inspect_checkpoint(
 ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
     """Judge the checkpoint of a folder or a hub id against a profile's arguments.
 
-    `arguments` are the profile's validated engine arguments under their dashed names. Returns None with the reasons
-    when there is nothing to judge: no such model, no readable config.json.
+    Returns None with the reasons when there is nothing to judge: no such model, no readable config.json.
     """
     location, findings = locate_model(
         model,
         hub_cache=hub_cache,
         offline=offline,
-        revision=str(arguments.get("revision") or "main"),
+        revision=arguments.revision or "main",
         ask_hub=ask_hub,
     )
     if location is None:
@@ -129,20 +121,22 @@ def _judge(
     config: ModelConfig,
     tensors: tuple[Tensor, ...],
     folder: Path,
-    arguments: Mapping[str, Any],
+    arguments: EngineArguments,
     target: str,
 ) -> tuple[WeightScheme | None, list[Finding]]:
-    limits = modality_limits(arguments)
-    max_model_len = arguments.get("max-model-len")
-    findings = list(
-        check_config(
-            config,
-            max_model_len=max_model_len if type(max_model_len) is int else None,
-            images=limits["image"],
+    limits, length = arguments.limit_mm_per_prompt, arguments.max_model_len
+    findings = list(check_config(config, max_model_len=None if length == "auto" else length, images=limits["image"]))
+    if limits["image"] and config.architecture not in MULTIMODAL_ARCHITECTURES:
+        findings.append(
+            error(
+                "architecture-text-only",
+                f"{config.architecture} takes text only, and limit-mm-per-prompt allows {limits['image']} images: the "
+                "running engine could not keep that",
+                subject=CONFIG,
+                remedy="serve a multimodal model, or set every limit to 0 with --deviate limit-mm-per-prompt",
+            )
         )
-    )
-    wanted = arguments.get("quantization")
-    scheme, more = check_quantization(config.quantization, str(wanted) if wanted else None)
+    scheme, more = check_quantization(config.quantization, arguments.quantization)
     findings.extend(more)
     if scheme:
         findings.extend(check_ignore_list(scheme, config.text, audio=config.audio is not None))
@@ -150,6 +144,6 @@ def _judge(
         findings.extend(check_tensors(tensors, config, scheme, limits))
     findings.extend(check_kv_scales(tensors, config.text, config.quantization, target))
     findings.extend(
-        check_companions(folder, config, images=limits["image"], own_template=bool(arguments.get("chat-template")))
+        check_companions(folder, config, images=limits["image"], own_template=bool(arguments.chat_template))
     )
     return scheme, findings

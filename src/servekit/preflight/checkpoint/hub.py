@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import urllib3
-
 from servekit.preflight.findings import Finding, error, note
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -46,6 +44,8 @@ def is_offline(environ: Mapping[str, str]) -> bool:
 
 def hub_status(model: str, revision: str, endpoint: str = DEFAULT_ENDPOINT) -> str:
     """Ask the hub once for config.json; empty when it would give it, otherwise the reason why not."""
+    import urllib3  # only where the hub is asked: its imports take time
+
     url = f"{endpoint.rstrip('/')}/{model}/resolve/{revision}/config.json"
     timeout = urllib3.Timeout(total=HUB_TIMEOUT_S)
     try:

@@ -12,14 +12,14 @@ _REMEDY = "make install, or install requirements/engine-patches.txt into a folde
 
 
 def is_recent_pillow(version: object) -> bool:
-    """Tell whether this version of Pillow is the floor or newer; what is no version is not."""
+    """Whether `version` is a version of Pillow, and the floor or newer."""
     return isinstance(version, str) and _numbers(version) >= _numbers(PILLOW_FLOOR)
 
 
 def check_patches(folder: Path | None) -> list[Finding]:
     """Find out whether the folder (None: there is none) holds a Pillow that images may be decoded with."""
     if folder is None:
-        message = f"no folder of newer packages: servekit ends (exit 7) if the engine's Pillow is below {PILLOW_FLOOR}"
+        message = f"is not there: servekit exits with 7 if the engine's Pillow is older than {PILLOW_FLOOR}"
         return [warning(_NAME, message, subject="--engine-patches", remedy=_REMEDY)]
     versions = [found.name.removeprefix("pillow-") for found in folder.glob("pillow-*.dist-info")]
     if any(is_recent_pillow(version) for version in versions):
