@@ -43,6 +43,15 @@ def test_baseline_loads_with_its_two_deviations(refused: Refused, root: Path) ->
     assert len(refused(path)) == 2
 
 
+def test_limits_must_close_every_other_modality(refused: Refused, write: Write, smallest: str) -> None:
+    """Limits that name images alone leave audio and video open, which are two mistakes."""
+    alone = smallest.replace("  audio: 0\n  video: 0\n", "")
+    assert [line.partition(";")[0] for line in refused(write(alone))] == [
+        f"profile.yaml:4: limit-mm-per-prompt.{kind}: is missing, and vLLM allows 999 items of a kind that is left out"
+        for kind in ("audio", "video")
+    ]
+
+
 def test_profile_is_frozen(write: Write, smallest: str) -> None:
     """Nothing can be put in place of a loaded profile's values."""
     profile = load_profile(write(smallest))

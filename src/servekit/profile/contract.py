@@ -14,7 +14,7 @@ CONTRACT: Final[Mapping[str, object]] = MappingProxyType(
     {
         "kv-cache-dtype": "fp8_e4m3",
         "quantization": "compressed-tensors",
-        "limit-mm-per-prompt": {"image": 3},
+        "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
         "max-num-seqs": 1024,
     }
 )
@@ -26,10 +26,6 @@ grammar that this one cannot compile ends EngineCore; docs/results.md compares i
 
 UNLIMITED: Final = 999
 """What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt does not list (config/multimodal.py)."""
-
-LIMITS: Final = "limit-mm-per-prompt"
-ALL_LIMITS: Final = {"image": 3, "audio": 0, "video": 0}
-"""The contract's limits; the profile must close the model's other modalities one by one."""
 
 
 @dataclass(frozen=True)
@@ -70,38 +66,36 @@ def note_broken_contract(
         used = arguments.get(key)
         if key in skip or used == wanted:
             continue
-        if key == LIMITS and isinstance(used, dict):
-            _note_limits(used, lines, mistakes)
+        if isinstance(wanted, dict) and isinstance(used, dict):
+            _note_limits(key, wanted, used, lines, mistakes)
         elif key in arguments:
             message = f"the contract of this endpoint is {wanted}"
             mistakes.add(lines[key,], message, key=key, got=shown(used), remedy=_remedy(key, f"{key}: {wanted}"))
         else:
-            flow = ", ".join(f"{modality}: {count}" for modality, count in ALL_LIMITS.items())
-            line = f"{key}: {{{flow}}}" if key == LIMITS else f"{key}: {wanted}"
-            mistakes.add(WHOLE_FILE, "is missing", key=key, remedy=_remedy(key, line))
+            flow = str(wanted).replace("'", "")  # a mapping as YAML writes it
+            mistakes.add(WHOLE_FILE, "is missing", key=key, remedy=_remedy(key, f"{key}: {flow}"))
 
 
 def deviations(arguments: Mapping[str, Value], deviate: Collection[str]) -> tuple[Deviation, ...]:
     """Return the deviations that are allowed and take place, in the order of the contract."""
     used = {key: arguments.get(key, engine_arguments()[key].default) for key in CONTRACT if key in deviate}
-    wanted = {**CONTRACT, LIMITS: ALL_LIMITS}
     return tuple(
-        Deviation(key, CONTRACT[key], value, "--deviate") for key, value in used.items() if value != wanted[key]
+        Deviation(key, CONTRACT[key], value, "--deviate") for key, value in used.items() if value != CONTRACT[key]
     )
 
 
-def _note_limits(limits: Mapping[str, Value], lines: Lines, mistakes: Mistakes) -> None:
-    for modality, count in ALL_LIMITS.items():
-        name = f"{LIMITS}.{modality}"
+def _note_limits(
+    key: str, wanted: Mapping[str, int], limits: Mapping[str, Value], lines: Lines, mistakes: Mistakes
+) -> None:
+    for modality, count in wanted.items():
+        name, line = f"{key}.{modality}", lines.get((key, modality), lines[key,])
         if modality not in limits:
-            remedy = _remedy(LIMITS, f"{modality}: {count}", below=f" under {LIMITS}")
             message = f"is missing, and vLLM allows {UNLIMITED} items of a kind that is left out"
-            mistakes.add(lines[LIMITS,], message, key=name, remedy=remedy)
+            remedy = _remedy(key, f"{modality}: {count}", below=f" under {key}")
+            mistakes.add(line, message, key=name, remedy=remedy)
         elif limits[modality] != count:
-            line = lines.get((LIMITS, modality), lines[LIMITS,])
-            remedy = _remedy(LIMITS, f"{modality}: {count}")
-            message = f"the contract of this endpoint is {count}"
-            mistakes.add(line, message, key=name, got=shown(limits[modality]), remedy=remedy)
+            message, got = f"the contract of this endpoint is {count}", shown(limits[modality])
+            mistakes.add(line, message, key=name, got=got, remedy=_remedy(key, f"{modality}: {count}"))
 
 
 def _remedy(key: str, line: str, below: str = "") -> str:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from servekit import ENGINE_VERSION
 from servekit.profile.argument_table import KINDS, Argument, engine_arguments
-from servekit.profile.contract import ALL_LIMITS, CONTRACT
+from servekit.profile.contract import CONTRACT
 from servekit.profile.reserved import PINNED, RESERVED
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -72,5 +72,5 @@ def _item(argument: Argument) -> dict[str, Any]:
 def _constant(wanted: object) -> dict[str, Any]:
     if not isinstance(wanted, Mapping):
         return {"const": wanted}
-    properties = {name: {"const": count} for name, count in ALL_LIMITS.items()}
+    properties = {name: {"const": count} for name, count in wanted.items()}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
