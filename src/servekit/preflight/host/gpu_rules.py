@@ -5,7 +5,7 @@ from typing import Final
 
 from servekit.preflight.findings import Finding, error, warning
 from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, visible_gpus
-from servekit.preflight.memory.gpu_models import GIB, GpuModel
+from servekit.preflight.memory.gpu_models import GpuModel, gib
 from servekit.profile import EngineArguments
 
 FP8_CAPABILITY: Final = (8, 9)
@@ -96,7 +96,7 @@ def _check_gpu_memory(gpu: GpuFacts, arguments: EngineArguments) -> Iterator[Fin
     if gpu.free_bytes < wanted:
         yield error(
             "gpu-memory",
-            f"{_gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {_gib(wanted)}: vLLM rejects that",
+            f"{gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {gib(wanted)}: vLLM rejects that",
             subject=gpu.name,
             remedy="end what uses the GPU, or lower gpu-memory-utilization",
         )
@@ -107,7 +107,3 @@ def _check_gpu_memory(gpu: GpuFacts, arguments: EngineArguments) -> Iterator[Fin
             subject=gpu.name,
             remedy="end them: the endpoint is meant to have the GPU alone",
         )
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"

@@ -13,7 +13,7 @@ from typing import Any, Final
 from servekit.preflight.findings import Finding, error, in_order, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
 from servekit.preflight.host.gpus import GpuFacts
-from servekit.preflight.memory.gpu_models import GIB, MIB
+from servekit.preflight.memory.gpu_models import GIB, MIB, gib
 from servekit.preflight.start import Start
 from servekit.settings import Target
 
@@ -135,7 +135,7 @@ def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
         if free < devices[device]:
             yield error(
                 "cache-space",
-                f"{_gib(free)} are free, compilation and download take up to {_gib(devices[device])}",
+                f"{gib(free)} are free, compilation and download take up to {gib(devices[device])}",
                 subject=str(folder),
                 remedy="free some space, or choose another cache folder",
             )
@@ -176,7 +176,7 @@ def _check_memory(available: int, weights_bytes: int, kv_space_gib: int) -> Iter
     if available and available < wanted:
         yield error(
             "cpu-memory",
-            f"{_gib(available)} are available, processes, weights and KV cache take about {_gib(wanted)}",
+            f"{gib(available)} are available, processes, weights and KV cache take about {gib(wanted)}",
             remedy="free some memory, or lower VLLM_CPU_KVCACHE_SPACE",
         )
 
@@ -191,7 +191,3 @@ def _text(path: Path) -> str:
 def _number(path: Path) -> int:
     text = _text(path).strip()
     return int(text) if text.isdigit() else 0
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"

@@ -9,6 +9,11 @@ GIB: Final = 1 << 30
 MIB: Final = 1 << 20
 
 
+def gib(size: float, digits: int = 1) -> str:
+    """Return a size in bytes as text in GiB."""
+    return f"{size / GIB:,.{digits}f} GiB"
+
+
 @dataclass(frozen=True)
 class GpuModel:
     """A GPU as the memory plan sees it.

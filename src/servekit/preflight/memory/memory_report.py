@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from servekit.preflight.findings import Finding, error, note, warning
-from servekit.preflight.memory.gpu_models import GIB, MIB
+from servekit.preflight.memory.gpu_models import GIB, MIB, gib
 from servekit.preflight.memory.memory_plan import MemoryPlan
 
 OUTSIDE_BYTES: Final = round(1.5 * GIB)
@@ -39,24 +39,24 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
     if plan.available_bytes <= 0:
         yield error(
             "memory-weights",
-            f"weights of {_gib(plan.weights_bytes)} and {_gib(beside)} beside them do not fit the budget of "
-            f"{_gib(plan.budget_bytes)}: {_gib(-plan.available_bytes)} are missing",
+            f"weights of {gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them do not fit the budget of "
+            f"{gib(plan.budget_bytes, 2)}: {gib(-plan.available_bytes, 2)} are missing",
             subject=plan.device,
             remedy=_remedy(plan),
         )
     elif plan.budget_bytes and plan.explicit and wanted > plan.total_bytes:
         yield error(
             "memory-cache",
-            f"the profile sets a KV cache of {_gib(plan.available_bytes)}; with weights of {_gib(plan.weights_bytes)} "
-            f"and {_gib(beside)} beside them that is {_gib(wanted)} of {_gib(plan.total_bytes)}",
+            f"the profile sets a KV cache of {gib(plan.available_bytes, 2)}; with weights of "
+            f"{gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them that is {gib(wanted, 2)} of {gib(plan.total_bytes, 2)}",
             subject=plan.device,
             remedy=LOWER_CACHE,
         )
     elif not plan.fits_one:
         yield error(
             "memory-one-request",
-            f"one request of max-model-len {plan.max_model_len:,} takes {_gib(plan.request_bytes)} of KV cache, "
-            f"{_gib(plan.blocks * plan.block_bytes)} are left: vLLM would not start",
+            f"one request of max-model-len {plan.max_model_len:,} takes {gib(plan.request_bytes, 2)} of KV cache, "
+            f"{gib(plan.blocks * plan.block_bytes, 2)} are left: vLLM would not start",
             subject=plan.device,
             remedy=f"set max-model-len to {plan.longest_request} or less, or {_remedy(plan)}"
             if plan.longest_request
@@ -70,8 +70,8 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
         share = int((plan.total_bytes - OUTSIDE_BYTES) / plan.total_bytes * 100) / 100
         yield warning(
             "memory-headroom",
-            f"of {_gib(plan.total_bytes)} the engine plans with {_gib(taken)}, and its process held up to "
-            f"{_gib(OUTSIDE_BYTES)} beside that in a test: it may run out of memory under load",
+            f"of {gib(plan.total_bytes, 2)} the engine plans with {gib(taken, 2)}, and its process held up to "
+            f"{gib(OUTSIDE_BYTES, 2)} beside that in a test: it may run out of memory under load",
             subject=plan.device,
             remedy=LOWER_CACHE if plan.explicit else f"set gpu-memory-utilization to {share} or less",
         )
@@ -91,16 +91,16 @@ def plan_as_dict(plan: MemoryPlan) -> dict[str, Any]:
 
 
 def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str, str]]:
-    yield "memory of the device", _gib(plan.total_bytes) if plan.total_bytes else "unknown", plan.device
+    yield "memory of the device", gib(plan.total_bytes, 2) if plan.total_bytes else "unknown", plan.device
     if plan.budget_bytes:
-        yield "budget", _gib(plan.budget_bytes), "gpu-memory-utilization of it"
-    yield "weights", _gib(plan.weights_bytes), ""
+        yield "budget", gib(plan.budget_bytes, 2), "gpu-memory-utilization of it"
+    yield "weights", gib(plan.weights_bytes, 2), ""
     if plan.budget_bytes:
-        yield "CUDA graphs", _gib(plan.graphs_bytes), "" if plan.graphs_bytes else "enforce-eager"
-        yield "sampler", _gib(plan.sampler_bytes), f"what max-num-seqs {plan.max_num_seqs:,} costs"
-        yield "context and activations", _gib(plan.base_bytes), ""
+        yield "CUDA graphs", gib(plan.graphs_bytes, 2), "" if plan.graphs_bytes else "enforce-eager"
+        yield "sampler", gib(plan.sampler_bytes, 2), f"what max-num-seqs {plan.max_num_seqs:,} costs"
+        yield "context and activations", gib(plan.base_bytes, 2), ""
     source = "set in the profile" if plan.budget_bytes else "VLLM_CPU_KVCACHE_SPACE"
-    yield "left for the KV cache", _gib(plan.available_bytes), source if plan.explicit else ""
+    yield "left for the KV cache", gib(plan.available_bytes, 2), source if plan.explicit else ""
     yield (
         "KV cache of one request",
         f"{plan.request_bytes / MIB:,.1f} MiB",
@@ -116,7 +116,3 @@ def _remedy(plan: MemoryPlan) -> str:
     if not plan.budget_bytes:
         return "raise VLLM_CPU_KVCACHE_SPACE"
     return "lower max-num-seqs, raise gpu-memory-utilization, or take a GPU with more memory"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.2f} GiB"
