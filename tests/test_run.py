@@ -171,7 +171,7 @@ def test_start_serve_stop(serve: Serve) -> None:
 
 def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
     """`servekit probe` says no while it starts and yes when it is ready, with the reason."""
-    serving = serve(faults="--load-s 1")
+    serving = serve(faults="--load-s 4")
     wait_until(lambda: serving.ask("/livez")[0] == 200, within_s=30)
     assert probe(serving, "live").returncode == 0
     waiting = probe(serving, "ready")

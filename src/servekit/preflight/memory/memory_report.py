@@ -48,7 +48,8 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
         yield error(
             "memory-cache",
             f"the profile sets a KV cache of {gib(plan.available_bytes, 2)}; with weights of "
-            f"{gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them that is {gib(wanted, 2)} of {gib(plan.total_bytes, 2)}",
+            f"{gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them that is {gib(wanted, 2)} of "
+            f"{gib(plan.total_bytes, 2)}",
             subject=plan.device,
             remedy=LOWER_CACHE,
         )
