@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from servekit.errors import ConfigurationError, Mistake
+from servekit.errors import ConfigurationError, Finding
 from servekit.logs import LogFormat
 
 PREFIX = "SERVEKIT_"
@@ -135,17 +135,17 @@ def read_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Se
         if name.startswith(PREFIX) and value and not _SERVICE_LINK.match(name)
     }
     given = {name: value for name, value in flags.items() if value not in (None, (), "")}
-    mistakes = [_unknown(name) for name in variables if name not in Settings.model_fields]
+    findings = [_unknown(name) for name in variables if name not in Settings.model_fields]
     known = {name: value for name, value in variables.items() if name in Settings.model_fields}
     try:
         settings = Settings.model_validate(known | given)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             name = str(detail["loc"][0])
-            where = flag_of(name) if name in given else variable_of(name)
-            mistakes.append(_invalid(where, detail["msg"], detail["input"]))
-    if mistakes:
-        raise ConfigurationError(mistakes)
+            subject = flag_of(name) if name in given else variable_of(name)
+            findings.append(_invalid(subject, detail["msg"], detail["input"]))
+    if findings:
+        raise ConfigurationError(findings)
     return settings
 
 
@@ -159,14 +159,17 @@ def flag_of(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _invalid(where: str, message: str, got: object) -> Mistake:
+def _invalid(subject: str, message: str, got: object) -> Finding:
     remedy = "see servekit serve --help"
     if str(got).startswith("tcp://"):
-        remedy = "Kubernetes sets this for a service named servekit: enableServiceLinks: false in the pod ends it"
-    return Mistake(where=where, message=message[:1].lower() + message[1:], got=repr(got), remedy=remedy)
+        remedy = "Kubernetes sets this for a service named servekit: set enableServiceLinks: false in the pod"
+    return Finding(message[:1].lower() + message[1:], subject, got=repr(got), remedy=remedy)
 
 
-def _unknown(field: str) -> Mistake:
+def _unknown(field: str) -> Finding:
     near = difflib.get_close_matches(field, Settings.model_fields, n=1)
-    remedy = f"did you mean {variable_of(near[0])}?" if near else "see servekit serve --help"
-    return Mistake(where=variable_of(field), message="no such setting", remedy=remedy)
+    return Finding(
+        "no such setting",
+        variable_of(field),
+        remedy=f"did you mean {variable_of(near[0])}?" if near else "see servekit serve --help",
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
 from servekit.preflight.checkpoint.hub import hub_cache_folder, is_offline
-from servekit.preflight.findings import Finding, error, has_errors, in_order, without
+from servekit.preflight.findings import Finding, error, has_errors, in_order, located
 from servekit.preflight.host.host_facts import HostFacts, inspect_host
 from servekit.preflight.host.patches import check_patches
 from servekit.preflight.memory.capacity import plan_capacity
@@ -34,6 +34,8 @@ class Start:
     addresses: Mapping[str, tuple[str, int]]
     """Flags and the (host, port) they want."""
     cache_dir: Path
+    profile: Path = Path("vllm_config.yaml")
+    """The profile's file, where findings about its keys are."""
     engine: str = ""
     """The engine's program; empty: not looked for."""
     engine_patches: Path | None = None
@@ -48,7 +50,7 @@ class Examination:
 
     findings: tuple[Finding, ...]
     skipped: tuple[Finding, ...]
-    """Findings the user asked to pass over; they are told all the same."""
+    """Findings that the user skips; they are shown all the same."""
     checkpoint: CheckpointFacts | None
     host: HostFacts
     memory: MemoryPlan | None
@@ -105,7 +107,9 @@ def examine(
             memory_bytes=host.memory_bytes,
         )
         findings += found
-    kept, skipped = without(in_order(findings), skip)
+    found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)
+    kept = tuple(each for each in found if each.name not in skip)
+    skipped = tuple(each for each in found if each.name in skip)
     return Examination(kept, skipped, checkpoint, host, memory)
 
 

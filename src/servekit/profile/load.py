@@ -6,7 +6,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from servekit import ENGINE_VERSION
-from servekit.profile.contents import UnreadableError
 from servekit.profile.contract import (
     Deviation,
     deviations,
@@ -14,7 +13,7 @@ from servekit.profile.contract import (
     note_unknown_deviations,
 )
 from servekit.profile.engine_args import engine_arguments, nearest
-from servekit.profile.mistakes import Mistakes, shown
+from servekit.profile.mistakes import Mistakes, UnreadableError, shown
 from servekit.profile.reserved import RESERVED
 from servekit.profile.rules import note_broken_rules
 from servekit.profile.schema import checked_values

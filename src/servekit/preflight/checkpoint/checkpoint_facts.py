@@ -1,11 +1,18 @@
-"""The checkpoint, judged from its headers and configuration alone: no weight is read."""
+"""The checkpoint, judged by its headers and configuration alone: no weight is read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from servekit.preflight.checkpoint.config_file import DTYPE_BYTES, ModelConfig, check_config, read_config
+from servekit.preflight.checkpoint.config_file import (
+    DTYPE_BYTES,
+    ModelConfig,
+    check_context,
+    check_token_ids,
+    check_vision,
+    read_config,
+)
 from servekit.preflight.checkpoint.hub import hub_status, locate_model
 from servekit.preflight.checkpoint.kv_scales import check_kv_scales
 from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignore_list, check_quantization
@@ -13,9 +20,14 @@ from servekit.preflight.checkpoint.shard_header import Tensor
 from servekit.preflight.checkpoint.shards import read_shards
 from servekit.preflight.checkpoint.tensors import check_tensors
 from servekit.preflight.checkpoint.text_config import TextConfig
-from servekit.preflight.checkpoint.tokenizer_files import check_companions
+from servekit.preflight.checkpoint.tokenizer_files import (
+    check_generation,
+    check_processor,
+    check_template,
+    check_tokenizer,
+)
 from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
-from servekit.preflight.findings import Finding, in_order
+from servekit.preflight.findings import Finding, located
 
 UNLIMITED: Final = 999
 """What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt leaves out (config/multimodal.py)."""
@@ -23,7 +35,7 @@ UNLIMITED: Final = 999
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint is: where, which model, what it stores."""
+    """A checkpoint: its folder, its model and its tensors."""
 
     folder: Path
     revision: str
@@ -102,9 +114,9 @@ def inspect_checkpoint(
     """Judge the checkpoint of a folder or a hub id against a profile's arguments.
 
     `arguments` are the profile's validated engine arguments under their dashed names. Returns None with the reasons
-    when there is nothing to judge: no such model, no readable config.json.
+    where there is nothing to judge: no such model, no readable config.json.
     """
-    location, findings = locate_model(
+    location, missing = locate_model(
         model,
         hub_cache=hub_cache,
         offline=offline,
@@ -112,44 +124,34 @@ def inspect_checkpoint(
         ask_hub=ask_hub,
     )
     if location is None:
-        return None, findings
-    config, config_findings = read_config(location.folder)
-    tensors, shard_findings = read_shards(location.folder)
-    if config is None:
-        return None, in_order((*config_findings, *shard_findings))
-    scheme, more = _judge(config, tensors, location.folder, arguments, target)
-    if any(finding.name.startswith(("shard-", "weights-", "index-")) for finding in shard_findings):
-        # tensors of a damaged shard are missing too: one cause, one finding
-        more = [finding for finding in more if finding.name not in {"tensor-missing", "tower-missing"}]
-    facts = CheckpointFacts(location.folder, location.revision, config, scheme, tensors)
-    return facts, in_order((*config_findings, *shard_findings, *more))
-
-
-def _judge(
-    config: ModelConfig,
-    tensors: tuple[Tensor, ...],
-    folder: Path,
-    arguments: Mapping[str, Any],
-    target: str,
-) -> tuple[WeightScheme | None, list[Finding]]:
-    limits = modality_limits(arguments)
-    max_model_len = arguments.get("max-model-len")
-    findings = list(
-        check_config(
-            config,
-            max_model_len=max_model_len if type(max_model_len) is int else None,
-            images=limits["image"],
-        )
-    )
-    wanted = arguments.get("quantization")
-    scheme, more = check_quantization(config.quantization, str(wanted) if wanted else None)
-    findings.extend(more)
-    if scheme:
-        findings.extend(check_ignore_list(scheme, config.text, audio=config.audio is not None))
-    if tensors and (scheme or config.quantization is None):
-        findings.extend(check_tensors(tensors, config, scheme, limits))
-    findings.extend(check_kv_scales(tensors, config.text, config.quantization, target))
-    findings.extend(
-        check_companions(folder, config, images=limits["image"], own_template=bool(arguments.get("chat-template")))
-    )
-    return scheme, findings
+        return None, missing
+    folder = location.folder
+    config, findings = read_config(folder)
+    tensors, shard_findings = read_shards(folder)
+    findings += shard_findings
+    facts = None
+    if config:
+        limits = modality_limits(arguments)
+        wanted = arguments.get("quantization")
+        scheme, more = check_quantization(config.quantization, str(wanted) if wanted else None)
+        findings += more
+        if tensors and (scheme or config.quantization is None):
+            # the tensors of a damaged shard are missing too: one cause, one finding
+            damaged = any(not finding.name.startswith("tensor-") for finding in shard_findings)
+            caused = {"tensor-missing", "tower-missing"} if damaged else set()
+            findings += (f for f in check_tensors(tensors, config, scheme, limits) if f.name not in caused)
+        findings += check_kv_scales(tensors, config.text, config.quantization, target)
+        findings += check_vision(config, limits["image"])
+        findings += check_tokenizer(folder, config)
+        findings += check_generation(folder)
+        findings += check_template(folder, own_template=bool(arguments.get("chat-template")))
+        if limits["image"] and config.vision is not None:
+            findings += check_processor(folder, config)
+        if scheme:
+            findings += check_ignore_list(scheme, config.text, audio=config.audio is not None)
+        if config.text:
+            findings += check_token_ids(config.raw, config.text)
+            max_model_len = arguments.get("max-model-len")
+            findings += check_context(config.text, max_model_len if type(max_model_len) is int else 0)
+        facts = CheckpointFacts(folder, location.revision, config, scheme, tensors)
+    return facts, tuple(located(each, folder / each.file) if each.file else each for each in findings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from servekit.preflight.findings import Finding, error, in_order, note, warning
+from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
 from servekit.preflight.host.gpus import GpuFacts, SurveyGpus, survey_gpus
 from servekit.preflight.host.ports import find_taken_ports
@@ -96,7 +96,7 @@ def inspect_host(
         findings.extend(_check_libraries())
         findings.extend(_check_memory(available, weights_bytes, kv_space_gib))
     facts = HostFacts(target, gpu, driver, _cores(), memory, available)
-    return facts, in_order(findings)
+    return facts, tuple(findings)
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -115,7 +115,7 @@ def host_memory(root: Path = Path("/")) -> tuple[int, int]:
 
 def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
     for mistake in find_taken_ports(dict(addresses)):
-        yield error("port-taken", mistake.message, subject=mistake.where, remedy=mistake.remedy)
+        yield error("port-taken", mistake.message, subject=mistake.subject, remedy=mistake.remedy)
 
 
 def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:

@@ -2,10 +2,10 @@
 
 import socket
 
-from servekit.errors import Mistake
+from servekit.errors import Finding
 
 
-def find_taken_ports(addresses: dict[str, tuple[str, int]]) -> list[Mistake]:
+def find_taken_ports(addresses: dict[str, tuple[str, int]]) -> list[Finding]:
     """Return a mistake for each flag whose (host, port) cannot be bound.
 
     vLLM 0.20.2 binds with SO_REUSEPORT: a second server on the same port starts, and connections are split between the
@@ -20,8 +20,8 @@ def find_taken_ports(addresses: dict[str, tuple[str, int]]) -> list[Mistake]:
                 probe.bind((host, port))
         except OSError as error:
             mistakes.append(
-                Mistake(
-                    where=flag,
+                Finding(
+                    subject=flag,
                     message=f"cannot listen on {host}:{port}: {error.strerror}",
                     remedy="choose another port or address, or stop what listens there",
                 )
