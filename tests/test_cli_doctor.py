@@ -46,7 +46,7 @@ def test_project_without_a_gpu_asks_for_none(root: Path, tmp_path: Path) -> None
     if "docker-unreachable" in done.stdout or "docker-compose" in done.stdout:
         pytest.skip(f"no Docker here: {done.stdout.splitlines()[0]}")
     assert "gpu" not in done.stdout
-    assert "servekit: stop_grace_period is 80 s, servekit may take 100 + 10 s" in done.stdout
+    assert ": error: services.servekit.stop_grace_period: is 80 s, but servekit may need 100 + 10 s" in done.stdout
     assert done.returncode == 3
 
 
