@@ -45,17 +45,15 @@ def read_text(path: Path, mistakes: Mistakes) -> str:
 def _contents(path: Path, mistakes: Mistakes) -> bytes:
     try:
         status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise mistakes.unreadable(WHOLE_FILE, "is a directory", remedy="name the file in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise mistakes.unreadable(WHOLE_FILE, "is not a regular file", remedy="give the path of a YAML file")
-        if status.st_size > LARGEST_BYTES:
-            raise mistakes.unreadable(
-                WHOLE_FILE,
-                "is too large for a profile",
-                got=f"{status.st_size} bytes",
-                remedy=f"a profile has at most {LARGEST_BYTES} bytes; is this the right file?",
-            )
+        at_most = f"a profile has at most {LARGEST_BYTES} bytes; is this the right file?"
+        checks = (
+            (stat.S_ISDIR(status.st_mode), "is a directory", "", "name the file in it"),
+            (not stat.S_ISREG(status.st_mode), "is not a regular file", "", "give the path of a YAML file"),
+            (status.st_size > LARGEST_BYTES, "is too large for a profile", f"{status.st_size} bytes", at_most),
+        )
+        for wrong, message, got, remedy in checks:
+            if wrong:
+                raise mistakes.unreadable(WHOLE_FILE, message, got=got, remedy=remedy)
         with path.open("rb") as file:
             return file.read(LARGEST_BYTES)
     except FileNotFoundError as error:

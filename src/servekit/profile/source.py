@@ -17,6 +17,7 @@ from servekit.profile.scalars import ScalarTrapError, plain_value
 from servekit.profile.values import KeyPath, Lines, Value
 
 DEEPEST = 20
+_LINES = "write `key: value` lines"
 UNSAYABLE = re.compile("[\0\ud800-\udfff]")
 
 REMEDIES = {
@@ -100,23 +101,21 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose one node, as PyYAML does; `index` is the key's node of a value, None for a key."""
         event: Any = self.peek_event()
-        node: Any
         self.root = self.root or parent
-        if parent is None and not isinstance(event, yaml.MappingStartEvent):
-            raise self.mistakes.unreadable(_line(event), "is not a mapping", remedy="write `key: value` lines")
-        if parent is not None and index is None and not isinstance(event, yaml.ScalarEvent):
-            raise self.mistakes.unreadable(_line(event), "a key must be a word", remedy="write `key: value`")
-        if self.depth > DEEPEST and isinstance(event, yaml.CollectionStartEvent):
-            line = _line(index if isinstance(index, yaml.Node) else event)
-            raise self.mistakes.unreadable(
-                line, f"is nested more than {DEEPEST} levels deep", remedy="check the brackets"
-            )
+        is_key, nested = parent is not None and index is None, isinstance(event, yaml.CollectionStartEvent)
+        checks = (
+            (parent is None and not isinstance(event, yaml.MappingStartEvent), "is not a mapping", _LINES),
+            (is_key and not isinstance(event, yaml.ScalarEvent), "a key must be a word", "write `key: value`"),
+            (nested and self.depth > DEEPEST, f"is nested more than {DEEPEST} levels deep", "check the brackets"),
+        )
+        for wrong, message, remedy in checks:
+            if wrong:
+                line = _line(index if isinstance(index, yaml.Node) else event)
+                raise self.mistakes.unreadable(line, message, remedy=remedy)
         if isinstance(event, yaml.AliasEvent):
-            node = yaml.ScalarNode("", "", style="'")
-            node.start_mark = event.start_mark
-            self.graph[node] = [("aliases are not taken", "write the value out", f"*{event.anchor}")]
-            self.get_event()
-            return node
+            alias = yaml.ScalarNode("", "", self.get_event().start_mark, style="'")
+            self.graph[alias] = [("aliases are not taken", "write the value out", f"*{event.anchor}")]
+            return alias
         refused = []
         if event.anchor is not None:
             refused.append(("anchors are not taken", "take it out", f"&{event.anchor}"))
@@ -171,19 +170,12 @@ class _Walk:
     def _is_key(self, node: Any, path: KeyPath) -> bool:
         """Whether the word stands for itself and for the first time; if not, add the mistake."""
         self._refuse_graph(node, path)
-        if node.style is None:
-            try:
-                plain_value(node.value, node.tag)
-            except ScalarTrapError as trap:
-                message, remedy = trap.message, "put the key in quotes" if node.value else "begin the line with a key"
-                if node.value == "<<":
-                    message, remedy = "merge keys are not taken", "write the keys out"
-                self._note(node, path, message, remedy)
-                return False
-        if path in self.source.lines:
-            self._note(node, path, f"is given twice, first in line {self.source.lines[path]}", "keep one of them")
-            return False
-        return True
+        problem = _ambiguity(node)
+        if not problem and path in self.source.lines:
+            problem = (f"is given twice, first in line {self.source.lines[path]}", "keep one of them")
+        if problem:
+            self._note(node, path, *problem)
+        return not problem
 
     def _refuse_graph(self, node: Any, path: KeyPath) -> None:
         for message, remedy, got in self.graph[node]:
@@ -192,6 +184,18 @@ class _Walk:
     def _note(self, node: Any, path: KeyPath, message: str, remedy: str, got: str = "") -> None:
         self.source.broken.update(path[:1])
         self.mistakes.add(_line(node), message, key=".".join(path).replace(".[", "["), got=got, remedy=remedy)
+
+
+def _ambiguity(key: Any) -> tuple[str, str] | None:
+    """Return why a key does not stand for itself, and what to do."""
+    if key.style is None and key.value == "<<":
+        return "merge keys are not taken", "write the keys out"
+    try:
+        if key.style is None:
+            plain_value(key.value, key.tag)
+    except ScalarTrapError as trap:
+        return trap.message, "put the key in quotes" if key.value else "begin the line with a key"
+    return None
 
 
 def _line(place: Any) -> int:

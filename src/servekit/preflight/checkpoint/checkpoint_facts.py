@@ -30,7 +30,7 @@ from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_g
 from servekit.preflight.findings import Finding, located
 
 UNLIMITED: Final = 999
-"""What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt leaves out (config/multimodal.py)."""
+"""vLLM's limit for a modality that limit-mm-per-prompt leaves out (config/multimodal.py)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CheckpointFacts:
         return sum(tensor.size_bytes for tensor in self.tensors)
 
     def model_dtype(self, arguments: Mapping[str, Any]) -> str:
-        """Return the dtype vLLM will compute in: the profile's, or the checkpoint's, float32 lowered to bfloat16."""
+        """Return the dtype vLLM computes in: the profile's, or the checkpoint's with float32 lowered to bfloat16."""
         asked = arguments.get("dtype", "auto")
         dtype = self.config.dtype if asked == "auto" else str(asked)
         return "bfloat16" if asked == "auto" and dtype not in {"bfloat16", "float16"} else dtype
@@ -73,7 +73,7 @@ class CheckpointFacts:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the facts as JSON-able values."""
+        """Return the facts as values that JSON can hold."""
         scheme = self.scheme
         return {
             "folder": str(self.folder),
@@ -140,18 +140,18 @@ def inspect_checkpoint(
             damaged = any(not finding.name.startswith("tensor-") for finding in shard_findings)
             caused = {"tensor-missing", "tower-missing"} if damaged else set()
             findings += (f for f in check_tensors(tensors, config, scheme, limits) if f.name not in caused)
-        findings += check_kv_scales(tensors, config.text, config.quantization, target)
-        findings += check_vision(config, limits["image"])
-        findings += check_tokenizer(folder, config)
-        findings += check_generation(folder)
-        findings += check_template(folder, own_template=bool(arguments.get("chat-template")))
-        if limits["image"] and config.vision is not None:
-            findings += check_processor(folder, config)
-        if scheme:
-            findings += check_ignore_list(scheme, config.text, audio=config.audio is not None)
-        if config.text:
-            findings += check_token_ids(config.raw, config.text)
-            max_model_len = arguments.get("max-model-len")
-            findings += check_context(config.text, max_model_len if type(max_model_len) is int else 0)
+        max_model_len = arguments.get("max-model-len")
+        own_template = bool(arguments.get("chat-template"))
+        findings += [
+            *check_kv_scales(tensors, config.text, config.quantization, target),
+            *check_vision(config, limits["image"]),
+            *check_tokenizer(folder, config),
+            *check_template(folder, own_template=own_template),
+            *check_generation(folder),
+            *(check_processor(folder, config) if limits["image"] and config.vision is not None else ()),
+            *(check_ignore_list(scheme, config.text, audio=config.audio is not None) if scheme else ()),
+            *(check_token_ids(config.raw, config.text) if config.text else ()),
+            *(check_context(config.text, max_model_len) if config.text and type(max_model_len) is int else ()),
+        ]
         facts = CheckpointFacts(folder, location.revision, config, scheme, tensors)
     return facts, tuple(located(each, folder / each.file) if each.file else each for each in findings)

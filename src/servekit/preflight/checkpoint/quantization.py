@@ -4,6 +4,7 @@ The rules are those of vLLM 0.20.2, model_executor/layers/quantization/compresse
 schemes have kernels) and utils.py (how targets and the ignore list are matched).
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,11 +66,9 @@ def _matches(module: str, patterns: tuple[str, ...]) -> bool:
     name = engine_name(module)
     for pattern in patterns:
         if pattern.startswith("re:"):
-            try:
+            with contextlib.suppress(re.error):
                 if re.match(pattern[3:], name):
                     return True
-            except re.error:
-                continue
         elif name in {pattern, engine_name(pattern)}:
             return True
     return False

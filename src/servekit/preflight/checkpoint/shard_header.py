@@ -85,21 +85,23 @@ def read_scalar(tensor: Tensor) -> float:
 def _header_object(file: BinaryIO, file_bytes: int) -> tuple[dict[str, Any], int]:
     start = file.read(LENGTH_BYTES)
     length = int.from_bytes(start, "little")
-    if start == b"version ":
-        raise ShardError("shard-pointer", "is a Git LFS pointer, the weights were not fetched")
-    if len(start) < LENGTH_BYTES:
-        raise ShardError("shard-truncated", f"ends after {len(start)} bytes")
-    if length > MAX_HEADER_BYTES:
-        raise ShardError("shard-header", f"is not a safetensors file: its header would have {length} bytes")
-    if LENGTH_BYTES + length > file_bytes:
-        raise ShardError("shard-truncated", f"has {file_bytes} bytes, its header alone {LENGTH_BYTES + length}")
+    end = LENGTH_BYTES + length
+    checks = (
+        (start == b"version ", "shard-pointer", "is a Git LFS pointer, the weights were not fetched"),
+        (len(start) < LENGTH_BYTES, "shard-truncated", f"ends after {len(start)} bytes"),
+        (length > MAX_HEADER_BYTES, "shard-header", f"is not a safetensors file: its header would have {length} bytes"),
+        (end > file_bytes, "shard-truncated", f"has {file_bytes} bytes, its header alone {end}"),
+    )
+    for wrong, finding, message in checks:
+        if wrong:
+            raise ShardError(finding, message)
     try:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError) as problem:
         raise ShardError("shard-header", f"has a header that is not JSON: {problem}") from None
     if not isinstance(header, dict):
         raise ShardError("shard-header", f"has a header that is not a JSON object but {type(header).__name__}")
-    return header, LENGTH_BYTES + length
+    return header, end
 
 
 def _tensor(name: str, entry: Any, data_begin: int, path: Path) -> Tensor:

@@ -54,12 +54,12 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
 def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[Finding]]:
     """Return the index's `weight_map`, from tensor to shard; None where there is no usable index."""
     try:
-        weight_map = dict(json.loads((folder / INDEX).read_bytes())["weight_map"])
+        weight_map: dict[str, str] = json.loads((folder / INDEX).read_bytes())["weight_map"]
         if weight_map and all(_is_file_name(shard) for shard in weight_map.values()):
             return weight_map, []
     except FileNotFoundError:
         return None, []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     return None, [
         error(
