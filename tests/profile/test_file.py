@@ -18,12 +18,12 @@ Refused = Callable[..., list[str]]
     [
         (b"", ": error: is empty; start from the vllm_config.yaml that comes with servekit"),
         (b" \n\n", ": error: is empty; start from the vllm_config.yaml that comes with servekit"),
-        (b"# no\n", ": error: holds nothing but comments; start from the vllm_config.yaml that comes with servekit"),
+        (b"# no\n", ": error: contains only comments; start from the vllm_config.yaml that comes with servekit"),
         (b"- seed\n", ":1: error: is not a mapping; write `key: value` lines"),
         (b"\nseed\n", ":2: error: is not a mapping; write `key: value` lines"),
         (b"*a\n", ":1: error: is not a mapping; write `key: value` lines"),
         (b"seed: 1\ndtype: \xff\n", ":2: error: is not UTF-8 (got byte 0xff); save the file as UTF-8 text"),
-        ("seed: 1\n".encode("utf-16"), ":1: error: holds a NUL byte; save the file as UTF-8 text"),
+        ("seed: 1\n".encode("utf-16"), ":1: error: contains a NUL byte; save the file as UTF-8 text"),
     ],
 )
 def test_not_a_mapping(refused: Refused, write: Write, contents: bytes, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo checkpoint: a Gemma 4 of random weights that every tool takes for a real one.
+"""The demo checkpoint: a Gemma 4 with random weights that every tool accepts as a real one.
 
 `tiny` lets servekit be tried on any machine in seconds; `e4b` has the shapes and sizes of
 google/gemma-4-E4B-it, for measurements on a GPU that do not depend on what the weights say.
@@ -47,7 +47,7 @@ def build_demo_model(
 
     The same arguments give the same bytes. With `quantized` it is W4A16 in compressed-tensors format (10.1 GB
     for e4b, 7.4 MB for tiny), without it BF16 (16.0 GB, 15.6 MB). `directory` appears at once and complete, or
-    not at all. `progress` is told a line for every GB.
+    not at all. `progress` gets a line for every GB.
 
     Raises `ConfigurationError` where `directory` holds something, or its disk has not enough room.
     """

@@ -30,7 +30,7 @@ def read_text(path: Path, mistakes: Mistakes) -> str:
         raise mistakes.unreadable(WHOLE_FILE, "is empty", remedy=TEMPLATE)
     if b"\0" in contents:
         line = contents[: contents.index(b"\0")].count(b"\n") + 1
-        raise mistakes.unreadable(line, "holds a NUL byte", remedy="save the file as UTF-8 text")
+        raise mistakes.unreadable(line, "contains a NUL byte", remedy="save the file as UTF-8 text")
     try:
         text = contents.decode()
     except UnicodeDecodeError as error:
@@ -38,7 +38,7 @@ def read_text(path: Path, mistakes: Mistakes) -> str:
         raise mistakes.unreadable(line, "is not UTF-8", got=got, remedy="save the file as UTF-8 text") from error
     if refused := yaml.reader.Reader.NON_PRINTABLE.search(text):
         line, got = text[: refused.start()].count("\n") + 1, f"U+{ord(refused[0]):04X}"
-        raise mistakes.unreadable(line, "holds a character that YAML does not allow", got=got, remedy="take it out")
+        raise mistakes.unreadable(line, "contains a character that YAML does not allow", got=got, remedy="take it out")
     return text
 
 

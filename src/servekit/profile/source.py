@@ -51,7 +51,7 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
     walk = _Walk(mistakes, loader.graph)
     try:
         if not loader.check_node():
-            raise mistakes.unreadable(WHOLE_FILE, "holds nothing but comments", remedy=TEMPLATE)
+            raise mistakes.unreadable(WHOLE_FILE, "contains only comments", remedy=TEMPLATE)
         loader.get_node()
         if loader.check_node():
             line = _line(loader.peek_event())
@@ -61,7 +61,9 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
     except (ValueError, OverflowError) as error:
         # PyYAML's scanner passes `"\UFFFFFFFF"` to chr()
         line = loader.line + 1
-        raise mistakes.unreadable(line, "holds a character that YAML does not allow", remedy="take it out") from error
+        raise mistakes.unreadable(
+            line, "contains a character that YAML does not allow", remedy="take it out"
+        ) from error
     finally:
         if loader.root:
             walk.mapping(loader.root, ())
@@ -114,14 +116,14 @@ class _Loader(yaml.SafeLoader):
                 raise self.mistakes.unreadable(line, message, remedy=remedy)
         if isinstance(event, yaml.AliasEvent):
             alias = yaml.ScalarNode("", "", self.get_event().start_mark, style="'")
-            self.graph[alias] = [("aliases are not taken", "write the value out", f"*{event.anchor}")]
+            self.graph[alias] = [("aliases are not allowed", "write the value out", f"*{event.anchor}")]
             return alias
         refused = []
         if event.anchor is not None:
-            refused.append(("anchors are not taken", "take it out", f"&{event.anchor}"))
+            refused.append(("anchors are not allowed", "take it out", f"&{event.anchor}"))
         if event.tag is not None:
-            refused.append(("tags are not taken", "write the value without it", event.tag))
-            event.style = "'"  # a tagged word is no plain one
+            refused.append(("tags are not allowed", "write the value without it", event.tag))
+            event.style = "'"  # so that a tagged word counts as text
         event.anchor = event.tag = None
         self.depth += 1
         node = super().compose_node(parent, index)
@@ -164,7 +166,7 @@ class _Walk:
             except ScalarTrapError as trap:
                 self._note(node, path, trap.message, trap.remedy, node.value)
         elif UNSAYABLE.search(node.value):
-            self._note(node, path, "holds a character that no program argument can hold", "take it out")
+            self._note(node, path, "contains a character that no program argument can hold", "take it out")
         return str(node.value)
 
     def _is_key(self, node: Any, path: KeyPath) -> bool:
@@ -189,7 +191,7 @@ class _Walk:
 def _ambiguity(key: Any) -> tuple[str, str] | None:
     """Return why a key does not stand for itself, and what to do."""
     if key.style is None and key.value == "<<":
-        return "merge keys are not taken", "write the keys out"
+        return "merge keys are not allowed", "write the keys out"
     try:
         if key.style is None:
             plain_value(key.value, key.tag)

@@ -77,7 +77,7 @@ def locate_model(
 
 
 def _absent(model: str, hub_cache: Path, revision: str, ask_hub: Callable[[str, str], str]) -> Finding:
-    """Find out why there is no such model; without a revision the hub must not be asked."""
+    """Find out why there is no such model; without a revision, offline mode forbids a request to the hub."""
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
         return error("model-missing", "no such folder", subject=model, remedy="give the folder that holds config.json")
     if not _HUB_ID.fullmatch(model):

@@ -57,8 +57,8 @@ class ShardError(Exception):
 def read_header(path: Path) -> tuple[Tensor, ...]:
     """Read the tensors of one shard, in file order.
 
-    Raises ShardError when the file is no safetensors file, or not as long as its header says; OSError when it
-    cannot be read.
+    Raises ShardError when the file is not a safetensors file, or not as long as its header says; OSError when it cannot
+    be read.
     """
     file_bytes = path.stat().st_size
     if file_bytes == 0:
