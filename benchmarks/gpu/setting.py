@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.gpu.card import GIB, read_card
 from benchmarks.gpu.endpoint import Endpoint, Served, get
+from servekit.preflight.start import find_engine_patches
 from servekit.serve.guard import MIDDLEWARE
-from servekit.serve.plan import find_engine_patches
 from servekit.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -14,43 +14,33 @@ from servekit.observe.gpu_errors import GpuErrorCollector
 from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, make_registry
-from servekit.preflight.examine import Start, examine
+from servekit.preflight.examine import examine
 from servekit.preflight.findings import Severity
-from servekit.preflight.host.gpus import survey_gpus, visible_gpus
-from servekit.serve.guard import (
-    FLIGHT_FILE_NAME,
-    Guard,
-    GuardSettings,
-    default_max_in_flight,
-    prepare_guard,
-    read_flights,
-)
-from servekit.serve.plan import Plan, engine_environment, find_engine_patches, run_dir
+from servekit.preflight.host.gpus import visible_gpus
+from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
+from servekit.serve.plan import Plan, engine_environment
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
-from servekit.settings import Settings, Target
-
-_MIB = 1024**2
+from servekit.settings import Target
 
 logger = logging.getLogger(__name__)
 
 
-def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
+def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     """Serve `plan` until its end and return the exit code.
 
     `on_stop_signal` is given the function to call when the process is asked to stop. Raises ConfigurationError where
     a key, a folder or a limit is wrong.
     """
-    _make_folders(settings)
-    guard = prepare_guard(guard_settings(plan, settings), run_dir(settings))
+    _make_folders(plan)
+    guard = prepare_guard(plan.guard, plan.run_dir)
     board = StatusStore()
     fingerprint = plan.certificate.fingerprint if plan.certificate else None
     client = EngineClient(plan.url, guard.headers, fingerprint=fingerprint)
-    survey = survey_gpus() if plan.target is Target.CUDA else None
-    gpus = visible_gpus(survey) if survey else ()
+    gpus = visible_gpus(plan.survey) if plan.survey else ()
     gpu_errors = GpuErrors([gpu.uuid for gpu in gpus])
-    flight_file = run_dir(settings) / FLIGHT_FILE_NAME
+    flight_file = plan.run_dir / FLIGHT_FILE_NAME
     supervisor = Supervisor(
         plan,
         board,
@@ -70,7 +60,7 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
     with Server(Endpoints(plan, board, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
         _introduce(plan, guard, server.url)
         try:
-            _prepare(plan, settings)
+            _prepare(plan)
         except ServekitError as error:
             board.enter(State.FAILED, str(error), exit_code=error.exit_code)
             for finding in error.findings:
@@ -81,43 +71,9 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
         return supervisor.run()
 
 
-def guard_settings(plan: Plan, settings: Settings) -> GuardSettings:
-    """Return what the operator decided about the guard, the profile's share filled in."""
-    sequences = plan.arguments.get("max-num-seqs")
-    return GuardSettings(
-        state_dir=settings.state_dir,
-        max_in_flight=settings.max_in_flight
-        or default_max_in_flight(sequences if isinstance(sequences, int) else 1024),
-        api_keys_file=settings.api_keys_file,
-        no_auth=settings.no_auth,
-        expose_without_auth=settings.expose_without_auth,
-        host=settings.host,
-        max_body_bytes=settings.max_body_mib * _MIB,
-        media_domains=settings.media_domains,
-        structured_outputs=settings.structured_outputs,
-        settle_s=plan.settle_s,
-        engine_patches=find_engine_patches(settings),
-    )
-
-
-def start_of(plan: Plan, settings: Settings) -> Start:
-    """Return the start that `plan` is, as preflight sees it."""
-    return Start(
-        target=plan.target.value,
-        model=plan.model,
-        arguments=plan.arguments,
-        addresses={"--port": (plan.host, plan.port)},
-        cache_dir=settings.cache_dir,
-        profile=plan.profile,
-        engine=plan.argv[0],
-        engine_patches=find_engine_patches(settings),
-        kv_space_gib=int(plan.environment.get("VLLM_CPU_KVCACHE_SPACE", "1")),
-    )
-
-
-def _make_folders(settings: Settings) -> None:
+def _make_folders(plan: Plan) -> None:
     mistakes = []
-    for folder in (settings.state_dir, settings.cache_dir):
+    for folder in (plan.guard.state_dir, plan.cache_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -148,14 +104,14 @@ def _introduce(plan: Plan, guard: Guard, observe_url: str) -> None:
         logger.info("adjusted: %s is %s: %s", adjustment.key, adjustment.used, adjustment.reason)
 
 
-def _prepare(plan: Plan, settings: Settings) -> None:
+def _prepare(plan: Plan) -> None:
     """Build the demo checkpoint where it is wanted, and examine everything before the start.
 
     Raises PreflightError with the findings that forbid it.
     """
     if plan.demo:
-        ensure_demo_model(settings.cache_dir, progress=logger.info)
-    examination = examine(start_of(plan, settings), skip=settings.skip)
+        ensure_demo_model(plan.cache_dir, progress=logger.info)
+    examination = examine(plan)
     for finding in examination.skipped:
         logger.warning("skipped (--skip): %s", finding)
     for finding in examination.findings:

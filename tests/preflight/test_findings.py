@@ -10,9 +10,12 @@ import pytest
 
 from servekit.errors import in_order, render
 from servekit.preflight.catalogue import CATALOGUE
-from servekit.preflight.checkpoint.config_file import KNOWN_ARCHITECTURES
-from servekit.preflight.examine import Start, examine
+from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES, MULTIMODAL_ARCHITECTURES
+from servekit.preflight.examine import examine
 from servekit.preflight.findings import error, has_errors, line_of, located, note, warning
+from servekit.preflight.start import Start
+from servekit.profile import resolve
+from servekit.settings import Target
 
 MIXED = (
     note("hub-download", "will be downloaded"),
@@ -79,8 +82,17 @@ def test_json_has_plain_values() -> None:
 
 def test_skipping_splits_and_keeps(tmp_path: Path) -> None:
     """Skipped findings do not count, but the caller gets them for its log."""
-    start = Start(target="cpu", model="/no/such", arguments={}, addresses={}, cache_dir=tmp_path)
-    found = examine(start, skip={"model-missing", "cpu-memory", "cpu-library"})
+    start = Start(
+        target=Target.CPU,
+        profile=tmp_path / "profile.yaml",
+        model="/no/such",
+        values={},
+        arguments=resolve({}, target=Target.CPU),
+        addresses={},
+        cache_dir=tmp_path,
+        skip=("model-missing", "cpu-memory", "cpu-library"),
+    )
+    found = examine(start)
     assert not has_errors(found.findings)
     assert "model-missing" in [finding.name for finding in found.skipped]
 
@@ -125,10 +137,10 @@ def test_architectures_are_those_of_the_installed_engine(root: Path) -> None:
     )
     if registry is None:
         pytest.skip("needs .venv-engine")
-    wanted = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS"}
-    names: set[object] = set()
+    names: dict[str, set[object]] = {"_TEXT_GENERATION_MODELS": set(), "_MULTIMODAL_MODELS": set()}
     for statement in ast.parse(registry.read_text()).body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") in wanted:
+        if isinstance(statement, ast.Assign) and (name := getattr(statement.targets[0], "id", "")) in names:
             assert isinstance(statement.value, ast.Dict)
-            names.update(key.value for key in statement.value.keys if isinstance(key, ast.Constant))
-    assert names == KNOWN_ARCHITECTURES
+            names[name].update(key.value for key in statement.value.keys if isinstance(key, ast.Constant))
+    assert set().union(*names.values()) == KNOWN_ARCHITECTURES
+    assert names["_MULTIMODAL_MODELS"] == MULTIMODAL_ARCHITECTURES

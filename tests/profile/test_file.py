@@ -35,7 +35,7 @@ def test_not_a_mapping(refused: Refused, write: Write, contents: bytes, message:
 
 def test_byte_order_mark_and_document_start_are_taken(write: Write, smallest: str) -> None:
     """What editors put before the first line does no harm."""
-    assert load_profile(write("\ufeff---\n" + smallest + "...\n")).max_num_seqs == 1024
+    assert load_profile(write("\ufeff---\n" + smallest + "...\n")).arguments["max-num-seqs"] == 1024
 
 
 def test_missing_file(refused: Refused, write: Write) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from servekit.errors import ConfigurationError
 from servekit.profile import Value, load_profile, render
-from servekit.profile.engine_args import engine_arguments
+from servekit.profile.argument_table import engine_arguments
 
 names = st.sampled_from(sorted(engine_arguments()))
 words = st.one_of(

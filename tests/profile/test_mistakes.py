@@ -152,14 +152,14 @@ BROKEN_LINES = [
     ),
     (
         "gpu-memory-utilisation: 0.9",
-        "8: gpu-memory-utilisation: is no argument of vLLM 0.20.2; did you mean gpu-memory-utilization?",
+        "8: gpu-memory-utilisation: is not a vLLM 0.20.2 argument; did you mean gpu-memory-utilization?",
     ),
-    ("gpu-memory: 0.9", "8: gpu-memory: is no argument of vLLM 0.20.2; did you mean gpu-memory-utilization?"),
-    ("tp: 2", "8: tp: is no argument of vLLM 0.20.2; did you mean tensor-parallel-size?"),
-    ("--seed: 3", "8: --seed: is no argument of vLLM 0.20.2; did you mean seed?"),
-    ("quite-another: 3", "8: quite-another: is no argument of vLLM 0.20.2; take it out"),
-    ("seed.a: 3", "8: seed.a: is no argument of vLLM 0.20.2; nest the keys under `seed:`"),
-    ("zzzz.a: 3", "8: zzzz.a: is no argument of vLLM 0.20.2; nest the keys"),
+    ("gpu-memory: 0.9", "8: gpu-memory: is not a vLLM 0.20.2 argument; did you mean gpu-memory-utilization?"),
+    ("tp: 2", "8: tp: is not a vLLM 0.20.2 argument; did you mean tensor-parallel-size?"),
+    ("--seed: 3", "8: --seed: is not a vLLM 0.20.2 argument; did you mean seed?"),
+    ("quite-another: 3", "8: quite-another: is not a vLLM 0.20.2 argument; take it out"),
+    ("seed.a: 3", "8: seed.a: is not a vLLM 0.20.2 argument; nest the keys under `seed:`"),
+    ("zzzz.a: 3", "8: zzzz.a: is not a vLLM 0.20.2 argument; nest the keys"),
     (
         "no-enable-prefix-caching: false",
         (
@@ -167,7 +167,7 @@ BROKEN_LINES = [
             "write `enable-prefix-caching: true` or `enable-prefix-caching: false`"
         ),
     ),
-    ("no-seed: true", "8: no-seed: is no argument of vLLM 0.20.2; did you mean seed?"),
+    ("no-seed: true", "8: no-seed: is not a vLLM 0.20.2 argument; did you mean seed?"),
     # types, choices and limits
     ("enforce-eager: 'true'", '8: enforce-eager: must be true or false (got "true"); write true without quotes'),
     ("enforce-eager: 1", "8: enforce-eager: must be true or false (got 1)"),
@@ -211,11 +211,11 @@ BROKEN_LINES = [
     ("chat-template: ''", '8: chat-template: vLLM reads this as no value (got ""); leave the key out'),
     (
         "compilation-config:\n  modee: 3",
-        "9: compilation-config.modee: is no key of compilation-config; did you mean mode?",
+        "9: compilation-config.modee: is not a key of compilation-config; did you mean mode?",
     ),
     (
         "compilation-config: '{\"zzz\": 3}'",
-        "8: compilation-config.zzz: is no key of compilation-config; take it out",
+        "8: compilation-config.zzz: is not a key of compilation-config; take it out",
     ),
     # keys that are not a profile's
     ("port: 8000", "8: port: cannot be set in a profile: servekit sets the port; set SERVEKIT_PORT or --port instead"),

@@ -21,8 +21,8 @@ from servekit.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from servekit.demo.sizes import Size
+    from servekit.preflight.memory.gpu_models import GpuModel
     from servekit.preflight.memory.memory_plan import MemoryPlan
-    from servekit.profile import Profile
     from servekit.serve.plan import Plan
 
 _PLAN_FIELDS = tuple(Settings.model_fields)
@@ -88,15 +88,19 @@ def check(output: str, *, profile_only: bool, **flags: Any) -> None:
         click.echo(json.dumps({"profile": str(profile.path), "arguments": dict(profile.arguments)}, indent=2))
     if profile_only:
         return
-    from servekit.demo.build import ensure_demo_model
     from servekit.preflight.examine import examine
-    from servekit.run import start_of
+    from servekit.preflight.start import make_start
 
-    made = _make_plan(settings, profile)
-    if made.demo:
+    if settings.tls_cert or settings.tls_key:
+        from servekit.serve.tls import load_certificate
+
+        load_certificate(settings.tls_cert, settings.tls_key)
+    start = make_start(profile, settings, os.environ)
+    if start.demo:
+        from servekit.demo.build import ensure_demo_model
+
         ensure_demo_model(settings.cache_dir)
-    start = dataclasses.replace(start_of(made, settings), engine="")
-    found = examine(start, skip=settings.skip)
+    found = examine(dataclasses.replace(start, engine=""))
     if output == "json":
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -117,7 +121,7 @@ def check(output: str, *, profile_only: bool, **flags: Any) -> None:
     "\b\nExit codes: 0 planned, 2 the profile, a flag or a variable is wrong."
 )
 @click.option(
-    "--gpu", metavar="GPU", help="Plan the memory for this GPU: l4, a10, h100, ... or an amount such as 24GiB."
+    "--gpu", metavar="MODEL", help="Plan the memory for this GPU: l4, a10, h100, ... or an amount such as 24GiB."
 )
 @_FORMAT
 @settings_options(_PLAN_FIELDS)
@@ -125,10 +129,13 @@ def plan(output: str, gpu: str | None, **flags: Any) -> None:
     """Show what `serve` would start: arguments, environment, addresses, deadlines, memory. Needs no engine."""
     from servekit.cli.output import memory_text, plan_text
     from servekit.preflight.memory.memory_report import plan_as_dict
+    from servekit.profile import load_profile
+    from servekit.serve.plan import build_plan
 
     settings = read_settings(flags if gpu is None else {**flags, "target": "cuda"}, os.environ)
-    made = _make_plan(settings)
-    memory, why = _plan_memory(made, settings, gpu)
+    profile = load_profile(settings.config, deviate=settings.deviate)
+    made = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
+    memory, why = _plan_memory(made)
     if output == "json":
         click.echo(json.dumps(made.describe() | {"memory": memory and plan_as_dict(memory)}, indent=2))
     else:
@@ -176,10 +183,12 @@ def serve(**flags: Any) -> None:
     """Start the engine, watch it, and serve until SIGTERM or SIGINT."""
     settings = read_settings(flags, os.environ)
     configure_logging(settings.log_format)
-    made = _make_plan(settings)
+    from servekit.profile import load_profile
     from servekit.run import serve_plan
+    from servekit.serve.plan import build_plan
 
-    sys.exit(serve_plan(made, settings, on_stop_signal=_on_stop_signals))
+    profile = load_profile(settings.config, deviate=settings.deviate)
+    sys.exit(serve_plan(build_plan(profile, settings, os.environ), on_stop_signal=_on_stop_signals))
 
 
 @command.command(
@@ -233,7 +242,7 @@ def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
 )
 def schema() -> None:
     """Print the JSON Schema of the profile."""
-    from servekit.profile import profile_schema
+    from servekit.profile.json_schema import profile_schema
 
     click.echo(json.dumps(profile_schema(), indent=2))
 
@@ -261,34 +270,23 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     )
 
 
-def _make_plan(settings: Settings, profile: "Profile | None" = None) -> "Plan":
-    from servekit.demo.build import demo_directory
-    from servekit.profile import load_profile
-    from servekit.serve.plan import build_plan, detect_target
-
-    return build_plan(
-        profile or load_profile(settings.config, deviate=settings.deviate),
-        settings,
-        target=detect_target(settings),
-        demo_model=demo_directory(settings.cache_dir),
-        environ=os.environ,
-    )
-
-
-def _plan_memory(plan: "Plan", settings: Settings, gpu: str | None) -> "tuple[MemoryPlan | None, str]":
+def _plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, str]":
     """Return the memory plan, or None and why there is none."""
     from servekit.preflight.examine import examine
-    from servekit.preflight.memory.gpu_models import parse_gpu_model
-    from servekit.run import start_of
 
-    try:
-        model = parse_gpu_model(gpu) if gpu else None
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--gpu") from error
     if plan.demo and not Path(plan.model).exists():
         return None, "the demo checkpoint does not exist yet; the first start builds it"
-    found = examine(dataclasses.replace(start_of(plan, settings), addresses={}, engine=""), card=model)
+    found = examine(dataclasses.replace(plan, addresses={}, engine=""))
     return found.memory, next((finding.message for finding in found.findings), "")
+
+
+def _gpu(name: str) -> "GpuModel":
+    from servekit.preflight.memory.gpu_models import parse_gpu_model
+
+    try:
+        return parse_gpu_model(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--gpu") from error
 
 
 def _on_stop_signals(stop: Callable[[str], None]) -> None:

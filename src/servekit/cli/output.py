@@ -41,14 +41,14 @@ def memory_text(memory: "MemoryPlan | None", why: str = "") -> str:
 
 def plan_text(plan: "Plan") -> str:
     """Write what would be started."""
-    contract = ", ".join(f"{key}={value}" for key, value in plan.contract.items())
+    contract = ", ".join(f"{key}={value}" for key, value in plan.arguments.contract.items())
     rows = [
         ("target", plan.target.value),
         ("profile", str(plan.profile)),
         ("model", f"{plan.model}{' (embedded, built on first use)' if plan.demo else ''}"),
         ("served as", plan.served_name),
         ("endpoint", f"{plan.url}/v1, listening on {plan.host}:{plan.port}"),
-        ("keys", "required of every client" if plan.authentication else "none: everyone who can connect has access"),
+        ("keys", "required of every client" if not plan.guard.no_auth else "none: everyone who can connect has access"),
         ("observe", f"http://{plan.observe_host}:{plan.observe_port}"),
         ("deadlines", f"start {plan.start_s:g} s, drain {plan.drain_s} s, killed {plan.stop_s} s after SIGTERM"),
         ("contract", contract),

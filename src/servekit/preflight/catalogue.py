@@ -21,6 +21,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "config-invalid": "config.json is not a JSON object.",
         "architecture-unknown": f"vLLM {ENGINE_VERSION} has no model of this architecture.",
         "architecture-unplanned": "The architecture is not a Gemma 4: preflight checks neither tensors nor memory.",
+        "architecture-text-only": "The profile allows images, and the model takes text only.",
         "text-config-invalid": "The text configuration lacks values or contradicts itself.",
         "vision-config": "The vision configuration lacks what vLLM reads from it.",
         "token-ids": "A special token id of config.json lies outside the vocabulary.",
@@ -75,7 +76,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         # Host.
         "gpu-missing": "NVML finds no NVIDIA GPU.",
         "gpu-visible": "Not exactly one GPU is visible.",
-        "gpu-capability": "The GPU's compute capability is below 8.9: it has no FP8.",
+        "gpu-capability": "The KV cache is FP8, and the GPU's compute capability is below 8.9.",
         "gpu-mig": "The GPU is split by MIG.",
         "gpu-memory": "Less memory is free on the GPU than `gpu-memory-utilization` claims.",
         "gpu-processes": "Other processes use the GPU.",
@@ -91,6 +92,8 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "shared-memory": "The shared memory is too small for the engine's queues.",
         # Memory plan.
         "memory-weights": "The weights do not fit the budget.",
+        "memory-cache": "The KV cache that the profile sets does not fit the GPU.",
+        "memory-known-shapes": "The default model's files are not here; its memory is planned from its known shapes.",
         "memory-one-request": "The KV cache cannot hold one request of full length.",
         "memory-layout": "vLLM cannot lay out a KV cache for this configuration.",
         "memory-unplanned": "The memory cannot be planned.",

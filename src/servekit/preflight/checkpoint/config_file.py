@@ -3,21 +3,16 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from servekit import ENGINE_VERSION
+from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES
 from servekit.preflight.checkpoint.text_config import ARCHITECTURES, TextConfig, TextConfigError, parse_text_config
 from servekit.preflight.findings import Finding, error, warning
 
 CONFIG: Final = "config.json"
 DTYPE_BYTES: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
-KNOWN_ARCHITECTURES: Final = frozenset(
-    (files("servekit.preflight") / "architectures.txt").read_text(encoding="utf-8").split()
-)
-"""The architectures vLLM generates text with (model_executor/models/registry.py); a test compares them with the
-installed engine."""
 _ORIGINAL: Final = "take the config.json of the original model"
 
 

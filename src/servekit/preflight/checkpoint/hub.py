@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import urllib3
-
 from servekit.preflight.findings import Finding, error, note
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -46,6 +44,8 @@ def is_offline(environ: Mapping[str, str]) -> bool:
 
 def hub_status(model: str, revision: str, endpoint: str = DEFAULT_ENDPOINT) -> str:
     """Request config.json from the hub once; return the reason for a failure, empty where there is none."""
+    import urllib3  # only for a request to the hub: its imports take time
+
     url = f"{endpoint.rstrip('/')}/{model}/resolve/{revision}/config.json"
     timeout = urllib3.Timeout(total=HUB_TIMEOUT_S)
     try:
