@@ -230,7 +230,7 @@ def test_exit_codes(serve: Serve, faults: str, flags: tuple[str, ...], code: int
     assert serving.end() == code
     assert told in serving.lines[-1]
     assert serving.lines[-1].endswith(f"(exit code {code})")
-    assert "bug of servekit's own" not in serving.output
+    assert "bug in servekit" not in serving.output
 
 
 def test_hung_engine(serve: Serve) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
-from servekit.errors import ConfigurationError, ExitCode, Mistake, PreflightError, ServekitError
+from servekit.errors import ConfigurationError, ExitCode, Finding, PreflightError, ServekitError
+from servekit.logs import LEVELS
 from servekit.nvml import GpuErrors
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.gpu_errors import GpuErrorCollector
@@ -14,7 +15,7 @@ from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, make_registry
 from servekit.preflight.examine import examine
-from servekit.preflight.findings import Severity, render
+from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
 from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
 from servekit.serve.plan import Plan, engine_environment
@@ -62,7 +63,10 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
             _prepare(plan)
         except ServekitError as error:
             board.enter(State.FAILED, str(error), exit_code=error.exit_code)
-            logger.error("%s (exit code %d)", error, error.exit_code)  # noqa: TRY400 - meant for the user, not a bug
+            for finding in error.findings:
+                logger.error(finding)  # noqa: TRY400 - meant for the user, not a bug
+            reason = ", ".join(finding.name or finding.message for finding in error.findings) or error
+            logger.error("%s (exit code %d)", reason, error.exit_code)  # noqa: TRY400
             return error.exit_code
         return supervisor.run()
 
@@ -74,7 +78,7 @@ def _make_folders(plan: Plan) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot be made: {error.strerror}"
-            mistakes.append(Mistake(where=str(folder), message=message, remedy="choose another folder"))
+            mistakes.append(Finding(message, file=str(folder), remedy="choose another folder"))
     if mistakes:
         raise ConfigurationError(mistakes)
 
@@ -109,13 +113,12 @@ def _prepare(plan: Plan) -> None:
         ensure_demo_model(plan.cache_dir, progress=logger.info)
     examination = examine(plan)
     for finding in examination.skipped:
-        logger.warning("preflight: skipped (--skip): %s", finding)
+        logger.warning("skipped (--skip): %s", finding)
     for finding in examination.findings:
         if finding.severity is not Severity.ERROR:
-            level = logging.WARNING if finding.severity is Severity.WARNING else logging.INFO
-            logger.log(level, "preflight: %s", str(finding).partition(" ")[2])
+            logger.log(LEVELS[finding.severity], finding)
     if examination.failed:
-        raise PreflightError(render(tuple(f for f in examination.findings if f.severity is Severity.ERROR)))
+        raise PreflightError(f for f in examination.findings if f.severity is Severity.ERROR)
     if examination.memory:
         memory = examination.memory
         logger.info(

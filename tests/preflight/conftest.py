@@ -10,7 +10,7 @@ import pytest
 
 from servekit.demo.build import build_demo_model
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
-from servekit.preflight.findings import Finding
+from servekit.preflight.findings import Finding, in_order
 from servekit.profile import EngineArguments, resolve
 
 VALUES: Mapping[str, Any] = {
@@ -70,7 +70,7 @@ class Patient:
     def names(self, **options: Any) -> list[str]:
         """The names of the errors and warnings preflight finds, each once, errors first."""
         _, findings = self.inspect(**options)
-        return list(dict.fromkeys(finding.name for finding in findings if finding.severity != "note"))
+        return list(dict.fromkeys(finding.name for finding in in_order(findings) if finding.severity != "note"))
 
 
 def write_shard(path: Path, content: Mapping[str, tuple[str, list[int], bytes]]) -> None:

@@ -370,5 +370,6 @@ def test_every_finding_tells_what_to_do(patient: Any) -> None:
     cut(1000)(patient)
     _, (finding, *_) = patient.inspect()
     assert finding.remedy
-    assert finding.subject == SHARD
-    assert "shard-truncated: model.safetensors: " in str(finding)
+    assert finding.file == str(patient.folder / SHARD)
+    assert str(finding).startswith(f"{finding.file}: error: ")
+    assert str(finding).endswith("[shard-truncated]")

@@ -81,10 +81,10 @@ def check(path: Path, contents: bytes) -> None:
     try:
         profile = load_profile(path)
     except ConfigurationError as error:
-        mistakes, words = error.mistakes, []
+        mistakes, words = error.findings, []
     else:
         mistakes, words = (), list(render(profile.arguments))
     assert mistakes or words
-    assert all(mistake.message and mistake.where.startswith(str(path)) for mistake in mistakes)
+    assert all(mistake.message and mistake.file == str(path) for mistake in mistakes)
     assert all("\0" not in word for word in words)
     assert all(isinstance(os.fsencode(word), bytes) for word in words)

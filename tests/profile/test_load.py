@@ -45,9 +45,9 @@ def test_baseline_loads_with_its_two_deviations(refused: Refused, root: Path) ->
 
 def test_limits_must_close_every_other_modality(refused: Refused, write: Write, smallest: str) -> None:
     """Limits that name images alone leave audio and video open, which are two mistakes."""
-    alone = smallest.replace("  audio: 0\n  video: 0\n", "")
+    alone, key = smallest.replace("  audio: 0\n  video: 0\n", ""), "limit-mm-per-prompt"
     assert [line.partition(";")[0] for line in refused(write(alone))] == [
-        f"profile.yaml:4: limit-mm-per-prompt.{kind}: is missing, and vLLM allows 999 items of a kind that is left out"
+        f"profile.yaml:4: error: {key}.{kind}: is missing, and vLLM allows 999 items of a kind that is left out"
         for kind in ("audio", "video")
     ]
 
@@ -122,20 +122,20 @@ def test_deviation_keeps_the_type(refused: Refused, write: Write, smallest: str)
     """A deviating value must still be one that vLLM takes."""
     path = write(smallest.replace("1024", "many"))
     assert refused(path, deviate=("max-num-seqs",)) == [
-        'profile.yaml:3: max-num-seqs: must be a whole number (got "many")'
+        'profile.yaml:3: error: max-num-seqs: must be a whole number (got "many")'
     ]
 
 
 def test_deviation_from_nothing(refused: Refused, write: Write, smallest: str) -> None:
     """A deviation from what is no contract is a mistake on the flag, told beside those of the file."""
     assert refused(write(smallest + "seed: x\n"), deviate=("seed", "zeal")) == [
-        'profile.yaml:8: seed: must be a whole number (got "x")',
+        'profile.yaml:8: error: seed: must be a whole number (got "x")',
         (
-            "--deviate: is not a key of the contract (got seed); "
+            "error: --deviate: is not a key of the contract (got seed); "
             "it can be one of kv-cache-dtype, quantization, limit-mm-per-prompt, max-num-seqs"
         ),
         (
-            "--deviate: is not a key of the contract (got zeal); "
+            "error: --deviate: is not a key of the contract (got zeal); "
             "it can be one of kv-cache-dtype, quantization, limit-mm-per-prompt, max-num-seqs"
         ),
     ]

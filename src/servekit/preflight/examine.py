@@ -9,7 +9,7 @@ from typing import Any
 from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
 from servekit.preflight.checkpoint.hub import hub_cache_folder, is_offline
-from servekit.preflight.findings import Finding, error, has_errors, in_order, note, without
+from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
 from servekit.preflight.host.gpu_rules import check_capability
 from servekit.preflight.host.host_facts import HostFacts, inspect_host
 from servekit.preflight.host.patches import check_patches
@@ -83,7 +83,9 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
             known, start.arguments, start.gpu, kv_space_gib=start.kv_space_gib, host_bytes=host.memory_bytes
         )
         findings += found
-    kept, skipped = without(in_order(findings), start.skip)
+    found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)
+    kept = tuple(each for each in found if each.name not in start.skip)
+    skipped = tuple(each for each in found if each.name in start.skip)
     return Examination(kept, skipped, checkpoint, host, memory)
 
 

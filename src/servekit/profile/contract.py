@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from servekit.errors import Mistake
+from servekit.errors import Finding
 from servekit.profile.argument_table import engine_arguments
 from servekit.profile.mistakes import WHOLE_FILE, Mistakes, shown
 from servekit.profile.values import Lines, Value
@@ -51,7 +51,7 @@ def note_unknown_deviations(deviate: Collection[str], mistakes: Mistakes) -> Non
     """Add a mistake for every key of `deviate` that is not part of the contract."""
     for key in sorted(set(deviate) - set(CONTRACT)):
         remedy = f"it can be one of {', '.join(CONTRACT)}"
-        mistakes.add_mistake(Mistake("--deviate", "is not a key of the contract", got=key, remedy=remedy))
+        mistakes.found.append(Finding("is not a key of the contract", "--deviate", got=key, remedy=remedy))
 
 
 def note_broken_contract(

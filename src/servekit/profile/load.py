@@ -6,14 +6,13 @@ from pathlib import Path
 
 from servekit import ENGINE_VERSION
 from servekit.profile.argument_table import engine_arguments, nearest
-from servekit.profile.contents import UnreadableError
 from servekit.profile.contract import (
     Deviation,
     deviations,
     note_broken_contract,
     note_unknown_deviations,
 )
-from servekit.profile.mistakes import Mistakes, shown
+from servekit.profile.mistakes import Mistakes, UnreadableError, shown
 from servekit.profile.reserved import RESERVED
 from servekit.profile.rules import note_broken_rules
 from servekit.profile.schema import checked_values

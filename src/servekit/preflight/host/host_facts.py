@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from servekit.preflight.findings import Finding, error, in_order, note, warning
+from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
 from servekit.preflight.host.gpus import GpuFacts
 from servekit.preflight.memory.gpu_models import GIB, MIB, gib
@@ -79,7 +79,7 @@ def inspect_host(
         findings += _check_memory(available, weights_bytes, start.kv_space_gib)
     driver = survey.driver if survey else ""
     facts = HostFacts(start.target.value, gpu, driver, len(os.sched_getaffinity(0)), memory, available)
-    return facts, in_order(findings)
+    return facts, tuple(findings)
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
