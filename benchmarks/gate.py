@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from servekit.serve.guard.inside.servekit_guard import Gate, Rules
+from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY
-from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
 
 NAME = "gate"
 ROUNDS = 7

@@ -4,16 +4,15 @@ The same engine in the same minute then serves both, so nothing but the guard di
 came and when EngineCore had them.
 """
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from servekit.serve.guard.inside.servekit_guard.asgi import App, Receive, Scope, Send, answer_json
     from servekit.serve.guard.inside.servekit_guard.entry import Guard
-    from servekit.serve.guard.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
 else:
+    from servekit_guard.asgi import App, Receive, Scope, Send, answer_json
     from servekit_guard.entry import Guard
-    from servekit_guard.refusals import App, Receive, Scope, Send, answer
 
 
 PATH = "/handed-over"
@@ -35,7 +34,7 @@ class Switch(Guard):
             self._watch(scope["app"].state.engine_client)
         elif scope["path"] == PATH:
             handed_over_s, self._handed_over_s, self._came_s = self._handed_over_s, [], 0.0
-            await answer(scope, send, 200, json.dumps(handed_over_s).encode(), [])
+            await answer_json(send, handed_over_s)
             return
         else:
             self._came_s = self._came_s or time.perf_counter()

@@ -4,17 +4,16 @@ The guard adds a header to the answer and hands its pieces on at 0.1 us each, so
 token that waits for no other request's. The wait for the body is not in it: vLLM alone waits for it too.
 """
 
-import json
 import statistics
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send, answer_json
     from servekit.serve.guard.inside.servekit_guard.entry import Guard
-    from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 else:
+    from servekit_guard.asgi import App, Message, Receive, Scope, Send, answer_json
     from servekit_guard.entry import Guard
-    from servekit_guard.refusals import App, Message, Receive, Scope, Send, answer
 
 PATH = "/guard-times"
 """Asked here, it answers with the times since it was asked last."""
@@ -52,7 +51,7 @@ class Timed(Guard):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the watch, and do as the guard does."""
         if scope["type"] == "http" and scope["path"] == PATH:
-            await answer(scope, send, 200, json.dumps(self._behind.tell()).encode(), [])
+            await answer_json(send, self._behind.report())
             return
         watch = scope[_WATCH] = Watch(receive)
         await super().__call__(scope, watch.receive, send)
@@ -72,7 +71,7 @@ class Behind:
             self._held_ms.append(scope[_WATCH].held_ms())
         await self.app(scope, receive, send)
 
-    def tell(self) -> dict[str, float | None]:
+    def report(self) -> dict[str, float | None]:
         """Return the number of requests, and the median and 99th percentile of their milliseconds; forget them."""
         held_ms, self._held_ms = sorted(self._held_ms), []
         last = len(held_ms) - 1

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from servekit.serve.guard.inside.servekit_guard.asgi import Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
+from servekit.serve.guard.inside.servekit_guard.core.admission import Model
 from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY, CLIENT_ROUTES, DRAIN, OWN_ROUTES, Gate
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
-from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
 
 KEY, TOKEN = "k" * 32, "t" * 32
 MAX_BODY_BYTES = 1 << 20
@@ -50,10 +51,8 @@ class FuzzedGate:
         self.gate = Gate(self._application, rules)
         self.loop = asyncio.new_event_loop()
         self.slowest_s = 0.0
-        config = SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=SimpleNamespace(vocab_size=VOCABULARY), max_model_len=20_000)
-        )
-        self._app = SimpleNamespace(state=SimpleNamespace(vllm_config=config), user_middleware=(), routes=())
+        self.gate.handoff.model = Model(VOCABULARY, max_model_len=20_000)
+        self._app = SimpleNamespace(state=SimpleNamespace(), user_middleware=(), routes=())
         self._reached: list[tuple[str, bytes]] = []
         self._fails = False
         self._gone = False

@@ -1,5 +1,6 @@
 """Which request bodies must not reach the engine."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servekit.serve.guard.inside.servekit_guard.body import parse as parsing
-from servekit.serve.guard.inside.servekit_guard.body.check import MAX_DEPTH, check
+from servekit.serve.guard.inside.servekit_guard.body.check import MAX_DEPTH, check_body
 from servekit.serve.guard.inside.servekit_guard.body.fields import (
     MAX_MESSAGES,
     MAX_SEQUENCES,
@@ -17,17 +18,20 @@ from servekit.serve.guard.inside.servekit_guard.body.fields import (
     ROUTES,
 )
 from servekit.serve.guard.inside.servekit_guard.body.parse import MAX_CONTAINERS, MAX_VALUES, parse
-from servekit.serve.guard.inside.servekit_guard.body.problem import Problem
+from servekit.serve.guard.inside.servekit_guard.body.problem import BodyError
 from tests.conftest import ROOT
 
 VOCABULARY = 1000
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 
 
-def problem_of(body: bytes, path: str = CHAT, vocabulary: int = VOCABULARY) -> Problem | None:
+def problem_of(body: bytes, path: str = CHAT, vocabulary: int = VOCABULARY) -> BodyError | None:
     """Return why these bytes must not reach the engine."""
-    fields = parse(body)
-    return fields if isinstance(fields, Problem) else check(fields, path, vocabulary)
+    try:
+        check_body(parse(body), path, vocabulary)
+    except BodyError as error:
+        return error
+    return None
 
 
 def refused(fields: Any, path: str = CHAT) -> str | None:
@@ -202,7 +206,8 @@ JSON = st.recursive(
 def test_any_json_is_judged(data: st.DataObject, path: str) -> None:
     """Whatever types the fields have, the answer is a problem or None, and the rules hold for what passes."""
     fields: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(sorted(ROUTES[path])), JSON, max_size=5))
-    if check(fields, path, VOCABULARY) is None:
+    with contextlib.suppress(BodyError):
+        check_body(fields, path, VOCABULARY)
         assert fields.get("mm_processor_kwargs") in (None, False, {}, [])
         tokens = fields.get("stop_token_ids") or []
         assert all(0 <= token < VOCABULARY for token in tokens)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.images.decoded import current_turn, request_turn
+from servekit.serve.guard.inside.servekit_guard.core.handoff import Handoff, current_request
+from servekit.serve.guard.inside.servekit_guard.images.decoded import Turn
 
 
 class Image:
@@ -18,19 +19,22 @@ class Server:
     """Requests that load images and keep them until they are told to drop them."""
 
     def __init__(self, places: int) -> None:
+        self.handoff = Handoff()
         self.free = asyncio.Semaphore(places)
         self.loaded: list[str] = []
         self.kept: dict[str, list[Image]] = {}
 
     async def request(self, name: str, images: int, end: asyncio.Event) -> None:
         """Load so many images, each in a task of its own as vLLM does, and end when told."""
-        with request_turn():
+        with self.handoff.track():
             self.kept[name] = list(await asyncio.gather(*(self.load(name) for _ in range(images))))
             await end.wait()
 
     async def load(self, name: str) -> Image:
         """Load one image of a request."""
-        turn, image = current_turn(), Image()
+        request, image = current_request(), Image()
+        assert request is not None
+        turn = request.turn
         await turn.begin(self.free)
         self.loaded.append(name)
         turn.hold(image)
@@ -102,7 +106,7 @@ def test_an_image_that_cannot_be_loaded_makes_room(run: Run) -> None:
 
     async def scene() -> None:
         free = asyncio.Semaphore(1)
-        turn = current_turn()
+        turn = Turn()
         await turn.begin(free)
         turn.drop()
         await asyncio.wait_for(free.acquire(), 5)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from servekit.serve.guard.inside.servekit_guard.asgi import Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.core.handoff import TooLateError
 from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, DRAIN, Gate, Route
-from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
 from tests.guard.test_gate import BODY, Upstream, ask, make_gate, make_scope, own_headers
 
 PLAIN = SimpleNamespace(n=1, prompt_logprobs=None, logprobs=None)
@@ -86,7 +86,7 @@ def run_with(key_file: Path, scenario: Callable[[Gate, Vllm, Engine], Awaitable[
         engine = Engine()
         vllm = Vllm(engine)
         gate = make_gate(vllm, key_file, settle_s=settle_s, max_body_s=60, max_in_flight=8)
-        gate.passage.watch(engine)
+        gate.handoff.watch(engine)
         await scenario(gate, vllm, engine)
 
     asyncio.run(main())

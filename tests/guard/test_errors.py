@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE, in_words, wrong_fields
-from servekit.serve.guard.inside.servekit_guard.refusals import Message, Scope
+from servekit.serve.guard.inside.servekit_guard.asgi import Message, Scope
+from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE, describe_wrong_field, explain
 from tests.guard.test_gate import BODY, make_gate, make_scope
 
 VLLM = {"error": {"message": "temperature must be non-negative", "type": "BadRequestError", "param": "t", "code": 400}}
@@ -121,7 +121,7 @@ def test_a_message_has_an_end(key_file: Path) -> None:
 )
 def test_pythons_own_words_are_put_into_words(python: str) -> None:
     """An IndexError's text is no message for who sent the request."""
-    said = in_words(python)
+    said = explain(python)
     assert said.startswith("The request could not be processed")
     assert python in said
 
@@ -137,7 +137,7 @@ def test_pythons_own_words_are_put_into_words(python: str) -> None:
 )
 def test_vllms_words_stay(message: str) -> None:
     """What vLLM says in words is passed on."""
-    assert in_words(message) == message
+    assert explain(message) == message
 
 
 MISSING = {"type": "missing", "msg": "Field required", "input": {}}
@@ -175,11 +175,11 @@ UNION = ("body", "messages", 0, "ChatCompletionUserMessageParam", "content")
 )
 def test_a_wrong_field_is_named(errors: list[Any], body: Any, expected: tuple[str, str | None]) -> None:
     """The field as a client writes it, without the names of vLLM's classes, and what is wrong with it."""
-    assert wrong_fields(errors, body) == expected
+    assert describe_wrong_field(errors, body) == expected
 
 
 def test_vllms_parameter_is_the_field() -> None:
     """A validator of vLLM's knows which field it means."""
     cause = type("VLLMValidationError", (ValueError,), {"parameter": "logprobs"})()
     error = {"type": "value_error", "loc": ("body",), "msg": "Value error, no", "ctx": {"error": cause}}
-    assert wrong_fields([error], {}) == ("no", "logprobs")
+    assert describe_wrong_field([error], {}) == ("no", "logprobs")

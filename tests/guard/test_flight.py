@@ -12,14 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from servekit.serve.guard import FLIGHT_FILE_NAME
+from servekit.serve.guard.inside.servekit_guard.asgi import Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.flight import (
-    REQUEST_ID,
     SLOT_BYTES,
     Flights,
     make_flight_file,
     read_flights,
 )
-from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
 from servekit.serve.guard.prepare import INSIDE
 from tests.guard.conftest import GuardedEngine
 from tests.guard.test_gate import BODY, CHAT, TOKEN, Upstream, ask, make_gate, make_scope
@@ -82,8 +81,7 @@ def test_field_names_and_lengths_but_no_value(file: Path) -> None:
     """A text, a list and an object are told with their length, a number by its name alone, and no value at all."""
     fields = {"prompt": SECRET, "stop": [SECRET] * 4, "logit_bias": {SECRET: 1}, "temperature": 0.7, SECRET: 1}
     flights = Flights(str(file), SLOTS)
-    with flights.enter({}, CHAT) as flight:
-        flight.record(120, fields)
+    with flights.record("-", CHAT, 120, fields):
         [seen] = read_flights(file)
     assert seen.fields == "prompt(13), stop[4], logit_bias[1], temperature, 1 more"
     assert seen.request_id == "-"
@@ -95,16 +93,14 @@ def test_field_names_and_lengths_but_no_value(file: Path) -> None:
 )
 def test_a_name_that_is_none_is_counted_and_not_told(file: Path, name: str) -> None:
     """Only short names of letters, digits and underscores are written down: they come from a client."""
-    with Flights(str(file), SLOTS).enter({}, CHAT) as flight:
-        flight.record(1, {name: 1})
+    with Flights(str(file), SLOTS).record("a", CHAT, 1, {name: 1}):
         assert read_flights(file)[0].fields == "1 more"
 
 
 def test_many_names_fit(file: Path) -> None:
     """A body with a hundred thousand fields, and the longest id, stay within their slot."""
     fields = {f"{'n' * 24}{number:08}": "x" * number for number in range(100_000)}
-    with Flights(str(file), SLOTS).enter({REQUEST_ID: "i\n" * 1000}, CHAT) as flight:
-        flight.record(10**12, fields)
+    with Flights(str(file), SLOTS).record("i\n" * 1000, CHAT, 10**12, fields):
         [seen] = read_flights(file)
     assert seen.request_id == "i?" * 32
     assert seen.fields.startswith("n" * 24 + "00000000(0), ")
@@ -113,10 +109,9 @@ def test_many_names_fit(file: Path) -> None:
 def test_after_the_engines_death_nothing_is_cleared(file: Path) -> None:
     """vLLM fails every request when its EngineCore dies, before the server ends: those are the ones looked for."""
     flights = Flights(str(file), SLOTS)
-    with flights.enter({REQUEST_ID: "answered before"}, CHAT) as flight:
-        flight.record(1)
-    with flights.enter({REQUEST_ID: "killed-it"}, CHAT) as flight:
-        flight.record(1)
+    with flights.record("answered before", CHAT, 1, {}):
+        pass
+    with flights.record("killed-it", CHAT, 1, {}):
         flights.engine_dead = lambda: True
     assert [each.request_id for each in read_flights(file)] == ["killed-it"]
 
@@ -124,9 +119,7 @@ def test_after_the_engines_death_nothing_is_cleared(file: Path) -> None:
 def test_more_requests_than_slots(file: Path) -> None:
     """Where no slot is free nothing is recorded, and nothing breaks: only after a death can it come to that."""
     flights = Flights(str(file), 1)
-    with flights.enter({REQUEST_ID: "first"}, CHAT) as first, flights.enter({}, CHAT) as second:
-        first.record(1)
-        second.record(1)
+    with flights.record("first", CHAT, 1, {}), flights.record("second", CHAT, 1, {}):
         assert [each.request_id for each in read_flights(file)] == ["first"]
 
 
@@ -137,8 +130,9 @@ def test_the_record_outlives_its_process(file: Path) -> None:
         sys.path.insert(0, {str(INSIDE)!r})
         from servekit_guard.flight import Flights
         flights = Flights({str(file)!r}, {SLOTS})
-        for name in ("one", "two"):
-            flights.enter({{"servekit.request_id": name}}, "/v1/completions").record(7, {{"prompt": "x"}})
+        records = [flights.record(name, "/v1/completions", 7, {{"prompt": "x"}}) for name in ("one", "two")]
+        for record in records:
+            record.__enter__()
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
@@ -149,7 +143,10 @@ def test_the_record_outlives_its_process(file: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\xff" + b"\t" * 100, b"\x05\0a\tb\t\0", b"\x09\0nan\tb\tc\td\te"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff" + b"\t" * 100, b"a\tb\t\n", b"nan\tb\tc\td\te\n", b"1.0\tb\tc\t4\te", b"1.0\tb\xff\x01\tc\t4\te\n"],
+)
 def test_half_a_record_is_none(file: Path, garbage: bytes) -> None:
     """A slot that was being written when its process ended is passed over."""
     file.write_bytes(garbage.ljust(SLOT_BYTES, b"\0"))

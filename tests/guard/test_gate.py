@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
-from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
 from tests.conftest import KEY
 
 TOKEN = "a-private-token"

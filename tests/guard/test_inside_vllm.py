@@ -32,7 +32,7 @@ def test_table_of_fields_is_what_the_installed_vllm_gives() -> None:
 PENALTIES = """
 import json, torch
 from vllm.v1.sample.ops import penalties
-from servekit_guard import worker
+from servekit_guard.core import worker
 whole = penalties.apply_penalties
 worker.register()
 worker.register()
@@ -64,7 +64,7 @@ from vllm.entrypoints.openai.chat_completion.api_router import router as chat
 from vllm.entrypoints.openai.completion.api_router import router as completions
 from vllm.entrypoints.openai.responses.api_router import router as responses
 from servekit_guard.gate import CLIENT_ROUTES
-from servekit_guard.validation import stop_at_first_mistakes
+from servekit_guard.vllm_patches import stop_at_first_mistakes
 app = FastAPI()
 for router in (messages, chat, completions, responses):
     app.include_router(router)
@@ -97,7 +97,7 @@ def test_a_route_that_is_not_there_is_told() -> None:
     """Another vLLM, whose routes have other names, is not guarded in silence."""
     program = """
 import json
-from servekit_guard.validation import stop_at_first_mistakes
+from servekit_guard.vllm_patches import stop_at_first_mistakes
 try:
     stop_at_first_mistakes([], ["/v1/chat/completions"])
 except LookupError as error:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from servekit.serve.guard.inside.servekit_guard.asgi import Message
 from servekit.serve.guard.inside.servekit_guard.gate import Gate
-from servekit.serve.guard.inside.servekit_guard.refusals import Message
-from servekit.serve.guard.inside.servekit_guard.request_ids import HEADER, name_request, name_responses
+from servekit.serve.guard.inside.servekit_guard.request_ids import HEADER, name_request
+from servekit.serve.guard.inside.servekit_guard.vllm_patches import name_responses
 from tests.guard.test_gate import BODY, Upstream, make_gate, make_scope, run
 
 MADE = re.compile(rb"[0-9a-f]{32}")
@@ -125,8 +126,8 @@ def test_a_response_is_named_by_the_header_and_not_by_its_body() -> None:
         return "answer"
 
     serving = SimpleNamespace(create_responses=create_responses)
-    name_responses(SimpleNamespace(openai_serving_responses=serving))
-    name_responses(SimpleNamespace())
+    name_responses(SimpleNamespace(state=SimpleNamespace(openai_serving_responses=serving)), None)
+    name_responses(SimpleNamespace(state=SimpleNamespace()), None)
     raw = SimpleNamespace(headers={"x-request-id": "mine-1"})
     assert asyncio.run(serving.create_responses(SimpleNamespace(request_id="theirs"), raw)) == "answer"
     assert asyncio.run(serving.create_responses(SimpleNamespace(request_id="inner"))) == "answer"

@@ -133,7 +133,7 @@ def test_a_bad_key_file_is_told_with_its_lines(settings: GuardSettings, tmp_path
     path = tmp_path / "keys"
     path.touch(mode=0o600)
     path.write_text("short\n")
-    with pytest.raises(ConfigurationError, match=f"{path}:1: a key has"):
+    with pytest.raises(ConfigurationError, match=f"{path}:1: a key must have"):
         prepare_guard(replace(settings, api_keys_file=path), tmp_path / "run")
     with pytest.raises(ConfigurationError, match="contradicts"):
         prepare_guard(replace(settings, api_keys_file=path, no_auth=True), tmp_path / "run")

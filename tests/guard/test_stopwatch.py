@@ -19,7 +19,7 @@ def watched(seconds: float, *, asleep: bool = False) -> dict[str, Any]:
 
     async def main() -> dict[str, Any]:
         stopwatch = Stopwatch()
-        with stopwatch:
+        with stopwatch.running():
             await asyncio.sleep(3 * TICK_S)
             if asleep:
                 time.sleep(seconds)  # noqa: ASYNC251 - that the loop stands still is the case
@@ -55,7 +55,7 @@ def test_it_ends_with_the_server() -> None:
 
     async def main() -> None:
         stopwatch = Stopwatch()
-        with stopwatch:
+        with stopwatch.running():
             await asyncio.sleep(2 * TICK_S)
         ticks = sum(stopwatch.read()["ticks"])
         await asyncio.sleep(3 * TICK_S)

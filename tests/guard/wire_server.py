@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servekit.serve.guard.inside.servekit_guard import Gate, Rules, header_limits, slow_readers
-    from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
+    from servekit.serve.guard.inside.servekit_guard.asgi import Receive, Scope, Send
 else:
     from servekit_guard import Gate, Rules, header_limits, slow_readers
 
@@ -66,7 +66,7 @@ def main(rules_file: str, certificate: str | None = None, key: str | None = None
     header_limits.limit(rules.max_head_bytes, rules.max_head_s)
     watch = slow_readers.watch(rules.max_write_s)
     gate = Gate(play_vllm, rules)
-    watch.tell = gate.count_unread
+    watch.report = gate.count_unread
     uvicorn: Any = importlib.import_module("uvicorn")
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

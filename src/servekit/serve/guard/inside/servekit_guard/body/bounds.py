@@ -1,4 +1,4 @@
-"""The bounds of structured output: what one request may give the backend to compile."""
+"""The bounds of structured output: how much one request may make the backend compile."""
 
 from types import MappingProxyType
 
@@ -23,4 +23,4 @@ BOUNDS = MappingProxyType(
         "units of weight": 2_000,
     }
 )
-"""The most of each in all schemas of one request, repetitions in patterns written out."""
+"""The maximum of each over all schemas of one request, with the repetitions in patterns written out."""

@@ -1,11 +1,11 @@
-"""What is wrong with a request body."""
-
-from typing import NamedTuple
+"""Why a request body must not reach the engine."""
 
 
-class Problem(NamedTuple):
-    """Why a body must not reach the engine."""
+class BodyError(Exception):
+    """The guard refuses a body: the client gets 400 with this message."""
 
-    param: str | None
-    """The field at fault, as the client wrote it; None when the whole body is meant."""
-    message: str
+    def __init__(self, message: str, param: str | None = None) -> None:
+        """`param`: the field at fault, as the client wrote it; None when the whole body is meant."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
