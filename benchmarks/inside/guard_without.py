@@ -24,14 +24,16 @@ def nothing(*_arguments: Any) -> None:
     """Accept everything."""
 
 
-PATCHES_WITHOUT = tuple(each for each in vllm_patches.PATCHES if each is not vllm_patches.answer_images_without_a_place)
+async def call(method: Any, *arguments: Any, **named: Any) -> Any:
+    """Call vLLM's own method."""
+    return await method(*arguments, **named)
 
 
 PARTS: dict[str, tuple[Any, str, Any]] = {
     "@admission": (handoff, "admit", nothing),
     "@half": (parse, "_has_lone_surrogate", nothing),
     "@parts": (check, "_check_part", nothing),
-    "@placeless": (vllm_patches, "PATCHES", PATCHES_WITHOUT),
+    "@placeless": (vllm_patches, "answer_images_without_a_place", call),
     "@size": (parse, "_has_too_many_values", nothing),
     "@structure": (check, "_check_structure", nothing),
     "@sequences": (check, "_check_sequences", nothing),

@@ -100,9 +100,9 @@ def test_a_name_that_is_none_is_counted_and_not_told(file: Path, name: str) -> N
 def test_many_names_fit(file: Path) -> None:
     """A body with a hundred thousand fields, and the longest id, stay within their slot."""
     fields = {f"{'n' * 24}{number:08}": "x" * number for number in range(100_000)}
-    with Flights(str(file), SLOTS).record("i\n" * 1000, CHAT, 10**12, fields):
+    with Flights(str(file), SLOTS).record("i" * 64, CHAT, 10**12, fields):
         [seen] = read_flights(file)
-    assert seen.request_id == "i?" * 32
+    assert seen.request_id == "i" * 64
     assert seen.fields.startswith("n" * 24 + "00000000(0), ")
 
 

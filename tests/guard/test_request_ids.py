@@ -12,7 +12,7 @@ import pytest
 from servekit.serve.guard.inside.servekit_guard.asgi import Message
 from servekit.serve.guard.inside.servekit_guard.gate import Gate
 from servekit.serve.guard.inside.servekit_guard.request_ids import HEADER, name_request
-from servekit.serve.guard.inside.servekit_guard.vllm_patches import name_responses
+from servekit.serve.guard.inside.servekit_guard.vllm_patches import name_responses, wrap
 from tests.guard.test_gate import BODY, Upstream, make_gate, make_scope, run
 
 MADE = re.compile(rb"[0-9a-f]{32}")
@@ -126,8 +126,8 @@ def test_a_response_is_named_by_the_header_and_not_by_its_body() -> None:
         return "answer"
 
     serving = SimpleNamespace(create_responses=create_responses)
-    name_responses(SimpleNamespace(state=SimpleNamespace(openai_serving_responses=serving)), None)
-    name_responses(SimpleNamespace(state=SimpleNamespace()), None)
+    wrap(serving, "create_responses", name_responses)
+    wrap(None, "create_responses", name_responses)
     raw = SimpleNamespace(headers={"x-request-id": "mine-1"})
     assert asyncio.run(serving.create_responses(SimpleNamespace(request_id="theirs"), raw)) == "answer"
     assert asyncio.run(serving.create_responses(SimpleNamespace(request_id="inner"))) == "answer"

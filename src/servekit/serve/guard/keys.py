@@ -16,7 +16,6 @@ from .inside.servekit_guard.keyring import KeyFileError, read_keys
 KEY_FILE_NAME = "api_keys"
 KEY_PREFIX = "sk-servekit-"
 KEY_BYTES = 32
-OWNER_ONLY = 0o600
 OWNER_ONLY_FOLDER = 0o700
 _HEADING = "# API keys of this endpoint, one per line. A change takes effect within a second, without a restart.\n"
 
@@ -70,19 +69,23 @@ def rotate_key(path: Path, *, keep_old: bool = False) -> str:
 
 def _write(path: Path, keys: list[str]) -> None:
     try:
-        path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
-        # mkstemp creates the file with mode 0600
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(_HEADING + "".join(f"{key}\n" for key in keys))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_private(path, _HEADING + "".join(f"{key}\n" for key in keys))
     except OSError as error:
         message = f"cannot write the key file: {error.strerror or error}"
         remedy = "make the folder writable for this user, or name a key file with SERVEKIT_API_KEYS_FILE"
         raise ConfigurationError([Mistake(str(path), message, remedy=remedy)]) from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file (0600) in one step. It replaces an older file or a link, so no reader ever sees half of it."""
+    path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

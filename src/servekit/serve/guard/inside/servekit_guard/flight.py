@@ -6,6 +6,7 @@ holds names and sizes, never a value: no prompt, no key. servekit creates the fi
 
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,8 @@ from typing import Any
 
 SLOT_BYTES = 512
 MAX_FIELDS = 16
-MAX_NAME = 32
-"""Names of fields come from a client: at most this many of them, and this many characters of each."""
-MAX_ID = 64
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_]{1,32}")
+"""Names of fields come from a client: at most `MAX_FIELDS` are recorded, and only plain ones."""
 _SEPARATOR = "\t"
 _END = b"\n"
 """Ends a slot's text. A text that was being written when its process was killed has none."""
@@ -46,23 +46,20 @@ class Flights:
         self._free: list[int] = []
         self.engine_dead: Callable[[], bool] = lambda: False
         if path is not None:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                self._map = mmap.mmap(descriptor, slots * SLOT_BYTES)
-            finally:
-                os.close(descriptor)
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), "r+b") as file:
+                self._map = mmap.mmap(file.fileno(), slots * SLOT_BYTES)
             self._free = [slot * SLOT_BYTES for slot in reversed(range(slots))]
 
     @contextmanager
     def record(self, request_id: str, route: str, body_bytes: int, fields: Mapping[str, Any]) -> Iterator[None]:
-        """Keep a request on record; record nothing when no slot is free.
+        """Record a request within this `with`; record nothing when no slot is free. The id must be plain.
 
         The slot is not cleared once the engine is dead: vLLM fails every request then, and those are the ones that
         matter.
         """
         place = self._free.pop() if self._free else None
         if place is not None:
-            values = f"{time.monotonic():.3f}", _plain(request_id), route, str(body_bytes), _describe(fields)
+            values = f"{time.monotonic():.3f}", request_id, route, str(body_bytes), _describe(fields)
             text = _SEPARATOR.join(values).encode("ascii", "replace")[: SLOT_BYTES - 1] + _END
             self._map[place : place + len(text)] = text
         try:
@@ -76,12 +73,9 @@ class Flights:
 def make_flight_file(path: Path, slots: int) -> None:
     """Create a new file (0600) before the start; called by servekit."""
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b") as file:
         # Allocated, not only sized: a write into a hole of a full disk would end the server with SIGBUS.
-        os.posix_fallocate(descriptor, 0, slots * SLOT_BYTES)
-    finally:
-        os.close(descriptor)
+        os.posix_fallocate(file.fileno(), 0, slots * SLOT_BYTES)
 
 
 def read_flights(path: Path) -> list[InFlight]:
@@ -108,20 +102,12 @@ def _parse(slot: bytes) -> InFlight | None:
 
 def _describe(fields: Mapping[str, Any]) -> str:
     """Return the fields whose names are plain, and the number of the others."""
-    plain = [f"{name}{_size(fields[name])}" for name in islice(fields, MAX_FIELDS) if _is_plain(name)]
+    plain = [f"{name}{_size(fields[name])}" for name in islice(fields, MAX_FIELDS) if PLAIN_NAME.fullmatch(name)]
     rest = len(fields) - len(plain)
     return ", ".join([*plain, f"{rest} more"] if rest else plain)
-
-
-def _is_plain(name: str) -> bool:
-    return len(name) <= MAX_NAME and name.isascii() and name.replace("_", "a").isalnum()
 
 
 def _size(value: Any) -> str:
     if isinstance(value, str):
         return f"({len(value)})"
     return f"[{len(value)}]" if isinstance(value, (list, dict)) else ""
-
-
-def _plain(text: str) -> str:
-    return "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "?" for sign in text[:MAX_ID])

@@ -72,7 +72,6 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
-        self._structured_outputs = frozenset(rules.structured_outputs)
         self.handoff = Handoff()
         self.flights = Flights(rules.flight_file, rules.max_in_flight)
         self._stopwatch = Stopwatch()
@@ -155,7 +154,7 @@ class Gate:
         try:
             fields = parse(b"".join(chunks))
             vocabulary_size = self.handoff.model.vocabulary_size
-            weight = check_body(fields, route.path, vocabulary_size, self._structured_outputs)
+            weight = check_body(fields, route.path, vocabulary_size, self._rules.structured_outputs)
         except BodyError as error:
             raise RefusedError(harmful(error.message, error.param)) from None
         if weight:

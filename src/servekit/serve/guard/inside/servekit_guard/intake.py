@@ -36,10 +36,6 @@ class Intake:
         self.structured_weight = 0
         """Of the structured output in flight: EngineCore needs 0.02 ms a unit to fill its masks for every token."""
         self._rules = rules
-        self._too_large = too_large(rules.max_body_bytes)
-        self._too_slow = too_slow(rules.max_body_s)
-        self._too_busy = too_busy(rules.retry_after_s)
-        self._draining = draining(rules.retry_after_s)
         self._closed = False
         self._reading: dict[asyncio.Timeout, float] = {}
         """The deadline, in the loop's time, of each body that is arriving."""
@@ -54,13 +50,13 @@ class Intake:
     def check(self, *, unread: bool) -> None:
         """Raise RefusedError (503) once closed; `unread`: a body may follow."""
         if self._closed:
-            raise RefusedError(self._draining, unread=unread)
+            raise RefusedError(draining(self._rules.retry_after_s), unread=unread)
 
     @contextmanager
     def enter(self) -> Iterator[Slot]:
         """Hold a slot, and give back all it holds at the end; raises RefusedError (429) when none is free."""
         if self.in_flight >= self._rules.max_in_flight:
-            raise RefusedError(self._too_busy)
+            raise RefusedError(too_busy(self._rules.retry_after_s))
         slot = Slot()
         self.in_flight += 1
         try:
@@ -85,7 +81,7 @@ class Intake:
                 return await self._collect(slot, receive)
         except TimeoutError:
             self.check(unread=True)
-            raise RefusedError(self._too_slow) from None
+            raise RefusedError(too_slow(self._rules.max_body_s)) from None
         finally:
             del self._reading[limit]
 
@@ -118,19 +114,19 @@ class Intake:
     def _reserve(self, slot: Slot, body_bytes: int, *, unread: bool) -> None:
         """Let the slot hold at least this many bytes; `unread`: more of the body may follow."""
         if body_bytes > self._rules.max_body_bytes:
-            raise RefusedError(self._too_large, unread=unread)
+            raise RefusedError(too_large(self._rules.max_body_bytes), unread=unread)
         growth_bytes = body_bytes - slot.reserved_bytes
         if growth_bytes <= 0:
             return
         if self.buffered_bytes + growth_bytes > self._rules.max_buffered_bytes:
-            raise RefusedError(self._too_busy, unread=unread)
+            raise RefusedError(too_busy(self._rules.retry_after_s), unread=unread)
         self.buffered_bytes += growth_bytes
         slot.reserved_bytes = body_bytes
 
     def weigh(self, slot: Slot, weight: int) -> None:
         """Let the slot hold this weight of structured output; raises RefusedError (429) when too much is in flight."""
         if self.structured_weight + weight > self._rules.max_structured_weight:
-            raise RefusedError(self._too_busy)
+            raise RefusedError(too_busy(self._rules.retry_after_s))
         self.structured_weight += weight
         slot.weight += weight
 

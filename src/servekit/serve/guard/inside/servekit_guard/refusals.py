@@ -65,23 +65,35 @@ def too_slow(limit_s: float) -> Refusal:
 
 def too_large(limit_bytes: int) -> Refusal:
     """Refuse a body over the limit."""
-    message = f"The request body is larger than this server's limit of {limit_bytes} bytes."
-    return Refusal(413, "too_large", "request_too_large", message)
+    return Refusal(
+        413,
+        "too_large",
+        "request_too_large",
+        f"The request body is larger than this server's limit of {limit_bytes} bytes.",
+    )
 
 
 def too_busy(retry_after_s: int) -> Refusal:
     """Refuse a request because too many are in flight."""
-    message = f"The server has reached its limit of requests in flight; retry in {retry_after_s} s."
-    headers = ((b"retry-after", b"%d" % retry_after_s),)
-    return Refusal(429, "too_busy", "rate_limit_exceeded", message, headers=headers)
+    return Refusal(
+        429,
+        "too_busy",
+        "rate_limit_exceeded",
+        f"The server has reached its limit of requests in flight; retry in {retry_after_s} s.",
+        headers=((b"retry-after", b"%d" % retry_after_s),),
+    )
 
 
 def draining(retry_after_s: int) -> Refusal:
     """Refuse a request because the server is about to stop."""
-    message = f"The server is draining: it finishes running requests and then stops; retry in {retry_after_s} s."
-    # The connection is closed, so that the next attempt reaches another server, or a closed port.
-    headers = ((b"retry-after", b"%d" % retry_after_s), (b"connection", b"close"))
-    return Refusal(503, "draining", "server_draining", message, headers=headers)
+    return Refusal(
+        503,
+        "draining",
+        "server_draining",
+        f"The server is draining: it finishes running requests and then stops; retry in {retry_after_s} s.",
+        # The connection is closed, so that the next attempt reaches another server, or a closed port.
+        headers=((b"retry-after", b"%d" % retry_after_s), (b"connection", b"close")),
+    )
 
 
 def harmful(message: str, param: str | None) -> Refusal:

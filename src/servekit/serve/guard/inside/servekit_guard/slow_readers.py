@@ -43,8 +43,8 @@ class Unread:
         self.report: Callable[[Any], None] = lambda _scope: None
         """Called with the scope of a request whose answer was ended."""
         self._max_write_s = max_write_s
-        self._waiting: dict[Any, tuple[int, float]] = {}
-        """By connection with bytes to send: how many are not acknowledged, and since when the number is the same."""
+        self._waiting: dict[tuple[Any, int], float] = {}
+        """By connection with bytes to send, and how many are not acknowledged: since when it is that number."""
         self._sweeping = False
 
     def attend(self, loop: Any, connections: set[Any]) -> None:
@@ -55,18 +55,11 @@ class Unread:
 
     def _sweep(self, loop: Any, connections: set[Any]) -> None:
         now_s = loop.time()
-        before, self._waiting = self._waiting, {}
-        for connection in tuple(connections):
-            transport = connection.transport
-            if not transport.get_write_buffer_size():
-                continue
-            backlog_bytes = _backlog_bytes(transport)
-            bytes_then, since_s = before.get(connection, (backlog_bytes, now_s))
-            if bytes_then != backlog_bytes:
-                since_s = now_s
-            if now_s - since_s < self._max_write_s:
-                self._waiting[connection] = backlog_bytes, since_s
-            else:
+        writing = [each for each in connections if each.transport.get_write_buffer_size()]
+        backlogs = [(each, _backlog_bytes(each.transport)) for each in writing]
+        self._waiting = {backlog: self._waiting.get(backlog, now_s) for backlog in backlogs}
+        for (connection, _), since_s in self._waiting.items():
+            if now_s - since_s >= self._max_write_s:
                 self._end(connection)
         self._sweeping = False
         if connections:

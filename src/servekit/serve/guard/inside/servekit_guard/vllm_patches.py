@@ -1,12 +1,13 @@
 """Everything the guard changes in vLLM's server, with what vLLM 0.20.2 does and in which file.
 
-`apply_at_import` and `PATCHES` list it; the larger patches have modules of their own, which say the same.
+`apply_at_import` and `apply` list it; the larger patches have modules of their own, which say the same.
 `core/worker.py` changes the processes that hold the model.
 """
 
 import gc
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from . import header_limits, slow_readers
@@ -22,9 +23,6 @@ all of them are still in use, so the collector found nothing and took 2 % of the
 
 LISTS = frozenset({"list", "tuple", "set"})
 
-App = Any
-"""vLLM's FastAPI application, whose `state` has its handlers and its engine client."""
-
 
 def apply_at_import(rules: Rules, checked_body: str) -> slow_readers.Unread:
     """Apply the patches that vLLM's application is built with; return the watch over its connections.
@@ -38,16 +36,28 @@ def apply_at_import(rules: Rules, checked_body: str) -> slow_readers.Unread:
     return slow_readers.watch(rules.max_write_s)  # connections whose client reads nothing
 
 
-def apply(app: App, layer: Any, generating: Iterable[str]) -> None:
-    """Patch vLLM's application, once its state is complete and before it serves.
+def apply(app: Any, layer: Any, generating: Iterable[str]) -> None:
+    """Patch vLLM's FastAPI application, once its state is complete and before it serves.
 
     layer: the ASGI application below the guard. generating: the paths of the routes that generate text.
     """
     stop_at_first_mistakes(app.routes, generating)
     while not hasattr(layer, "add_exception_handler"):
         layer = layer.app  # AttributeError when there is no Starlette layer with exception handlers
-    for patch in PATCHES:
-        patch(app, layer)
+    answer_mistakes_inside(layer, app.exception_handlers[Exception])
+    answer_wrong_fields(layer)
+    state, renderer = app.state, app.state.engine_client.renderer
+    image_cache.watch(renderer, current_request)  # forgets images whose request never reached EngineCore
+    wrap(renderer, "_process_multimodal_async", answer_images_without_a_place)
+    wrap(state.openai_serving_models, "show_available_models", hide_paths)
+    wrap(getattr(state, "anthropic_serving_messages", None), "create_messages", answer_messages)
+    wrap(getattr(state, "openai_serving_responses", None), "create_responses", name_responses)
+
+
+def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Call `wrapper(method, ...)` in place of a method of this object; nothing when there is no such object."""
+    if owner is not None:
+        setattr(owner, name, partial(wrapper, getattr(owner, name)))
 
 
 def mistake_types() -> tuple[type[Exception], ...]:
@@ -57,13 +67,12 @@ def mistake_types() -> tuple[type[Exception], ...]:
     return ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, template_error
 
 
-def answer_mistakes_inside(app: App, layer: Any) -> None:
+def answer_mistakes_inside(layer: Any, handler: Any) -> None:
     """Answer a client's mistake without a traceback in the log and without closing the connection.
 
     vLLM registers its handler for `Exception` (`entrypoints/openai/api_server.py`). Starlette runs that one outermost
     and raises the exception again: 150 lines of log and a closed connection for each image that cannot be read.
     """
-    handler = app.exception_handlers[Exception]
 
     async def answer(request: Any, error: Exception) -> Any:
         return await handler(request, _as_mistake(error))
@@ -77,110 +86,66 @@ def _as_mistake(error: Exception) -> Exception:
     return ValueError(str(error)) if isinstance(error, (NotImplementedError, RecursionError)) else error
 
 
-def answer_wrong_fields(_app: App, layer: Any) -> None:
+def answer_wrong_fields(layer: Any) -> None:
     """Answer a wrong field in one line; `error_shape.py` completes the answer.
 
     vLLM's handler (`entrypoints/openai/server_utils.py`) repeats the value twice and names paths of this host.
     """
-    invalid = importlib.import_module("fastapi.exceptions").RequestValidationError
     response = importlib.import_module("starlette.responses").JSONResponse
 
     async def answer(_request: Any, error: Any) -> Any:
         message, param = describe_wrong_field(error.errors(), error.body)
         return response({"error": {"message": message, "param": param}}, 400)
 
+    invalid = importlib.import_module("fastapi.exceptions").RequestValidationError
     layer.add_exception_handler(invalid, answer)
 
 
-def answer_messages(app: App, _layer: Any) -> None:
+async def answer_messages(create_messages: Any, *arguments: Any, **named: Any) -> Any:
     """Answer 400 on `/v1/messages` where the other routes do.
 
     vLLM answers every exception with 500 there (`entrypoints/anthropic/api_router.py`).
     """
-    serving = getattr(app.state, "anthropic_serving_messages", None)
-    if serving is None:
-        return
-    create_messages, mistakes = serving.create_messages, mistake_types()
-
-    async def create_messages_or_answer(*arguments: Any, **named: Any) -> Any:
-        try:
-            return await create_messages(*arguments, **named)
-        except mistakes as error:
-            return serving.create_error_response(_as_mistake(error))
-
-    serving.create_messages = create_messages_or_answer
+    try:
+        return await create_messages(*arguments, **named)
+    except mistake_types() as error:
+        return create_messages.__self__.create_error_response(_as_mistake(error))
 
 
-def forget_unsent_images(app: App, _layer: Any) -> None:
-    """Remove an image from vLLM's cache when its request never reached EngineCore (`images/image_cache.py`)."""
-    image_cache.watch(app.state.engine_client.renderer, current_request)
-
-
-def answer_images_without_a_place(app: App, _layer: Any) -> None:
+async def answer_images_without_a_place(process: Any, *arguments: Any, **named: Any) -> Any:
     """Answer 400 when the chat template leaves an image out, for example in a tool's answer.
 
     vLLM asserts that each image has its place in the prompt (`multimodal/processing/processor.py`): a 500 with a
     traceback.
     """
-    renderer = app.state.engine_client.renderer
-    process = renderer._process_multimodal_async  # noqa: SLF001 - every image goes through it
-
-    async def process_or_answer(*arguments: Any, **named: Any) -> Any:
-        try:
-            return await process(*arguments, **named)
-        except AssertionError as error:
-            raise ValueError(
-                "An image has no place in the prompt: the chat template leaves images out of messages of this role."
-                " Send it in a user message."
-            ) from error
-
-    renderer._process_multimodal_async = process_or_answer  # noqa: SLF001
+    try:
+        return await process(*arguments, **named)
+    except AssertionError as error:
+        raise ValueError(
+            "An image has no place in the prompt: the chat template leaves images out of messages of this role."
+            " Send it in a user message."
+        ) from error
 
 
-def hide_paths(app: App, _layer: Any) -> None:
+async def hide_paths(show_available_models: Any) -> Any:
     """Set each model's and adapter's `root` in `/v1/models` to its name, as OpenAI did.
 
-    vLLM puts the folder of the weights there (`entrypoints/openai/models/serving.py`). It only displays it.
+    vLLM puts the folder of the weights there (`entrypoints/openai/models/serving.py`), and only displays it.
     """
-    serving = app.state.openai_serving_models
-    show_available_models = serving.show_available_models
-
-    async def show_names() -> Any:
-        models = await show_available_models()
-        for model in models.data:
-            model.root = model.id
-        return models
-
-    serving.show_available_models = show_names
+    models = await show_available_models()
+    for model in models.data:
+        model.root = model.id
+    return models
 
 
-def name_responses(app: App, _layer: Any) -> None:
+async def name_responses(create_responses: Any, request: Any, raw_request: Any = None) -> Any:
     """Use the request's id in `/v1/responses` too.
 
     vLLM takes the id of this route from the body, where two clients can send the same one (`responses/serving.py`).
     """
-    serving = getattr(app.state, "openai_serving_responses", None)
-    if serving is None:
-        return
-    create_responses = serving.create_responses
-
-    async def create_named(request: Any, raw_request: Any = None) -> Any:
-        if raw_request is not None:
-            request.request_id = f"resp_{raw_request.headers[HEADER.decode()]}"
-        return await create_responses(request, raw_request)
-
-    serving.create_responses = create_named
-
-
-PATCHES: tuple[Callable[[App, Any], None], ...] = (
-    answer_mistakes_inside,
-    answer_wrong_fields,
-    answer_messages,
-    forget_unsent_images,
-    answer_images_without_a_place,
-    hide_paths,
-    name_responses,
-)
+    if raw_request is not None:
+        request.request_id = f"resp_{raw_request.headers[HEADER.decode()]}"
+    return await create_responses(request, raw_request)
 
 
 def read_checked_bodies(key: str) -> None:

@@ -1,6 +1,7 @@
 """Decides whether a request body may reach vLLM: its structure, its fields, and what they request together."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
@@ -18,7 +19,7 @@ OPAQUE = frozenset({"arguments", "metadata", "parameters", "input_schema", "sche
 """Members that belong to the client's own tools and schemas: the names inside them have no meaning to vLLM."""
 
 
-def check_body(fields: dict[str, Any], path: str, vocabulary_size: int, opened: frozenset[str] = frozenset()) -> int:
+def check_body(fields: dict[str, Any], path: str, vocabulary_size: int, opened: Collection[str] = ()) -> int:
     """Check a body for the route `path`; raises BodyError when it must not reach the engine.
 
     vocabulary_size: number of token ids of the running model. At 0, for unknown, every token id is refused.

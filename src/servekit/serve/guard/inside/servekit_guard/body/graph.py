@@ -1,7 +1,7 @@
 """A JSON schema with its references followed: loops, and the alternatives that llguidance multiplies."""
 
 import math
-from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,10 +36,11 @@ class SchemaGraph:
         """Return the weight that intersections add to the schema's; raises BodyError when a bound is exceeded."""
         try:
             self._alternatives(self._root, 1)
+            TopologicalSorter(self._in_place()).prepare()
         except RecursionError:
             raise BodyError(_TOO_LONG_A_CHAIN) from None
-        if self._has_loops():
-            raise BodyError("a $ref leads back to itself without a property or an item in between.")
+        except CycleError:  # such a grammar has no beginning
+            raise BodyError("a $ref leads back to itself without a property or an item in between.") from None
         return self._weight
 
     def _alternatives(self, schema: Any, level: int) -> Pair:
@@ -84,8 +85,8 @@ class SchemaGraph:
             self._weight = _capped(self._weight + product * size // 5)
         return product, size
 
-    def _has_loops(self) -> bool:
-        """Return whether schemas contain each other in the same place: such a grammar has no beginning."""
+    def _in_place(self) -> dict[int, set[int]]:
+        """Return which schemas each schema contains in its own place, by their identities."""
         found: dict[int, dict[str, Any]] = {}
         todo: list[Any] = [self._root]
         while todo:
@@ -93,19 +94,10 @@ class SchemaGraph:
             todo += each if isinstance(each, list) else each.values() if isinstance(each, dict) else ()
             if isinstance(each, dict):
                 found[id(each)] = each
-        held = {number: self._held(each) & found.keys() for number, each in found.items()}
-        holders = Counter(number for each in held.values() for number in each)
-        free = [number for number in found if not holders[number]]
-        for number in free:
-            for below in held[number]:
-                holders[below] -= 1
-                if not holders[below]:
-                    free.append(below)
-        return len(free) < len(found)
-
-    def _held(self, schema: dict[str, Any]) -> set[int]:
-        options = [each for name in ("allOf", "anyOf", "oneOf") for each in list_of(schema, name)]
-        return {id(each) for each in (*options, self._target(schema))}
+        return {
+            number: {id(each) for each in (*_options(schema), self._target(schema))} & found.keys()
+            for number, schema in found.items()
+        }
 
     def _target(self, schema: dict[str, Any]) -> Any:
         """Return what the schema's `$ref` points at (RFC 6901); None when it points nowhere."""
@@ -128,6 +120,10 @@ def list_of(schema: dict[str, Any], name: str) -> list[Any]:
     """Return a keyword's list; empty when it has none."""
     value = schema.get(name)
     return value if isinstance(value, list) else []
+
+
+def _options(schema: dict[str, Any]) -> list[Any]:
+    return [each for name in ("allOf", "anyOf", "oneOf") for each in list_of(schema, name)]
 
 
 def _most(found: list[Pair]) -> int:

@@ -4,7 +4,7 @@ vLLM 0.20.2 compiles a grammar in EngineCore for each sequence, with one backend
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .bounds import BOUNDS
@@ -34,7 +34,7 @@ Found = tuple[str, str, Any]
 """Where a constraint was found, its kind (one of vLLM's, or `schema`), and its value."""
 
 
-def check_structured(fields: dict[str, Any], allowed: frozenset[str]) -> int:
+def check_structured(fields: dict[str, Any], allowed: Collection[str]) -> int:
     """Return the weight of the request's structured output over all its sequences; 0 when it has none.
 
     fields: the JSON body of any route. allowed: the kinds of EXTRA_KINDS that the operator accepts.

@@ -30,9 +30,8 @@ _request: ContextVar[TrackedRequest | None] = ContextVar("servekit_request", def
 """The client's request that the running code works for; the tasks vLLM starts for it inherit it."""
 
 
-def current_request() -> TrackedRequest | None:
-    """Return the client's request that the running code works for; None for servekit's own."""
-    return _request.get()
+current_request = _request.get
+"""Returns the client's request that the running code works for; None for servekit's own."""
 
 
 class TooLateError(Exception):
