@@ -47,7 +47,13 @@ class FuzzedGate:
         keys = folder / "keys"
         keys.touch(0o600)
         keys.write_text(f"{KEY}\n")
-        rules = Rules(hashlib.sha256(TOKEN.encode()).hexdigest(), str(keys), MAX_BODY_BYTES, 4, 4 * MAX_BODY_BYTES)
+        rules = Rules(
+            token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),
+            api_keys_file=str(keys),
+            max_body_bytes=MAX_BODY_BYTES,
+            max_in_flight=4,
+            max_buffered_bytes=4 * MAX_BODY_BYTES,
+        )
         self.gate = Gate(self._application, rules)
         self.loop = asyncio.new_event_loop()
         self.slowest_s = 0.0

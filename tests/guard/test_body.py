@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servekit.serve.guard.inside.servekit_guard.body import parse as parsing
+from servekit.serve.guard.inside.servekit_guard.body.bounds import BodyError
 from servekit.serve.guard.inside.servekit_guard.body.check import MAX_DEPTH, check_body
 from servekit.serve.guard.inside.servekit_guard.body.fields import (
     MAX_MESSAGES,
@@ -18,7 +19,6 @@ from servekit.serve.guard.inside.servekit_guard.body.fields import (
     ROUTES,
 )
 from servekit.serve.guard.inside.servekit_guard.body.parse import MAX_CONTAINERS, MAX_VALUES, parse
-from servekit.serve.guard.inside.servekit_guard.body.problem import BodyError
 from tests.conftest import ROOT
 
 VOCABULARY = 1000

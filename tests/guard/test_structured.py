@@ -15,9 +15,8 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed pac
 
 from benchmarks.structured_features import BEYOND, OPENAI
 
-from servekit.serve.guard.inside.servekit_guard.body.bounds import BOUNDS
+from servekit.serve.guard.inside.servekit_guard.body.bounds import BOUNDS, BodyError
 from servekit.serve.guard.inside.servekit_guard.body.patterns import pattern_size, repetitions
-from servekit.serve.guard.inside.servekit_guard.body.problem import BodyError
 from servekit.serve.guard.inside.servekit_guard.body.structured import EXTRA_KINDS, MAX_CHOICES, check_structured
 
 NONE: frozenset[str] = frozenset()

@@ -80,7 +80,15 @@ def serving(folder: Path, *certificate: str) -> Iterator[Wire]:
     keys.touch(mode=0o600)
     keys.write_text(f"{KEY}\n")
     token = hashlib.sha256(TOKEN.encode()).hexdigest()
-    rules = Rules(token, str(keys), 1 << 20, 64, 1 << 24, max_head_s=2, max_write_s=MAX_WRITE_S)
+    rules = Rules(
+        token_sha256=token,
+        api_keys_file=str(keys),
+        max_body_bytes=1 << 20,
+        max_in_flight=64,
+        max_buffered_bytes=1 << 24,
+        max_head_s=2,
+        max_write_s=MAX_WRITE_S,
+    )
     (folder / "guard.json").write_text(rules.to_json())
     python = ROOT / ".venv-engine" / "bin" / "python"
     program = Path(__file__).with_name("wire_server.py")

@@ -31,9 +31,13 @@ async def play_vllm(scope: "Scope", receive: "Receive", send: "Send") -> None:
     if scope["path"] == "/v1/chat/completions":
         await stream(receive, send)
         return
-    message = await receive()
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
     given = {
-        "body": message.get("body", b"").decode("latin-1"),
+        "body": body.decode("latin-1"),
         "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]],
     }
     body = json.dumps(given).encode()

@@ -1,13 +1,12 @@
 """servekit's side of the guard: its settings, its configuration file, and how the engine loads it."""
 
 import hashlib
-import ipaddress
 import json
 import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,8 +15,8 @@ from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 from .inside.servekit_guard.body.structured import EXTRA_KINDS
 from .inside.servekit_guard.flight import make_flight_file
-from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER
-from .inside.servekit_guard.guard_config import CONFIG_VARIABLE, Rules
+from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER, is_loopback
+from .inside.servekit_guard.guard_config import CONFIG_VARIABLE, Limits, Rules
 from .inside.servekit_guard.images.media import CONNECTOR
 from .keys import ensure_key_file, load_keys, own_key_file, write_private
 
@@ -29,10 +28,6 @@ FLIGHT_FILE_NAME = "in_flight"
 EFFECTIVE_PATH = EFFECTIVE.path
 COUNTERS_PATH = COUNTERS.path
 DRAIN_PATH = DRAIN.path
-MEBIBYTE = 1024**2
-
-DEFAULT_MAX_BODY_BYTES = 32 * MEBIBYTE
-"""Three images of 7.5 MiB, a third more for base64, and 2 MiB of JSON."""
 BUFFERED_BODIES = 32
 """How many bodies of the largest size fit in memory together: 1 GiB by default."""
 NO_MEDIA_DOMAINS = ("no domain: data URLs only",)
@@ -40,14 +35,12 @@ NO_MEDIA_DOMAINS = ("no domain: data URLs only",)
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 
 
-@dataclass(frozen=True)
-class GuardSettings:
-    """The operator's settings for the guard."""
+@dataclass(frozen=True, kw_only=True)
+class GuardSettings(Limits):
+    """The operator's settings for the guard; for `max_in_flight` see `default_max_in_flight`."""
 
     state_dir: Path
     """The folder of a generated key."""
-    max_in_flight: int
-    """See `default_max_in_flight`."""
     api_keys_file: Path | None = None
     """The operator's own key file; None: servekit creates one in the state folder."""
     no_auth: bool = False
@@ -55,13 +48,6 @@ class GuardSettings:
     """Allows `no_auth` on an address that other hosts can reach."""
     host: str = "127.0.0.1"
     """The address the engine listens on."""
-    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
-    media_domains: tuple[str, ...] = ()
-    structured_outputs: tuple[str, ...] = ()
-    """Kinds of structured output that are accepted besides JSON and choices."""
-    settle_s: float = Rules.settle_s
-    """See `Plan.settle_s`."""
-    max_write_s: float = Rules.max_write_s
     engine_patches: Path | None = None
     """The folder of packages that replace the engine's own."""
 
@@ -116,14 +102,9 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
     rules = Rules(
         token_sha256=hashlib.sha256(token.encode()).hexdigest(),
         api_keys_file=str(key_file) if key_file else None,
-        max_body_bytes=settings.max_body_bytes,
-        max_in_flight=settings.max_in_flight,
         max_buffered_bytes=BUFFERED_BODIES * settings.max_body_bytes,
-        media_domains=settings.media_domains,
-        structured_outputs=settings.structured_outputs,
-        settle_s=settings.settle_s,
-        max_write_s=settings.max_write_s,
         flight_file=str(flight_file),
+        **{limit.name: getattr(settings, limit.name) for limit in fields(Limits)},
     )
     write_private(config_path, rules.to_json())
     make_flight_file(flight_file, settings.max_in_flight)
@@ -140,7 +121,7 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
 def guard_arguments(media_domains: tuple[str, ...], structured_outputs: Value = None) -> tuple[str, ...]:
     """Return the arguments that make vLLM load the guard, fetch images only from these hosts, and use one backend.
 
-    structured_outputs: the profile's `structured-outputs-config`, whose other members are kept. All are in one argument:
+    structured_outputs: the profile's `structured-outputs-config`, whose other members are kept. One argument has all:
     vLLM's parser drops the JSON form when a dotted one is given too.
     """
     config = (structured_outputs if isinstance(structured_outputs, dict) else {}) | {
@@ -189,11 +170,3 @@ def _mistakes(settings: GuardSettings) -> list[Mistake]:
         if kind not in EXTRA_KINDS
     ]
     return mistakes
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this host only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

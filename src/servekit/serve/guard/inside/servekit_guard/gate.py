@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .asgi import App, Receive, Scope, Send, answer_json
+from .body.bounds import BodyError
 from .body.check import check_body
 from .body.parse import parse
-from .body.problem import BodyError
 from .core.handoff import Handoff
 from .core.live_config import describe
 from .error_shape import reshape_errors
@@ -119,10 +119,8 @@ class Gate:
     def _is_own(self, scope: Scope) -> bool:
         """Return whether the request comes from servekit: with its token, from this host."""
         tokens = [value for name, value in scope["headers"] if name == TOKEN_HEADER]
-        if len(tokens) != 1:
-            return False
-        same = hmac.compare_digest(hashlib.sha256(tokens[0]).digest(), self._token_hash)
-        return same and _comes_from_this_host(scope)
+        hashes = [hashlib.sha256(token).digest() for token in tokens]
+        return len(hashes) == 1 and hmac.compare_digest(hashes[0], self._token_hash) and _comes_from_this_host(scope)
 
     async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve servekit without limits, or a server under full load would look like a dead one."""
@@ -141,13 +139,16 @@ class Gate:
             self._counts[route.path, "allowed"] += 1
             await self._app(scope, receive, send)
             return
-        with self._intake.enter() as slot:
+        slot = self._intake.enter()
+        try:
             chunks = await self._intake.read(slot, scope, receive)
             scope[CHECKED_BODY] = fields = self._checked(chunks, route, slot)
             self._counts[route.path, "allowed"] += 1
             recorded = self.flights.record(scope[REQUEST_ID], route.path, slot.reserved_bytes, fields)
             with recorded, self.handoff.track():
                 await self._app(scope, replay(chunks, receive), send)
+        finally:
+            self._intake.leave(slot)
 
     def _checked(self, chunks: list[bytes], route: Route, slot: Slot) -> dict[str, Any]:
         """Return the body's fields; raises RefusedError (400, 429) when they must not reach vLLM."""
@@ -220,9 +221,12 @@ def _comes_from_this_host(scope: Scope) -> bool:
     client, server = scope.get("client"), scope.get("server")
     if not client:
         return False
-    if server and client[0] == server[0]:
-        return True
+    return bool(server and client[0] == server[0]) or is_loopback(client[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this host only."""
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return False
+        return host == "localhost"

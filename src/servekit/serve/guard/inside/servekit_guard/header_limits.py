@@ -30,8 +30,7 @@ def limited(base: Any, max_head_bytes: int, max_head_s: float) -> Any:
     """Return uvicorn's protocol class with the limits; raises TypeError for a class that does not use httptools."""
     if not hasattr(base, "on_message_begin"):
         raise TypeError(f"{base.__name__} has no parser callbacks: the guard cannot limit headers")
-    limits = {"max_head_bytes": max_head_bytes, "max_head_s": max_head_s}
-    return type("LimitedHeads", (LimitedHeads, base), limits)
+    return type("LimitedHeads", (LimitedHeads, base), {"max_head_bytes": max_head_bytes, "max_head_s": max_head_s})
 
 
 class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed where this is checked

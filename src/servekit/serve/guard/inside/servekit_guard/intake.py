@@ -1,8 +1,6 @@
 """Requests in flight: slots for them, and the bytes of their bodies, counted while they arrive."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .asgi import Message, Receive, Scope
@@ -52,19 +50,18 @@ class Intake:
         if self._closed:
             raise RefusedError(draining(self._rules.retry_after_s), unread=unread)
 
-    @contextmanager
-    def enter(self) -> Iterator[Slot]:
-        """Hold a slot, and give back all it holds at the end; raises RefusedError (429) when none is free."""
+    def enter(self) -> Slot:
+        """Return a slot, for `leave` to take back; raises RefusedError (429) when none is free."""
         if self.in_flight >= self._rules.max_in_flight:
             raise RefusedError(too_busy(self._rules.retry_after_s))
-        slot = Slot()
         self.in_flight += 1
-        try:
-            yield slot
-        finally:
-            self.in_flight -= 1
-            self.buffered_bytes -= slot.reserved_bytes
-            self.structured_weight -= slot.weight
+        return Slot()
+
+    def leave(self, slot: Slot) -> None:
+        """Take back a slot and all it holds."""
+        self.in_flight -= 1
+        self.buffered_bytes -= slot.reserved_bytes
+        self.structured_weight -= slot.weight
 
     async def read(self, slot: Slot, scope: Scope, receive: Receive) -> list[bytes]:
         """Return the request's whole body in the pieces that arrived.

@@ -4,9 +4,9 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from .bounds import BodyError
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
 from .parse import parse
-from .problem import BodyError
 from .structured import check_structured, sequences_of
 
 MAX_DEPTH = 64

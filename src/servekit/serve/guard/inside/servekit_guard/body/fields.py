@@ -54,22 +54,22 @@ def _check_prompt(value: Any, vocabulary_size: int) -> str | None:
 _ENGINE = "vLLM checks it, and it costs nothing"
 _IGNORED = "vLLM 0.20.2 ignores it here"
 _SWITCH = Passed("true or false")
-_PENALTY = Number(-2, 2, "OpenAI's range; worker.py limits its memory in the engine")
-_LENGTH = Number(1, 2**31 - 1, "the engine checks it against max-model-len")
-_WORD = Text(MAX_WORD_CHARS, "copied into answers and logs")
-_STOP = Items(32, "searched for in the text of every token, on the event loop", max_chars=256)
-_TOOLS = Items(128, "OpenAI's limit; structured.py limits the schemas")
+_PENALTY = Number("OpenAI's range; worker.py limits its memory in the engine", -2, 2)
+_LENGTH = Number("the engine checks it against max-model-len", 1, 2**31 - 1)
+_WORD = Text("copied into answers and logs", MAX_WORD_CHARS)
+_STOP = Items("searched for in the text of every token, on the event loop", 32, max_chars=256)
+_TOOLS = Items("OpenAI's limit; structured.py limits the schemas", 128)
 _INTO_OTHERS = "in vLLM 0.20.2 it changes other requests' answers"
 
 SAMPLING: dict[str, Rule] = {
-    "temperature": Number(0, 100, "a divisor of the logits"),
-    "top_p": Number(0, 1, _ENGINE),
-    "top_k": Number(-1, 2**31 - 1, _ENGINE),
+    "temperature": Number("a divisor of the logits", 0, 100),
+    "top_p": Number(_ENGINE, 0, 1),
+    "top_k": Number(_ENGINE, -1, 2**31 - 1),
     "seed": Passed(_ENGINE),
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
-    "repetition_penalty": Number(0, 10, _PENALTY.why),
-    "logit_bias": Bias(1_024, "an id outside the vocabulary would index the logits"),
+    "repetition_penalty": Number(_PENALTY.why, 0, 10),
+    "logit_bias": Bias("an id outside the vocabulary would index the logits", 1_024),
     "stop": _STOP,
     "ignore_eos": _SWITCH,
     "include_stop_str_in_output": _SWITCH,
@@ -78,18 +78,18 @@ SAMPLING: dict[str, Rule] = {
 """What chat, completions and responses share."""
 
 TEXT_SAMPLING: dict[str, Rule] = SAMPLING | {
-    "n": Number(1, MAX_SEQUENCES, "each is a separate sequence"),
-    "min_p": Number(0, 1, _ENGINE),
-    "length_penalty": Number(-1_000, 1_000, "only beam search reads it"),
-    "min_tokens": Number(0, 2**31 - 1, "the engine checks it against max_tokens"),
+    "n": Number("each is a separate sequence", 1, MAX_SEQUENCES),
+    "min_p": Number(_ENGINE, 0, 1),
+    "length_penalty": Number("only beam search reads it", -1_000, 1_000),
+    "min_tokens": Number("the engine checks it against max_tokens", 0, 2**31 - 1),
     "max_tokens": _LENGTH,
-    "stop_token_ids": TokenIds(256, "an id outside the vocabulary ends EngineCore when min_tokens is set"),
+    "stop_token_ids": TokenIds("an id outside the vocabulary ends EngineCore when min_tokens is set", 256),
     "spaces_between_special_tokens": _SWITCH,
-    "prompt_logprobs": Number(0, MAX_LOGPROBS, "admission.py limits it together with the prompt's length"),
+    "prompt_logprobs": Number("admission.py limits it together with the prompt's length", 0, MAX_LOGPROBS),
     "use_beam_search": Refused("it sends every beam through the server's event loop after each token"),
     "truncate_prompt_tokens": Refused("it removes the placeholder of an image from the prompt"),
     "allowed_token_ids": Refused(_INTO_OTHERS),
-    "repetition_detection": Special(_check_repetition, "EngineCore compares tokens after every token"),
+    "repetition_detection": Special("EngineCore compares tokens after every token", _check_repetition),
     "return_tokens_as_token_ids": _SWITCH,
     "return_token_ids": _SWITCH,
     "add_special_tokens": _SWITCH,
@@ -101,7 +101,7 @@ REQUEST: dict[str, Rule] = {
     "user": _WORD,
     "stream": _SWITCH,
     "priority": Passed(_ENGINE),
-    "cache_salt": Text(MAX_WORD_CHARS, "part of the prefix cache's hash"),
+    "cache_salt": Text("part of the prefix cache's hash", MAX_WORD_CHARS),
     "request_id": Passed("it has no effect: the header X-Request-Id names a request"),
     "structured_outputs": Passed("structured.py limits it"),
     "kv_transfer_params": Refused("this server has no KV connector"),
@@ -121,16 +121,16 @@ ROUTES: dict[str, dict[str, Rule]] = {
     | REQUEST
     | MEDIA
     | {
-        "messages": Items(MAX_MESSAGES, "parsed on the event loop", min_items=1),
+        "messages": Items("parsed on the event loop", MAX_MESSAGES, min_items=1),
         "logprobs": _SWITCH,
-        "top_logprobs": Number(0, MAX_LOGPROBS, "each is a word looked up for every token"),
+        "top_logprobs": Number("each is a word looked up for every token", 0, MAX_LOGPROBS),
         "max_completion_tokens": _LENGTH,
         "response_format": Passed("structured.py limits it"),
-        "stream_options": Items(16, "two switches, true or false"),
+        "stream_options": Items("two switches, true or false", 16),
         "tools": _TOOLS,
         "tool_choice": Passed(_ENGINE),
         "reasoning_effort": Passed(_ENGINE),
-        "thinking_token_budget": Number(0, 2**31 - 1, _ENGINE),
+        "thinking_token_budget": Number(_ENGINE, 0, 2**31 - 1),
         "include_reasoning": _SWITCH,
         "parallel_tool_calls": _SWITCH,
         "bad_words": Refused(_INTO_OTHERS),
@@ -139,14 +139,14 @@ ROUTES: dict[str, dict[str, Rule]] = {
         "continue_final_message": _SWITCH,
         "documents": Refused("this model's template does not use them"),
         "chat_template": Refused("a template is a program"),
-        "chat_template_kwargs": Special(_check_template_kwargs, "they change variables of the template"),
+        "chat_template_kwargs": Special("they change variables of the template", _check_template_kwargs),
     },
     "/v1/completions": TEXT_SAMPLING
     | REQUEST
     | {
-        "prompt": Special(_check_prompt, "vLLM's check of token ids is off by one, which ends EngineCore"),
-        "logprobs": Number(0, MAX_LOGPROBS, "each is a word looked up for every token"),
-        "stream_options": Items(16, "two switches, true or false"),
+        "prompt": Special("vLLM's check of token ids is off by one, which ends EngineCore", _check_prompt),
+        "logprobs": Number("each is a word looked up for every token", 0, MAX_LOGPROBS),
+        "stream_options": Items("two switches, true or false", 16),
         "echo": Passed("with logprobs it is limited like prompt_logprobs"),
         "suffix": Passed("vLLM 0.20.2 rejects it"),
         "prompt_embeds": Refused("embeddings are turned off"),
@@ -156,34 +156,34 @@ ROUTES: dict[str, dict[str, Rule]] = {
     | REQUEST
     | MEDIA
     | {
-        "input": Items(MAX_MESSAGES, "validated on the event loop"),
+        "input": Items("validated on the event loop", MAX_MESSAGES),
         "instructions": Passed("text of the prompt"),
-        "include": Items(16, "names of fields"),
+        "include": Items("names of fields", 16),
         "max_output_tokens": _LENGTH,
         "max_tool_calls": Passed(_IGNORED),
-        "metadata": Items(16, "OpenAI's limit; copied into the answer", max_chars=MAX_WORD_CHARS),
+        "metadata": Items("OpenAI's limit; copied into the answer", 16, max_chars=MAX_WORD_CHARS),
         "background": Refused("answers are not stored"),
         "store": Passed(_IGNORED),
-        "previous_response_id": Text(MAX_WORD_CHARS, "answers are not stored; vLLM returns that error"),
+        "previous_response_id": Text("answers are not stored; vLLM returns that error", MAX_WORD_CHARS),
         "previous_input_messages": Refused("it is in another model's format"),
         "prompt": Passed("vLLM 0.20.2 rejects it"),
         "prompt_cache_key": _WORD,
         "parallel_tool_calls": _SWITCH,
-        "reasoning": Items(16, "an effort and a summary", max_chars=MAX_WORD_CHARS),
+        "reasoning": Items("an effort and a summary", 16, max_chars=MAX_WORD_CHARS),
         "service_tier": Passed(_IGNORED),
         "text": Passed("structured.py limits it"),
         "tool_choice": Passed(_ENGINE),
         "tools": _TOOLS,
-        "top_logprobs": Number(0, MAX_LOGPROBS, "each is a word looked up for every token"),
+        "top_logprobs": Number("each is a word looked up for every token", 0, MAX_LOGPROBS),
         "truncation": Passed("admission.py rejects a prompt in which it cuts an image"),
         "enable_response_messages": _SWITCH,
     },
     "/v1/messages": {
         "model": _WORD,
-        "messages": Items(MAX_MESSAGES, "parsed on the event loop", min_items=1),
-        "system": Items(MAX_MESSAGES, "text of the prompt"),
+        "messages": Items("parsed on the event loop", MAX_MESSAGES, min_items=1),
+        "system": Items("text of the prompt", MAX_MESSAGES),
         "max_tokens": _LENGTH,
-        "metadata": Items(16, _IGNORED, max_chars=MAX_WORD_CHARS),
+        "metadata": Items(_IGNORED, 16, max_chars=MAX_WORD_CHARS),
         "stop_sequences": _STOP,
         "stream": _SWITCH,
         "temperature": SAMPLING["temperature"],
@@ -192,7 +192,7 @@ ROUTES: dict[str, dict[str, Rule]] = {
         "tools": _TOOLS,
         "tool_choice": Passed(_ENGINE),
         "kv_transfer_params": REQUEST["kv_transfer_params"],
-        "chat_template_kwargs": Special(_check_template_kwargs, "they change variables of the template"),
+        "chat_template_kwargs": Special("they change variables of the template", _check_template_kwargs),
     },
 }
 """By route and field."""

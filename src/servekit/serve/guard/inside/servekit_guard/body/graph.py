@@ -5,8 +5,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import unquote
 
-from .bounds import BOUNDS
-from .problem import BodyError
+from .bounds import BOUNDS, BodyError, check_bound
 
 PATTERN_ALTERNATIVES = 8
 """The alternatives a pattern counts for where it is intersected; an enum counts for the root of twice its length."""
@@ -49,8 +48,7 @@ class SchemaGraph:
         Intersecting (llguidance's parser/src/json/schema.rs, `intersect`) makes one schema of each pair, and continues
         below, property by property. Hence the maximum over all places, and not that of the same place.
         """
-        if level > BOUNDS[_CHAIN]:
-            raise BodyError(_TOO_LONG_A_CHAIN)
+        check_bound(_CHAIN, level, _TOO_LONG_A_CHAIN)
         if isinstance(schema, list):
             found = [self._alternatives(each, level + 1) for each in schema]
             return _most(found), _size(found)

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from .problem import BodyError
+from .bounds import BodyError
 
 MAX_CONTAINERS = 20_000
 """Objects and lists in a body. A conversation of 2,000 messages with tool calls has half of them."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from .bounds import BOUNDS
+from .bounds import BOUNDS, BodyError, check_bound
 from .graph import SchemaGraph, list_of
 from .patterns import pattern_size
-from .problem import BodyError
 
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _NOTES = frozenset({"title", "description", "$comment", "default", "examples"})
@@ -48,7 +47,7 @@ class SchemaMeter:
             raise BodyError("the schema has half of a surrogate pair in it.") from None
         self.counts["units of weight"] += SchemaGraph(schema).check()
         most = BOUNDS["units of weight"]
-        _limit(
+        check_bound(
             "units of weight",
             self.weight,
             f"the schema takes too long to compile (weight {self.weight:,}, at most {most:,}).",
@@ -57,18 +56,18 @@ class SchemaMeter:
     def add(self, name: str, number: int) -> None:
         """Count `number` more of `name`."""
         self.counts[name] += number
-        _limit(name, self.counts[name])
+        check_bound(name, self.counts[name])
 
     def _walk(self, schema: dict[str, Any]) -> None:
         todo: list[tuple[Any, int, str, bool]] = [(schema, 1, "", False)]
         while todo:
             value, level, key, literal = todo.pop()
-            _limit("levels of nesting", level)
+            check_bound("levels of nesting", level)
             literal = literal or key in ("enum", "const")
             if isinstance(value, dict):
                 is_map = key in _MAPS and not literal
                 self.add("objects", not is_map)
-                _limit("characters in one name or value", max(map(len, value), default=0))
+                check_bound("characters in one name or value", max(map(len, value), default=0))
                 # Also in data and in maps of names: a $ref may point at them, and that turns them into schemas.
                 self._keywords(value)
                 if level > 1 and key not in _NOTES and not literal and _has_id(value):
@@ -78,7 +77,7 @@ class SchemaMeter:
                 self.add("list entries", len(value))
                 todo += [(each, level + 1, "", literal) for each in value]
             elif isinstance(value, str) and (literal or key not in _NOTES):
-                _limit("characters in one name or value", len(value))
+                check_bound("characters in one name or value", len(value))
             elif isinstance(value, float) and not math.isfinite(value):
                 raise BodyError("a number in the schema is not finite.")
             elif isinstance(value, int) and not -_INT64 <= value < _INT64:
@@ -100,16 +99,16 @@ class SchemaMeter:
         self.add("patterns, formats and numeric ranges", len(patterns) + formats + ranges)
         if isinstance(properties, dict):
             required = {name for name in list_of(schema, "required") if isinstance(name, str)}
-            _limit("optional properties in one object", len(properties.keys() - required))
+            check_bound("optional properties in one object", len(properties.keys() - required))
         for pattern in patterns:
             self._pattern(pattern)
         for name in ("minLength or maxLength", "minProperties or maxProperties"):
-            _limit(name, _largest(schema, *name.split(" or ")), f"{name} must be at most {BOUNDS[name]:,}.")
+            check_bound(name, _largest(schema, *name.split(" or ")), f"{name} must be at most {BOUNDS[name]:,}.")
         self.add("items counted by minItems and maxItems", int(_largest(schema, "minItems", "maxItems")))
         self._multiple(schema.get("multipleOf"))
 
     def _pattern(self, pattern: str) -> None:
-        _limit("characters in one pattern", len(pattern))
+        check_bound("characters in one pattern", len(pattern))
         atoms = pattern_size(pattern)
         if atoms is None:
             raise BodyError("a pattern cannot be read: its parentheses do not match, or it has the flag x.")
@@ -128,12 +127,6 @@ class SchemaMeter:
         raise BodyError(
             f"the least common multiple of all multipleOf, without its decimal point, must be at most {BOUNDS[name]:,}."
         )
-
-
-def _limit(name: str, number: float, message: str | None = None) -> None:
-    """Raise BodyError when `number` exceeds its bound; `message` where the bound's name does not say enough."""
-    if number > BOUNDS[name]:
-        raise BodyError(message or f"the schema is too large: at most {BOUNDS[name]:,} {name}.")
 
 
 def _has_id(schema: dict[str, Any]) -> bool:

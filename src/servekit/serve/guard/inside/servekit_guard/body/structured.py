@@ -7,10 +7,9 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from .bounds import BOUNDS
+from .bounds import BOUNDS, BodyError
 from .fields import MAX_SEQUENCES
 from .patterns import repetitions
-from .problem import BodyError
 from .schemas import SchemaMeter
 
 EXTRA_KINDS = ("regex", "grammar", "structural_tag")
@@ -126,13 +125,11 @@ def _forced_tools(fields: dict[str, Any]) -> Iterator[Found]:
     if kind in _FREE_TOOL_CHOICES or not isinstance(tools, list):
         return
     for number, tool in enumerate(tools):
-        where, holder = f"tools[{number}]", tool
-        if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
-            where, holder = f"{where}.function", tool["function"]
+        inner = tool.get("function") if isinstance(tool, dict) else None
+        holder, where = (inner, ".function") if isinstance(inner, dict) else (tool, "")
         if isinstance(holder, dict) and _may_be_called(holder.get("name"), choice):
-            for name in ("parameters", "input_schema"):
-                if isinstance(holder.get(name), dict):
-                    yield f"{where}.{name}", "schema", holder[name]
+            names = [name for name in ("parameters", "input_schema") if isinstance(holder.get(name), dict)]
+            yield from ((f"tools[{number}]{where}.{name}", "schema", holder[name]) for name in names)
 
 
 def _may_be_called(name: Any, choice: Any) -> bool:

@@ -1,31 +1,29 @@
 """Kinds of verdict on a field: passed, bounded or refused. Each says in words what is wrong with a value."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 INT64 = 2**63
 """MessagePack carries no larger number to EngineCore; vLLM 0.20.2 answers 500 to `top_k: 2**70`."""
 
 
-class Rule(Protocol):
+@dataclass(frozen=True, slots=True)
+class Rule(ABC):
     """A verdict on one field."""
 
-    @property
-    def why(self) -> str:
-        """The reason for the verdict."""
-        ...
+    why: str
+    """The reason for the verdict."""
 
+    @abstractmethod
     def problem(self, value: Any, vocabulary_size: int, /) -> str | None:
         """Return what is wrong with `value`, which is not null, as the end of "FIELD ..."; None when it is fine."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Rule):
     """vLLM's own checks are sufficient."""
-
-    why: str
 
     def problem(self, value: Any, _vocabulary_size: int, /) -> str | None:
         """Reject only numbers that do not fit 64 bits."""
@@ -33,10 +31,8 @@ class Passed:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Rule):
     """Only null, false and the empty value are accepted."""
-
-    why: str
 
     def problem(self, value: Any, _vocabulary_size: int, /) -> str | None:
         """Reject every value that requests something."""
@@ -44,12 +40,11 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class Number(Rule):
     """A number within a range, both ends included."""
 
     low: float
     high: float
-    why: str
 
     def problem(self, value: Any, _vocabulary_size: int, /) -> str | None:
         """Reject everything that is not a number, and numbers outside the range."""
@@ -60,11 +55,10 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Text(Rule):
     """A string short enough to be copied quickly."""
 
     max_chars: int
-    why: str
 
     def problem(self, value: Any, _vocabulary_size: int, /) -> str | None:
         """Reject a string that is too long; vLLM rejects other types."""
@@ -73,11 +67,10 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class Items(Rule):
     """A list or an object with a limited number of members, whose strings are limited too."""
 
     max_items: int
-    why: str
     max_chars: int | None = None
     """Of each string in it; None: only the size of the body limits them."""
     min_items: int = 0
@@ -101,11 +94,10 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenIds:
+class TokenIds(Rule):
     """A list of token ids of this model."""
 
     max_items: int
-    why: str
 
     def problem(self, value: Any, vocabulary_size: int, /) -> str | None:
         """Reject everything that is not such a list."""
@@ -115,11 +107,10 @@ class TokenIds:
 
 
 @dataclass(frozen=True, slots=True)
-class Bias:
+class Bias(Rule):
     """An object that maps token ids, written as strings, to numbers."""
 
     max_items: int
-    why: str
 
     def problem(self, value: Any, vocabulary_size: int, /) -> str | None:
         """Reject ids that this model does not have, and values that are not finite numbers."""
@@ -136,11 +127,14 @@ class Bias:
 
 
 @dataclass(frozen=True, slots=True)
-class Special:
+class Special(Rule):
     """A field with its own check."""
 
-    problem: Callable[[Any, int], str | None]
-    why: str
+    check: Callable[[Any, int], str | None]
+
+    def problem(self, value: Any, vocabulary_size: int, /) -> str | None:
+        """Return what the check returns."""
+        return self.check(value, vocabulary_size)
 
 
 def are_token_ids(values: list[Any], vocabulary_size: int) -> bool:

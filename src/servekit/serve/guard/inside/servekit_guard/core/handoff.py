@@ -44,8 +44,8 @@ class Handoff:
     def __init__(self) -> None:
         self.model = Model()
         self._underway: set[TrackedRequest] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._empty: asyncio.Event | None = None
+        """Set when nothing is underway; exists while a drain waits for it."""
         self._engine: Any = None
         self._closed = False
 
@@ -74,7 +74,6 @@ class Handoff:
         """Treat what runs within this `with` as one request: underway until it has reached EngineCore or has ended."""
         request = TrackedRequest()
         self._underway.add(request)
-        self._empty.clear()
         before = _request.set(request)
         try:
             yield
@@ -94,7 +93,9 @@ class Handoff:
         began_s = loop.time()
         try:
             async with asyncio.timeout(within_s):
-                await self._empty.wait()
+                if self._underway:
+                    self._empty = asyncio.Event()
+                    await self._empty.wait()
                 # EngineCore processes its messages in order: its answer to this one means that it has all before it.
                 await self._engine.engine_core.get_supported_tasks_async()
         except Exception:  # noqa: BLE001 - a dead engine, a slow one, another vLLM: the drain continues without it
@@ -108,5 +109,5 @@ class Handoff:
 
     def _leave(self, request: TrackedRequest) -> None:
         self._underway.discard(request)
-        if not self._underway:
+        if self._empty is not None and not self._underway:
             self._empty.set()

@@ -66,8 +66,13 @@ def describe(app: Any) -> dict[str, Any]:
         "pillow": getattr(sys.modules.get("PIL"), "__version__", None),
         "media_redirects": os.environ.get("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1") != "0",
         "media_connector": os.environ.get("VLLM_MEDIA_CONNECTOR", "http"),
-        "middleware": [_name(entry.cls) for entry in getattr(app, "user_middleware", ())],
-        "routes": _routes(app),
+        "middleware": [
+            f"{each.cls.__module__}.{each.cls.__qualname__}" for each in getattr(app, "user_middleware", ())
+        ],
+        "routes": [  # without methods: a websocket, or a mounted application
+            {"path": getattr(route, "path", ""), "methods": sorted(getattr(route, "methods", None) or ())}
+            for route in getattr(app, "routes", ())
+        ],
     }
 
 
@@ -83,15 +88,3 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     name = getattr(value, "name", None)
     return name if isinstance(name, str) else str(value)
-
-
-def _routes(app: Any) -> list[dict[str, Any]]:
-    """Return the server's own route table; `methods` is empty for a websocket or a mounted application."""
-    return [
-        {"path": getattr(route, "path", ""), "methods": sorted(getattr(route, "methods", None) or ())}
-        for route in getattr(app, "routes", ())
-    ]
-
-
-def _name(cls: Any) -> str:
-    return f"{getattr(cls, '__module__', '')}.{getattr(cls, '__qualname__', cls)}"

@@ -52,7 +52,7 @@ def bare_image(data: bytes) -> bytes:
             if len(pieces) > MAX_PIECES:
                 raise ValueError(f"An image file has more than {MAX_PIECES} chunks.")
             return b"".join(pieces)
-    raise ValueError("An image is not a readable PNG, JPEG, WEBP or GIF file.")
+    raise ValueError("An image is not a readable PNG, JPEG, WEBP, GIF file.")
 
 
 def _png(data: memoryview) -> Pieces:

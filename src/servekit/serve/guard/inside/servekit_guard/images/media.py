@@ -148,8 +148,7 @@ class CheckedImages:
         check_size(width, height, self._max_image_pixels)
         return self._media_io.load_bytes(bare)
 
-    def load_base64(self, media_type: str, data: str) -> Any:
+    def load_base64(self, _media_type: str, data: str) -> Any:
         """Decode an image from a `data:` URL; accepts the same base64 as vLLM."""
-        del media_type
         decode = importlib.import_module("pybase64").b64decode
         return self.load_bytes(decode(data, validate=True))
