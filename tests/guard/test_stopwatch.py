@@ -33,12 +33,8 @@ def watched(seconds: float, *, asleep: bool = False) -> dict[str, Any]:
 
 def test_a_hold_is_seen_in_full() -> None:
     """A callback that uses 0.3 s of the thread is told as no less, and as at most a tick more."""
-    began_s = time.monotonic()
     seen = watched(0.3)
     assert 0.3 <= seen["longest_s"] < 0.3 + TICK_S
-    [[at_s, held_s]] = seen["long"]
-    assert held_s == seen["longest_s"]
-    assert began_s < at_s <= time.monotonic()
     assert seen["ticks"][seen["bounds_s"].index(0.5)] == 1
 
 
@@ -46,7 +42,6 @@ def test_standing_still_without_work_is_no_hold() -> None:
     """A loop that waits for a core, or sleeps, is not held by a request."""
     seen = watched(0.4, asleep=True)
     assert seen["longest_s"] == 0
-    assert seen["long"] == []
     assert sum(seen["ticks"]) == seen["ticks"][0] > 0
 
 

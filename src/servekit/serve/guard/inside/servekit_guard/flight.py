@@ -80,10 +80,7 @@ def make_flight_file(path: Path, slots: int) -> None:
 
 def read_flights(path: Path) -> list[InFlight]:
     """Return what was in flight, the latest first; nothing when the file is missing. Called by servekit."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return []
+    data = path.read_bytes() if path.exists() else b""
     slots = [_parse(data[place : place + SLOT_BYTES]) for place in range(0, len(data), SLOT_BYTES)]
     return sorted(filter(None, slots), key=lambda flight: flight.began_s, reverse=True)
 

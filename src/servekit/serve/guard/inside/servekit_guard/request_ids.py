@@ -26,13 +26,9 @@ def name_request(scope: Any) -> bytes:
 
     A client's own id is kept when it is short and plain; vLLM gets it with a unique suffix.
     """
-    unique = new_id()
-    headers = scope["headers"]
+    unique, headers = new_id(), scope["headers"]
     sent = [value for name, value in headers if name == HEADER]
-    if not sent:
-        scope["headers"] = [*headers, (HEADER, unique)]
-        return unique
     own = sent[0] if len(sent) == 1 and PLAIN.fullmatch(sent[0]) else b""
-    others = [header for header in headers if header[0] != HEADER]
+    others = [header for header in headers if header[0] != HEADER] if sent else headers
     scope["headers"] = [*others, (HEADER, own + b"-" + unique if own else unique)]
     return own or unique

@@ -9,7 +9,6 @@ ready together and ran in one turn of the loop count as one block, as they do fo
 import asyncio
 import time
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,7 @@ from typing import Any
 TICK_S = 0.025
 BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LONG_S = 0.1
-KEPT = 64
-"""How many blocks over `LONG_S` are kept individually."""
+"""Shorter blocks are not recorded as the longest one."""
 
 
 class Stopwatch:
@@ -28,7 +26,6 @@ class Stopwatch:
         self._ticks = [0] * (len(BOUNDS_S) + 1)
         self._cpu_s = 0.0
         self._longest_s = 0.0
-        self._long: deque[tuple[float, float]] = deque(maxlen=KEPT)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -49,20 +46,16 @@ class Stopwatch:
         self._cpu_s += held_s
         if held_s > LONG_S:
             self._longest_s = max(self._longest_s, held_s)
-            self._long.append((time.monotonic(), held_s))
         self._timer = loop.call_later(TICK_S, self._tick, loop)
 
     def read(self) -> dict[str, Any]:
         """Return what was measured since the start; several readers do not disturb each other.
 
-        `longest_s`: the longest block, 0 when none was over `LONG_S`. `long`: the last blocks over `LONG_S` as pairs of
-        the monotonic second they ended at and their length. `ticks`: the number of ticks with a block up to each of
-        `bounds_s`, and over the last. `cpu_s`: the thread's processor time in all of them.
+        `longest_s`: the longest block, 0 when none was over `LONG_S`. `ticks`: the number of ticks with a block up to
+        each of `bounds_s`, and over the last. `cpu_s`: the thread's processor time in all of them.
         """
         return {
-            "tick_s": TICK_S,
             "longest_s": round(self._longest_s, 6),
-            "long": [[round(at_s, 3), round(held_s, 6)] for at_s, held_s in self._long],
             "bounds_s": BOUNDS_S,
             "ticks": list(self._ticks),
             "cpu_s": round(self._cpu_s, 6),
