@@ -103,7 +103,7 @@ def refused(fields: Any, path: str = CHAT) -> str | None:
     ],
 )
 def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str) -> None:
-    """The refusal names the field, so the client can mend it."""
+    """The refusal names the field, so that the client can fix it."""
     assert refused(fields, path) == param
 
 
@@ -129,7 +129,7 @@ def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str)
     ],
 )
 def test_an_ordinary_body_passes(path: str, fields: Any) -> None:
-    """What does no harm passes, also where a dangerous name stands in a text or in a client's own schema."""
+    """Harmless bodies pass, also with a dangerous name in a text or in a client's own schema."""
     assert refused(fields, path) is None
 
 
@@ -165,14 +165,14 @@ def test_a_key_cannot_be_hidden(body: bytes) -> None:
     ids=lambda body: f"{len(body)} bytes",
 )
 def test_what_is_no_json_object_of_sane_size_is_refused(body: bytes) -> None:
-    """Broken JSON, numbers that are none, nesting and counts beyond measure are the client's mistake, in words."""
+    """Broken JSON, NaN, excessive nesting and excessive counts are refused with a message."""
     problem = problem_of(body)
     assert problem is not None
     assert problem.message.startswith(("The request body", "A number in the request body"))
 
 
 def test_brackets_in_a_text_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt of program text passes, however many brackets it has; beyond a size nobody counts exactly."""
+    """A prompt of source code passes, however many brackets it has; above a size the count is not exact."""
     text = '{"a": [1, "\\\\"]}, ' * MAX_CONTAINERS
     assert refused({"messages": [{"role": "user", "content": text}]}) is None
     monkeypatch.setattr(parsing, "MAX_COUNTED_BYTES", 100_000)
@@ -180,13 +180,13 @@ def test_brackets_in_a_text_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_known_vocabulary_no_token_passes() -> None:
-    """What cannot be checked is refused."""
+    """Token ids that cannot be checked are refused."""
     assert problem_of(b'{"stop_token_ids": [1]}', CHAT, 0) is not None
     assert problem_of(b'{"prompt": [1]}', COMPLETIONS, 0) is not None
 
 
 def test_every_field_of_vllm_has_a_verdict() -> None:
-    """A field of vLLM's request models without a verdict, or a verdict on none of its fields, is a mistake."""
+    """Every field of vLLM's request models has a verdict, and every verdict has a field."""
     table = json.loads((ROOT / "docs" / "request_fields.json").read_text())
     assert {route: set(fields) for route, fields in table["routes"].items()} == {
         route: set(rules) for route, rules in ROUTES.items()
@@ -204,7 +204,7 @@ JSON = st.recursive(
 
 @given(st.data(), st.sampled_from(sorted(ROUTES)))
 def test_any_json_is_judged(data: st.DataObject, path: str) -> None:
-    """Whatever types the fields have, the answer is a problem or None, and the rules hold for what passes."""
+    """Fields of any type are refused or pass, and the rules hold for those that pass."""
     fields: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(sorted(ROUTES[path])), JSON, max_size=5))
     with contextlib.suppress(BodyError):
         check_body(fields, path, VOCABULARY)
@@ -216,5 +216,5 @@ def test_any_json_is_judged(data: st.DataObject, path: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_judged(body: bytes) -> None:
-    """Bytes that are no JSON at all are refused, and never raise."""
+    """Bytes that are not JSON are refused, without any other exception."""
     problem_of(body)

@@ -1,4 +1,4 @@
-"""The record of what is in flight: it outlives the server, and holds names and sizes only."""
+"""The record of requests in flight: it outlives the server, and contains names and sizes only."""
 
 import asyncio
 import json
@@ -36,14 +36,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_file_is_the_owners_alone(file: Path) -> None:
-    """It has mode 0600 and a place for each request from the start, so that a full disk is found before."""
+    """It has mode 0600, and space for each request from the start, so that a full disk shows early."""
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.stat().st_blocks * 512 >= SLOTS * SLOT_BYTES
     assert read_flights(file) == []
 
 
 class Holding(Upstream):
-    """Tells when it has a request, and holds it."""
+    """Signals when it has a request, and keeps it waiting."""
 
     began: asyncio.Event
 
@@ -78,7 +78,7 @@ def test_a_refused_request_leaves_nothing(file: Path, key_file: Path) -> None:
 
 
 def test_field_names_and_lengths_but_no_value(file: Path) -> None:
-    """A text, a list and an object are told with their length, a number by its name alone, and no value at all."""
+    """Strings, lists and objects are recorded with their length, numbers by name only, and no value at all."""
     fields = {"prompt": SECRET, "stop": [SECRET] * 4, "logit_bias": {SECRET: 1}, "temperature": 0.7, SECRET: 1}
     flights = Flights(str(file), SLOTS)
     with flights.record("-", CHAT, 120, fields):
@@ -92,13 +92,13 @@ def test_field_names_and_lengths_but_no_value(file: Path) -> None:
     "name", ["n" * 33, "a-b", "a b", "né", "", "a\tb", "a\nb", TOKEN], ids=lambda name: repr(name)[:12]
 )
 def test_a_name_that_is_none_is_counted_and_not_told(file: Path, name: str) -> None:
-    """Only short names of letters, digits and underscores are written down: they come from a client."""
+    """Only short names of letters, digits and underscores are recorded: the names come from a client."""
     with Flights(str(file), SLOTS).record("a", CHAT, 1, {name: 1}):
         assert read_flights(file)[0].fields == "1 more"
 
 
 def test_many_names_fit(file: Path) -> None:
-    """A body with a hundred thousand fields, and the longest id, stay within their slot."""
+    """A body with a hundred thousand fields, and the longest id, fit their slot."""
     fields = {f"{'n' * 24}{number:08}": "x" * number for number in range(100_000)}
     with Flights(str(file), SLOTS).record("i" * 64, CHAT, 10**12, fields):
         [seen] = read_flights(file)
@@ -107,7 +107,7 @@ def test_many_names_fit(file: Path) -> None:
 
 
 def test_after_the_engines_death_nothing_is_cleared(file: Path) -> None:
-    """vLLM fails every request when its EngineCore dies, before the server ends: those are the ones looked for."""
+    """vLLM fails every request when its EngineCore dies, before the server ends: those must stay on record."""
     flights = Flights(str(file), SLOTS)
     with flights.record("answered before", CHAT, 1, {}):
         pass
@@ -117,14 +117,14 @@ def test_after_the_engines_death_nothing_is_cleared(file: Path) -> None:
 
 
 def test_more_requests_than_slots(file: Path) -> None:
-    """Where no slot is free nothing is recorded, and nothing breaks: only after a death can it come to that."""
+    """Without a free slot nothing is recorded, and nothing breaks; this can only happen after a death."""
     flights = Flights(str(file), 1)
     with flights.record("first", CHAT, 1, {}), flights.record("second", CHAT, 1, {}):
         assert [each.request_id for each in read_flights(file)] == ["first"]
 
 
 def test_the_record_outlives_its_process(file: Path) -> None:
-    """What a process had in flight when it was killed by SIGKILL is read afterwards, the latest first."""
+    """The requests of a process killed by SIGKILL can be read afterwards, the latest first."""
     program = textwrap.dedent(f"""
         import os, signal, sys, time
         sys.path.insert(0, {str(INSIDE)!r})
@@ -148,13 +148,13 @@ def test_the_record_outlives_its_process(file: Path) -> None:
     [b"\xff" + b"\t" * 100, b"a\tb\t\n", b"nan\tb\tc\td\te\n", b"1.0\tb\tc\t4\te", b"1.0\tb\xff\x01\tc\t4\te\n"],
 )
 def test_half_a_record_is_none(file: Path, garbage: bytes) -> None:
-    """A slot that was being written when its process ended is passed over."""
+    """A slot that was being written when its process ended is skipped."""
     file.write_bytes(garbage.ljust(SLOT_BYTES, b"\0"))
     assert read_flights(file) == []
 
 
 def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
-    """The guard does not come up without the file it was told of; servekit reads nothing from one that is gone."""
+    """The guard does not start without its file; servekit reads nothing from a missing one."""
     with pytest.raises(FileNotFoundError):
         Flights(str(tmp_path / "none"), SLOTS)
     assert read_flights(tmp_path / "none") == []
@@ -163,7 +163,7 @@ def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.timeout(300)
 def test_the_running_server_records_and_ticks(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """Behind the real engine a stream stands in the record until it ends, and the event loop is watched meanwhile."""
+    """On the real engine a stream is on record until it ends, and the event loop is measured meanwhile."""
     file = engine.guard.config_path.with_name(FLIGHT_FILE_NAME)
     body = requests.completion(max_tokens=200, stream=True, ignore_eos=True)
     before = engine.counters()["event_loop"]

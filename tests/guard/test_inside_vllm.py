@@ -1,4 +1,4 @@
-"""What the guard changes in vLLM's own code, held against the installed vLLM, in its own Python."""
+"""What the guard changes in vLLM's own code, checked with the installed vLLM in its own Python."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ print(json.dumps(equal))
 
 @pytest.mark.advisory("CVE-2026-105922")
 def test_penalties_in_slices_are_those_of_the_whole_batch() -> None:
-    """Bit for bit, for batches below, at and above the size of a slice, and changed in place as vLLM expects."""
+    """The results are equal bit for bit, for batches below, at and above a slice's size, and in place."""
     assert run_inside(PENALTIES) == [True] * 4
 
 
@@ -86,7 +86,7 @@ print(json.dumps([before, mistakes()]))
 
 
 def test_validation_stops_at_the_first_wrong_item() -> None:
-    """What vLLM accepts is accepted, and what it refuses is refused for one item's mistakes, not for those of all."""
+    """vLLM accepts the same bodies as before, and reports a refused body for one item's mistakes, not for all."""
     before, after = run_inside(VALIDATION)
     for path, (right, wrong) in after.items():
         assert right == before[path][0] == 0
@@ -94,7 +94,7 @@ def test_validation_stops_at_the_first_wrong_item() -> None:
 
 
 def test_a_route_that_is_not_there_is_told() -> None:
-    """Another vLLM, whose routes have other names, is not guarded in silence."""
+    """A vLLM whose routes have other names does not start without this guard."""
     program = """
 import json
 from servekit_guard.vllm_patches import stop_at_first_mistakes

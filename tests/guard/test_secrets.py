@@ -1,4 +1,4 @@
-"""The clients' keys and servekit's token are nowhere but where they belong."""
+"""The clients' keys and servekit's token appear only where they belong."""
 
 import os
 import time
@@ -42,7 +42,7 @@ def test_the_files_are_private(engine: GuardedEngine) -> None:
 
 
 def test_a_rotated_key_is_taken_up_without_a_restart(engine: GuardedEngine) -> None:
-    """A new key works within two seconds and the old one no more; a broken file changes nothing."""
+    """A new key works within two seconds and the old one stops working; a broken file changes nothing."""
     old, before = engine.key, engine.counters()["key_reloads"]
     try:
         engine.key = rotate_key(engine.key_file)

@@ -1,4 +1,4 @@
-"""A real uvicorn with uvloop and httptools, as vLLM runs it, with the guard's protocol and gate; vLLM is played.
+"""A real uvicorn with uvloop and httptools, as vLLM runs it, with the guard's protocol and gate, and a fake vLLM.
 
 usage: wire_server.py RULES.json [CERTIFICATE KEY], with the engine's Python and the guard on its path. Prints its port.
 `/v1/completions` answers with what it was given; `/v1/chat/completions` streams until its client is gone.
@@ -46,7 +46,7 @@ async def play_vllm(scope: "Scope", receive: "Receive", send: "Send") -> None:
 
 
 async def stream(receive: "Receive", send: "Send") -> None:
-    """Send without end, as Starlette does: until the client is told to be gone."""
+    """Send endlessly, as Starlette does: until the client is reported as disconnected."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":

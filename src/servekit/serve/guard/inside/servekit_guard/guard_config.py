@@ -8,16 +8,13 @@ CONFIG_VARIABLE = "SERVEKIT_GUARD_CONFIG"
 """The environment variable that names the configuration file. It holds a path, never a secret."""
 
 
-MEBIBYTE = 1024**2
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """The limits that the operator and the plan set."""
 
     max_in_flight: int
     """Requests for text that may run or wait in the engine at the same time."""
-    max_body_bytes: int = 32 * MEBIBYTE
+    max_body_bytes: int = 32 * 1024**2
     """By default three images of 7.5 MiB, a third more for base64, and 2 MiB of JSON."""
     media_domains: tuple[str, ...] = ()
     """Hosts that images may be fetched from; without any, only `data:` URLs are accepted."""

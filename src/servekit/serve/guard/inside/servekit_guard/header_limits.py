@@ -36,10 +36,10 @@ def limited(base: Any, max_head_bytes: int, max_head_s: float) -> Any:
 class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed where this is checked
     """Extends uvicorn's protocol: counts the bytes that arrive until the headers are complete, and the time."""
 
-    max_head_bytes: int
-    max_head_s: float
     parser: Any
     headers: list[tuple[bytes, bytes]]
+    max_head_bytes: int
+    max_head_s: float
     _in_head: bool = True
     _stalled_bytes: int = 0
     """The bytes since a head or a piece of a body was complete."""
@@ -123,9 +123,8 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
         super().data_received(b"".join((line, *headers, b"\r\n")))
         self._left = rest
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, _msg: str) -> None:
         """Answer a request that the parser rejects, and close the connection."""
-        del msg
         if not self._owes_another_answer():
             headers, body = self._refusal.answer("", new_id())
             lines = [b"%s: %s\r\n" % header for header in (*self.server_state.default_headers, *headers)]
@@ -161,13 +160,9 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
 
     def _start_clock(self) -> None:
         if self._clock is None:
-            self._clock = self.loop.call_later(self.max_head_s, self._give_up)
+            self._clock = self.loop.call_later(self.max_head_s, self.transport.close)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
-
-    def _give_up(self) -> None:
-        if self._in_head and not self.transport.is_closing():
-            self.transport.close()
