@@ -1,7 +1,7 @@
-"""The guard with a way around it, for `guard_overhead.py` only: a request with `x-bare` goes straight to vLLM.
+"""The guard with a bypass, for `guard_overhead.py` only: a request with `x-bare` goes straight to vLLM.
 
-The same engine in the same minute then serves both, so nothing but the guard differs. It also tells when requests
-came and when EngineCore had them.
+The same engine serves both within the same minute, so that only the guard differs. It also reports when requests
+arrived and when EngineCore had them.
 """
 
 import time
@@ -16,12 +16,12 @@ else:
 
 
 PATH = "/handed-over"
-"""Asked here, it answers with the seconds from the first request since it was asked last to each hand-over."""
+"""Returns the seconds from the first request since the last call to each hand-over."""
 BARE = (b"x-bare", b"1")
 
 
 class Switch(Guard):
-    """Guard, or nothing, as the request asks."""
+    """The guard, or no guard, as the request says."""
 
     def __init__(self, app: App) -> None:
         super().__init__(app)
