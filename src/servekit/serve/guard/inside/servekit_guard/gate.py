@@ -18,7 +18,7 @@ from .flight import Flights
 from .guard_config import Rules
 from .intake import ClientGoneError, Intake, Slot, replay
 from .keyring import Keyring
-from .refusals import NOT_FOUND, UNAUTHORIZED, RefusedError, harmful, refuse, refuse_websocket
+from .refusals import NOT_FOUND, UNAUTHORIZED, Refusal, RefusedError, refuse, refuse_websocket
 from .request_ids import name_request
 from .stopwatch import Stopwatch
 
@@ -157,7 +157,8 @@ class Gate:
             vocabulary_size = self.handoff.model.vocabulary_size
             weight = check_body(fields, route.path, vocabulary_size, self._rules.structured_outputs)
         except BodyError as error:
-            raise RefusedError(harmful(error.message, error.param)) from None
+            refusal = Refusal(400, "harmful", "invalid_value", error.message, error.param)
+            raise RefusedError(refusal) from None
         if weight:
             self._intake.weigh(slot, weight)
         return fields

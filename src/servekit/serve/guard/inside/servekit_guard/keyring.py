@@ -98,10 +98,8 @@ class Keyring:
         """Return whether this is one of the keys. The time does not depend on which key it is, or how similar."""
         self._reload_if_changed()
         presented_hash = hashlib.sha256(presented).digest()
-        admitted = False
-        for known_hash in self._hashes:
-            admitted |= hmac.compare_digest(presented_hash, known_hash)
-        return admitted
+        matches = [hmac.compare_digest(presented_hash, known_hash) for known_hash in self._hashes]
+        return any(matches)  # after all comparisons
 
     def _reload_if_changed(self) -> None:
         now = self._clock()

@@ -96,11 +96,6 @@ def draining(retry_after_s: int) -> Refusal:
     )
 
 
-def harmful(message: str, param: str | None) -> Refusal:
-    """Refuse a body that could harm the engine."""
-    return Refusal(400, "harmful", "invalid_value", message, param)
-
-
 async def refuse(scope: Scope, send: Send, refusal: Refusal, request_id: bytes, unread: Receive | None = None) -> None:
     """Send a refusal to an HTTP client; a HEAD request gets the headers only.
 
