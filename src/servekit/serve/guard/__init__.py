@@ -1,4 +1,4 @@
-"""What guards the data path: servekit's side here, the guard inside vLLM's server in `inside/`."""
+"""The guard of the data path: servekit's side is here, the guard inside vLLM's server in `inside/`."""
 
 from .inside.servekit_guard.flight import InFlight, read_flights
 from .inside.servekit_guard.gate import is_loopback

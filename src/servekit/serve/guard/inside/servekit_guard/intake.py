@@ -32,7 +32,7 @@ class Intake:
         self.in_flight = 0
         self.buffered_bytes = 0
         self.structured_weight = 0
-        """Of the structured output in flight: EngineCore needs 0.02 ms a unit to fill its masks for every token."""
+        """Of the structured output in flight: EngineCore needs 0.02 ms per unit and token to fill its masks."""
         self._rules = rules
         self._closed = False
         self._reading: dict[asyncio.Timeout, float] = {}
