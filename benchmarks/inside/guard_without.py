@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[Any, str, Any]] = {
     "@placeless": (vllm_patches, "answer_images_without_a_place", call),
     "@size": (parse, "_has_too_many_values", nothing),
     "@structure": (check, "_check_structure", nothing),
-    "@sequences": (check, "_check_sequences", nothing),
+    "@sequences": (check, "MAX_SEQUENCES", 10**9),
     "@structured": (check, "check_structured", nothing),
 }
 """The parts that can be removed besides fields: the module, the name in it, and the replacement."""

@@ -63,13 +63,9 @@ class Guard:
     """The file of the clients' keys; None with `no_auth`."""
     key_generated: bool
     """Whether that file was just created. The log has its path, never its content."""
-    token: str = field(repr=False)
-    """servekit's private token for this run. It exists only in this process's memory; the engine has its hash."""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The header of servekit's own requests to the engine."""
-        return {TOKEN_HEADER.decode(): self.token}
+    headers: dict[str, str] = field(repr=False)
+    """The header of servekit's own requests, with its private token for this run. The token exists only in this
+    process's memory; the engine has its hash."""
 
 
 def default_max_in_flight(max_num_seqs: int) -> int:
@@ -114,7 +110,7 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
         config_path=config_path,
         key_file=key_file,
         key_generated=generated,
-        token=token,
+        headers={TOKEN_HEADER.decode(): token},
     )
 
 

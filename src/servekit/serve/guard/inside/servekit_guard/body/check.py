@@ -31,14 +31,10 @@ def check_body(fields: dict[str, Any], path: str, vocabulary_size: int, opened: 
         rule = rules.get(name)
         if rule is not None and value is not None and (problem := rule.problem(value, vocabulary_size)):
             raise BodyError(f"{name} {problem}.", name)
-    _check_sequences(fields)
-    _check_structure(fields)
-    return check_structured(fields, opened)
-
-
-def _check_sequences(fields: dict[str, Any]) -> None:
     if sequences_of(fields) > MAX_SEQUENCES:
         raise BodyError(f"The request starts more than {MAX_SEQUENCES} sequences (prompts times n).", "n")
+    _check_structure(fields)
+    return check_structured(fields, opened)
 
 
 def _check_structure(fields: dict[str, Any]) -> None:
