@@ -102,7 +102,7 @@ def test_an_error_has_the_shape_its_client_knows(
         assert error["type"] == "invalid_request_error"
 
 
-def test_models_tell_no_path(engine: GuardedEngine) -> None:
+def test_models_contain_no_path(engine: GuardedEngine) -> None:
     """`root` is the served name; the fields that clients read are present."""
     response = engine.request("GET", "/v1/models")
     (model,) = response.json()["data"]

@@ -173,7 +173,7 @@ def test_a_body_over_the_limit_is_refused(engine: GuardedEngine) -> None:
     assert engine.count(CHAT, "too_large") == before + 3
 
 
-def test_a_body_at_the_limit_is_taken(engine: GuardedEngine, requests: SimpleNamespace) -> None:
+def test_a_body_at_the_limit_is_accepted(engine: GuardedEngine, requests: SimpleNamespace) -> None:
     """A body of exactly the limit reaches vLLM."""
     body = json.dumps(requests.completion()).encode()
     body += b" " * (MAX_BODY_BYTES - len(body))
@@ -189,7 +189,7 @@ def test_endless_headers_are_cut_off(engine: GuardedEngine) -> None:
     assert 8 < time.monotonic() - began < 14
 
 
-def test_a_full_server_says_when_to_come_back(engine: GuardedEngine, requests: SimpleNamespace) -> None:
+def test_a_full_server_says_when_to_retry(engine: GuardedEngine, requests: SimpleNamespace) -> None:
     """A request over the in-flight limit is 429 with Retry-After; servekit is still admitted; all slots are freed."""
     body = requests.completion(max_tokens=400, ignore_eos=True)
     with ThreadPoolExecutor(60) as pool:

@@ -164,7 +164,7 @@ def test_a_key_cannot_be_hidden(body: bytes) -> None:
     ],
     ids=lambda body: f"{len(body)} bytes",
 )
-def test_what_is_no_json_object_of_sane_size_is_refused(body: bytes) -> None:
+def test_a_body_must_be_a_json_object_of_sane_size(body: bytes) -> None:
     """Broken JSON, NaN, excessive nesting and excessive counts are refused with a message."""
     problem = problem_of(body)
     assert problem is not None

@@ -113,7 +113,7 @@ def test_every_client_is_refused(key_file: Path, route: Route) -> None:
     run_with(key_file, scenario)
 
 
-def test_a_drain_is_no_way_in(key_file: Path) -> None:
+def test_a_drain_does_not_weaken_the_checks(key_file: Path) -> None:
     """During a drain a missing key is still 401 and an unknown route 404; only servekit's token starts a drain."""
 
     async def scenario(gate: Gate, _vllm: Vllm, _engine: Engine) -> None:
@@ -182,7 +182,7 @@ def test_the_wait_counts_as_drain(key_file: Path) -> None:
     run_with(key_file, scenario, settle_s=0.2)
 
 
-def test_what_comes_too_late_is_no_empty_answer(key_file: Path) -> None:
+def test_a_late_request_gets_no_empty_answer(key_file: Path) -> None:
     """A request that has not reached EngineCore by the deadline never reaches it, and fails."""
 
     async def scenario(gate: Gate, vllm: Vllm, engine: Engine) -> None:

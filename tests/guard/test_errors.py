@@ -88,7 +88,7 @@ def test_messages_are_answered_as_anthropics(key_file: Path, status: int, kind: 
     assert (document["type"], document["error"]["type"]) == ("error", kind)
 
 
-def test_what_is_no_error_passes_in_its_pieces(key_file: Path) -> None:
+def test_other_answers_pass_in_their_pieces(key_file: Path) -> None:
     """An answer, and the empty 503 of /health, are neither delayed nor changed."""
     assert [part["body"] for part in answer_of(key_file, "/v1/completions", 200, b"a", b"b")[1:]] == [b"a", b"b"]
     assert [part["body"] for part in answer_of(key_file, "/health", 503, b"")[1:]] == [b""]
@@ -119,7 +119,7 @@ def test_a_message_has_an_end(key_file: Path) -> None:
         "maximum recursion depth exceeded",
     ],
 )
-def test_pythons_own_words_are_put_into_words(python: str) -> None:
+def test_pythons_own_messages_are_explained(python: str) -> None:
     """The text of an IndexError does not help the client, so the message explains what to check."""
     said = explain(python)
     assert said.startswith("The request could not be processed")
@@ -135,7 +135,7 @@ def test_pythons_own_words_are_put_into_words(python: str) -> None:
         "n must be at least 1",
     ],
 )
-def test_vllms_words_stay(message: str) -> None:
+def test_vllms_own_messages_stay(message: str) -> None:
     """vLLM's own messages are passed on."""
     assert explain(message) == message
 

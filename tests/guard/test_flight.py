@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_file_is_the_owners_alone(file: Path) -> None:
+def test_the_file_is_private(file: Path) -> None:
     """It has mode 0600, and space for each request from the start, so that a full disk shows early."""
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.stat().st_blocks * 512 >= SLOTS * SLOT_BYTES
@@ -52,7 +52,7 @@ class Holding(Upstream):
         await super().__call__(scope, receive, send)
 
 
-def test_a_request_stands_in_it_while_it_is_in_flight(file: Path, key_file: Path) -> None:
+def test_a_request_is_on_record_while_it_is_in_flight(file: Path, key_file: Path) -> None:
     """The gate records id, route and size of an admitted request, and clears them when it is answered."""
     upstream = Holding()
 
@@ -91,7 +91,7 @@ def test_field_names_and_lengths_but_no_value(file: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["n" * 33, "a-b", "a b", "né", "", "a\tb", "a\nb", TOKEN], ids=lambda name: repr(name)[:12]
 )
-def test_a_name_that_is_none_is_counted_and_not_told(file: Path, name: str) -> None:
+def test_a_name_that_is_not_plain_is_only_counted(file: Path, name: str) -> None:
     """Only short names of letters, digits and underscores are recorded: the names come from a client."""
     with Flights(str(file), SLOTS).record("a", CHAT, 1, {name: 1}):
         assert read_flights(file)[0].fields == "1 more"
@@ -147,7 +147,7 @@ def test_the_record_outlives_its_process(file: Path) -> None:
     "garbage",
     [b"\xff" + b"\t" * 100, b"a\tb\t\n", b"nan\tb\tc\td\te\n", b"1.0\tb\tc\t4\te", b"1.0\tb\xff\x01\tc\t4\te\n"],
 )
-def test_half_a_record_is_none(file: Path, garbage: bytes) -> None:
+def test_an_incomplete_record_is_skipped(file: Path, garbage: bytes) -> None:
     """A slot that was being written when its process ended is skipped."""
     file.write_bytes(garbage.ljust(SLOT_BYTES, b"\0"))
     assert read_flights(file) == []

@@ -20,7 +20,7 @@ def fuzzed(tmp_path: Path) -> Iterator[FuzzedGate]:
     gate.close()
 
 
-def test_gate_refuses_in_words_whatever_comes(fuzzed: FuzzedGate) -> None:
+def test_the_gate_refuses_every_input_with_a_message(fuzzed: FuzzedGate) -> None:
     """No exception but the application's, nothing passes without a key, slots are released, and none takes long."""
     chaos, corpus, statuses = random.Random(1), list(SEEDS), Counter[int]()
     for number in range(INPUTS):

@@ -243,7 +243,7 @@ def test_the_scheme_is_case_insensitive(gate: Gate, scheme: str) -> None:
     assert run(gate, make_scope(key=None, headers=[header]), BODY)[0] == 200
 
 
-def test_two_credentials_are_none(gate: Gate) -> None:
+def test_two_credentials_are_refused(gate: Gate) -> None:
     """Two Authorization headers are refused, even when one is valid."""
     assert run(gate, make_scope(headers=[(b"authorization", b"Bearer other")]))[0] == 401
 
@@ -260,7 +260,7 @@ def test_no_headers_without_the_key_open_a_route(
     assert upstream.seen == []
 
 
-def test_no_authentication_lets_everybody_in(upstream: Upstream) -> None:
+def test_without_authentication_everyone_is_admitted(upstream: Upstream) -> None:
     """Without a key file every route of the allowlist is open, and all others are still 404."""
     gate = make_gate(upstream, None)
     assert run(gate, make_scope(key=None), BODY)[0] == 200
@@ -300,7 +300,7 @@ def test_the_token_works_from_the_listening_address(gate: Gate) -> None:
     assert run(gate, make_scope("/metrics", "GET", key=None) | changes)[0] == 200
 
 
-def test_the_token_is_no_key_elsewhere(gate: Gate) -> None:
+def test_the_token_is_not_a_key_elsewhere(gate: Gate) -> None:
     """The token gives no access to other routes."""
     assert run(gate, make_scope("/invocations", headers=own_headers()))[0] == 404
 

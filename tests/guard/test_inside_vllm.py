@@ -93,7 +93,7 @@ def test_validation_stops_at_the_first_wrong_item() -> None:
         assert 0 < wrong <= before[path][1] / (1 if path == "/v1/completions" else 100)
 
 
-def test_a_route_that_is_not_there_is_told() -> None:
+def test_a_missing_route_is_reported() -> None:
     """A vLLM whose routes have other names does not start without this guard."""
     program = """
 import json

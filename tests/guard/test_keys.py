@@ -45,7 +45,7 @@ def test_a_file_without_a_key_is_an_error(text: str) -> None:
         parse_keys(text)
 
 
-def test_every_bad_line_is_told_and_none_repeated() -> None:
+def test_every_bad_line_is_reported_and_none_repeated() -> None:
     """Every bad line is reported by number; its text, which may be a key, is not repeated."""
     with pytest.raises(KeyFileError) as caught:
         parse_keys(f"{FIRST}\nshort\nwith spaces in the middle of it\nschlüssel-mit-umlaut-und-länge\n{'k' * 513}\n")
@@ -95,7 +95,7 @@ def test_rotation_replaces_the_key_or_adds_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
-def test_a_private_mode_is_taken(path: Path, mode: int) -> None:
+def test_a_private_mode_is_accepted(path: Path, mode: int) -> None:
     """The owner, and a group that may only read, as Kubernetes mounts a secret."""
     path.chmod(mode)
     assert permission_problem(path.stat()) is None
@@ -154,7 +154,7 @@ def test_the_keyring_keeps_no_key_in_clear(path: Path) -> None:
     assert FIRST not in repr(vars(Keyring(path)))
 
 
-def test_a_changed_file_is_taken_up_within_a_second(path: Path) -> None:
+def test_a_changed_file_takes_effect_within_a_second(path: Path) -> None:
     """A new key works after the check interval, and the old one stops working."""
     clock = Clock()
     ring = Keyring(path, clock)

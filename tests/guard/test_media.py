@@ -11,7 +11,7 @@ from servekit.serve.guard.inside.servekit_guard.images.media import check_size, 
 
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"])
-def test_a_data_url_is_taken(url: str) -> None:
+def test_a_data_url_is_accepted(url: str) -> None:
     """An image in the request needs no domain."""
     check_url(url, ())
 
@@ -43,7 +43,7 @@ def test_a_data_url_is_cut_without_a_parser() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 1), (1000, 1000), (4000, 250)])
-def test_a_size_within_the_limit_is_taken(width: int, height: int) -> None:
+def test_a_size_within_the_limit_is_accepted(width: int, height: int) -> None:
     """Up to the limit of pixels and a ratio of twenty."""
     check_size(width, height, 1_000_000)
 

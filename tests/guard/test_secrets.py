@@ -41,7 +41,7 @@ def test_the_files_are_private(engine: GuardedEngine) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_rotated_key_is_taken_up_without_a_restart(engine: GuardedEngine) -> None:
+def test_a_rotated_key_works_without_a_restart(engine: GuardedEngine) -> None:
     """A new key works within two seconds and the old one stops working; a broken file changes nothing."""
     old, before = engine.key, engine.counters()["key_reloads"]
     try:

@@ -110,7 +110,7 @@ def test_no_auth_works_on_loopback_or_with_consent(settings: GuardSettings, tmp_
     assert prepare_guard(replace(exposed, expose_without_auth=True), tmp_path / "run").key_file is None
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     """Every wrong setting is reported with its variable, and no key is created for a start that fails."""
     settings = GuardSettings(
         state_dir=tmp_path / "state",
@@ -130,7 +130,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_a_bad_key_file_is_told_with_its_lines(settings: GuardSettings, tmp_path: Path) -> None:
+def test_a_bad_key_file_is_reported_with_its_lines(settings: GuardSettings, tmp_path: Path) -> None:
     """The operator's own file is checked before the engine starts."""
     path = tmp_path / "keys"
     path.touch(mode=0o600)

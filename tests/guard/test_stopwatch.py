@@ -31,14 +31,14 @@ def watched(seconds: float, *, asleep: bool = False) -> dict[str, Any]:
     return asyncio.run(main())
 
 
-def test_a_hold_is_seen_in_full() -> None:
+def test_a_block_is_measured_in_full() -> None:
     """A callback that uses 0.3 s of the thread is measured as at least that, and at most a tick more."""
     seen = watched(0.3)
     assert 0.3 <= seen["longest_s"] < 0.3 + TICK_S
     assert seen["ticks"][seen["bounds_s"].index(0.5)] == 1
 
 
-def test_standing_still_without_work_is_no_hold() -> None:
+def test_an_idle_loop_is_not_blocked() -> None:
     """A loop that waits for a core, or sleeps, does not count as blocked."""
     seen = watched(0.4, asleep=True)
     assert seen["longest_s"] == 0

@@ -227,7 +227,7 @@ def test_members_that_must_not_reach_the_engine(params: Any, allowed: frozenset[
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_open_passes(params: Any) -> None:
+def test_an_enabled_kind_passes(params: Any) -> None:
     """Each kind passes when it is enabled."""
     assert problem_of({"structured_outputs": params}, ALL) is None
 
@@ -256,7 +256,7 @@ def places(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("place", places(GOOD))
-def test_every_place_of_a_schema_is_looked_at(place: str) -> None:
+def test_every_place_of_a_schema_is_checked(place: str) -> None:
     """The same bounds hold for every place of a schema."""
     assert problem_of(places(GOOD)[place]) is None
     found = problem_of(places(BAD)[place])
@@ -287,7 +287,7 @@ def test_tools_that_make_no_grammar_are_free() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_response_format_that_is_none(form: Any) -> None:
+def test_an_invalid_response_format(form: Any) -> None:
     """An unknown format, or one without its schema, is refused; text and JSON pass."""
     assert problem_of({"response_format": form}) is not None
     for name in ("text", "json_object"):
@@ -368,7 +368,7 @@ def test_any_pattern_is_measured(pattern: str) -> None:
     assert size is None or size >= 0
 
 
-def test_the_documents_tell_every_bound() -> None:
+def test_the_documents_name_every_bound() -> None:
     """The table in docs/security.md has the numbers of the code."""
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     missing = [name for name, most in BOUNDS.items() if f"| {name} | {most:,} |" not in text]

@@ -177,13 +177,13 @@ def test_a_doubtful_request_is_refused_and_the_connection_closed(wire: Wire, res
 @pytest.mark.parametrize(
     "head", [POST + KEYED[len(b"Host: x\r\n") :], POST + KEYED.replace(b"Host: x", b"Host: x/?a=")]
 )
-def test_a_request_says_one_host(wire: Wire, head: bytes) -> None:
+def test_a_request_has_one_host(wire: Wire, head: bytes) -> None:
     """HTTP/1.1 without a Host, or with one that would change the URL, is 400 (RFC 9112, 3.2)."""
     assert statuses(wire.raw(head + LENGTH + b"\r\n" + BODY)) == [400]
 
 
 @pytest.mark.parametrize("host", [b"", b"localhost", b"my_service:8000", b"[::1]:8000", b"10.0.0.1"])
-def test_a_host_of_any_kind_is_taken(wire: Wire, host: bytes) -> None:
+def test_a_host_of_any_kind_is_accepted(wire: Wire, host: bytes) -> None:
     """Names, addresses and ports are accepted, and so is an empty Host."""
     head = POST + KEYED.replace(b"Host: x", b"Host: " + host)
     assert given(wire.raw(head + LENGTH + b"\r\n" + BODY))["body"] == BODY.decode()
@@ -301,7 +301,7 @@ def test_what_is_around_chunks_has_an_end(wire: Wire, rest: bytes) -> None:
     assert wire.resident_bytes() - before < 16 * 1024**2
 
 
-def test_a_trailer_is_no_header(wire: Wire) -> None:
+def test_a_trailer_is_not_a_header(wire: Wire) -> None:
     """A key in a trailer gives no access (RFC 9110, 6.5.1)."""
     chunks = CHUNKS.removesuffix(b"\r\n") + KEYED[len(b"Host: x\r\n") :] + b"\r\n"
     assert statuses(wire.raw(POST + b"Host: x\r\n" + CHUNKED + b"\r\n" + chunks)) == [401]
