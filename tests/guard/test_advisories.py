@@ -108,16 +108,16 @@ def test_no_error_holds_an_address(engine: GuardedEngine, requests: SimpleNamesp
             (RESPONSES, responses([{"type": "input_image", "image_url": url, "detail": "auto"}])),
             (MESSAGES, messages([block])),
         ):
-            seen.add(told(engine, path, body))
+            seen.add(status_without_address(engine, path, body))
     wrong: list[dict[str, Any]] = [{"messages": {}}, {"max_tokens": "x"}, {"tools": 1}, {"stop": [[]]}]
     for fields in wrong:
-        seen |= {told(engine, path, messages([]) | fields) for path in (CHAT, MESSAGES)}
+        seen |= {status_without_address(engine, path, messages([]) | fields) for path in (CHAT, MESSAGES)}
     assert 400 in seen
     assert seen <= {200, 400}
     assert is_alive(engine, requests)
 
 
-def told(engine: GuardedEngine, path: str, body: dict[str, Any]) -> int:
+def status_without_address(engine: GuardedEngine, path: str, body: dict[str, Any]) -> int:
     """Return the status of an answer, which must contain no address."""
     response = engine.request("POST", path, body)
     assert not ADDRESS.search(response.data), (path, response.data)

@@ -124,7 +124,7 @@ def test_large_images_of_many_requests_take_turns(engine: GuardedEngine, request
 
 
 # The uuid is refused where bodies are checked: vLLM 0.20.2 takes it for the image's name in all its caches
-# (entrypoints/chat_utils.py, multimodal/processing/inputs.py), whoever sent the image that has it.
+# (entrypoints/chat_utils.py, multimodal/processing/inputs.py), no matter who sent the image that has it.
 def uuid_bodies(part: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return a request for each way to send vLLM 0.20.2 a uuid with an image; `part` has the image."""
     url, uuid = part["image_url"]["url"], "mine"

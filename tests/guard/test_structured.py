@@ -163,10 +163,10 @@ def test_large_schemas_pass(name: str) -> None:
 )  # fmt: skip
 def test_schemas_over_a_bound_are_refused(schema: Any, said: str) -> None:
     """A refusal names the bound and the field."""
-    told = problem(schema)
-    assert told is not None
-    assert said in told
-    assert told.startswith("structured_outputs.json: ")
+    message = problem(schema)
+    assert message is not None
+    assert said in message
+    assert message.startswith("structured_outputs.json: ")
 
 
 @pytest.mark.parametrize(
@@ -357,8 +357,8 @@ schemas = st.recursive(
 @given(schemas)
 def test_any_schema_is_judged(schema: Any) -> None:
     """Any schema gets a verdict and raises no other exception."""
-    told = problem(schema)
-    assert told is None or told.startswith("structured_outputs")
+    message = problem(schema)
+    assert message is None or message.startswith("structured_outputs")
 
 
 @given(st.text(alphabet=r"a(){}[]\|?*+,0123456789pL<>:=!-^", max_size=60))
