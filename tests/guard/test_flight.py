@@ -20,6 +20,7 @@ from servekit.serve.guard.inside.servekit_guard.flight import (
     read_flights,
 )
 from servekit.serve.guard.prepare import INSIDE
+from tests.conftest import wait_until
 from tests.guard.conftest import GuardedEngine
 from tests.guard.test_gate import BODY, CHAT, TOKEN, Upstream, ask, make_gate, make_scope
 
@@ -165,15 +166,16 @@ def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
 def test_the_running_server_records_and_ticks(engine: GuardedEngine, requests: SimpleNamespace) -> None:
     """On the real engine a stream is on record until it ends, and the event loop is measured meanwhile."""
     file = engine.guard.config_path.with_name(FLIGHT_FILE_NAME)
-    body = requests.completion(max_tokens=200, stream=True, ignore_eos=True)
+    body = requests.completion(max_tokens=1000, stream=True, ignore_eos=True)
     before = engine.counters()["event_loop"]
+    wait_until(lambda: read_flights(file) == [], what="the end of earlier requests")
     headers = {"authorization": f"Bearer {engine.key}"}
     url = f"http://127.0.0.1:{engine.port}/v1/completions"
     stream = engine.pool.request("POST", url, json=body, headers=headers, preload_content=False)
     [flight] = read_flights(file)
     assert (flight.route, flight.body_bytes) == ("/v1/completions", len(json.dumps(body, separators=(",", ":"))))
     assert stream.data.rstrip().endswith(b"[DONE]")
-    assert read_flights(file) == []
+    wait_until(lambda: read_flights(file) == [], what="the end of the request")
     after = engine.counters()["event_loop"]
     assert sum(after["ticks"]) > sum(before["ticks"]) > 0
     assert after["cpu_s"] > before["cpu_s"]
