@@ -7,9 +7,8 @@ from collections.abc import Callable
 from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
 from servekit.errors import ConfigurationError, ExitCode, Mistake, PreflightError, ServekitError
-from servekit.nvml import GpuErrors
 from servekit.observe.endpoints import Endpoints, Server
-from servekit.observe.gpu_errors import GpuErrorCollector
+from servekit.observe.gpu_errors import GpuErrors
 from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, make_registry
@@ -63,7 +62,7 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
     board.enter(State.STARTING, "checking and preparing")
     collectors = [StatusCollector(plan, board), GuardCollector(client, supervisor)]
     if plan.target is Target.CUDA:
-        collectors += [GpuCollector(), GpuErrorCollector(gpus, gpu_errors)]
+        collectors.append(GpuCollector(gpus, gpu_errors))
         gpu_errors.start()
     registry = make_registry(*collectors)
     with Server(Endpoints(plan, board, registry, client.metrics), plan.observe_host, plan.observe_port) as server:

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from servekit.nvml import GpuErrors
-from servekit.observe.gpu_errors import GpuErrorCollector
-from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, exposition, make_registry
 from servekit.profile import load_profile
@@ -23,9 +20,9 @@ from tests.conftest import ROOT
 from tests.deploy.dashboard import NVML_ROW, expressions, metric_names, panels, rules
 from tests.deploy.prometheus import FOLDER
 from tests.deploy.test_rules import promtool
-from tests.observe.test_gpu_metrics import SURVEY, Nvml
+from tests.fake_nvml import FakeNvml
+from tests.observe.test_gpu_metrics import collector
 from tests.observe.test_guard_metrics import Canaries, Engine
-from tests.test_nvml import Nvml as ErrorsNvml
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
@@ -87,8 +84,7 @@ def names_of_servekit() -> set[str]:
     registry = make_registry(
         StatusCollector(plan, board),
         GuardCollector(Engine(counters), Canaries()),
-        GpuCollector(survey=lambda: SURVEY, nvml=Nvml(), environ={}),
-        GpuErrorCollector(SURVEY.gpus, GpuErrors([gpu.uuid for gpu in SURVEY.gpus], ErrorsNvml())),
+        collector(FakeNvml()),
     )
     page = exposition(registry, lambda: "").decode()
     return {line.partition(" ")[0].partition("{")[0] for line in page.splitlines() if not line.startswith("#")}

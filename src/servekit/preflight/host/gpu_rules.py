@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from servekit.nvml import GpuFacts, GpuSurvey
 from servekit.preflight.findings import Finding, error, warning
-from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, visible_gpus
+from servekit.preflight.host.gpus import visible_gpus
 from servekit.preflight.memory.gpu_models import GIB
 from servekit.preflight.memory.memory_plan import DEFAULT_UTILIZATION
 from servekit.preflight.memory.memory_report import FP8_CAPABILITY
@@ -81,7 +82,7 @@ def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: Mapping[str, Any]) ->
 
 def _check_gpu_memory(gpu: GpuFacts, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     share = float(arguments.get("gpu-memory-utilization") or DEFAULT_UTILIZATION)
-    wanted = share * gpu.card.usable_bytes
+    wanted = share * gpu.usable_bytes
     if gpu.free_bytes < wanted and not arguments.get("kv-cache-memory-bytes"):
         yield error(
             "gpu-memory",

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from servekit.nvml import GpuFacts
 from servekit.preflight.findings import Finding, error, in_order, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
-from servekit.preflight.host.gpus import GpuFacts, SurveyGpus, survey_gpus
+from servekit.preflight.host.gpus import SurveyGpus, check_readable, survey_gpus
 from servekit.preflight.host.ports import find_taken_ports
 from servekit.preflight.memory.gpu_models import GIB, MIB, GpuModel
 
@@ -39,7 +40,8 @@ class HostFacts:
     @property
     def card(self) -> GpuModel | None:
         """The GPU as the memory plan takes it."""
-        return self.gpu.card if self.gpu else None
+        gpu = self.gpu
+        return GpuModel(gpu.name, gpu.memory_bytes, gpu.usable_bytes, gpu.capability) if gpu else None
 
     def as_dict(self) -> dict[str, Any]:
         """Give the facts as JSON-able values."""
@@ -88,7 +90,7 @@ def inspect_host(
         found = survey()
         gpu, gpu_findings = one_gpu(found, environ)
         driver = found.driver if found else ""
-        findings.extend(gpu_findings)
+        findings.extend((*check_readable(found), *gpu_findings))
         if gpu and found:
             findings.extend(check_gpu(gpu, found, arguments))
     else:
