@@ -6,7 +6,7 @@ not return is None here, and the survey lists each GPU that it cannot read. No N
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -106,6 +106,49 @@ class GpuEvent:
     xid: int = 0
 
 
+def _thousandth(value: float) -> float:
+    return value / 1000
+
+
+def _slowdowns(bits: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in SLOWDOWNS.items() if bits & bit)
+
+
+_READINGS: Final[Mapping[str, tuple[str, Sequence[Any], Callable[[Any], Any]]]] = {
+    "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", (), _thousandth),
+    "power_w": ("nvmlDeviceGetPowerUsage", (), _thousandth),
+    "instant_power_w": (
+        "nvmlDeviceGetFieldValues",
+        ([CONSTANTS["NVML_FI_DEV_POWER_INSTANT"]],),
+        lambda fields: fields[0].value.uiVal / 1000 if fields[0].nvmlReturn == 0 else None,
+    ),
+    "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", (), _thousandth),
+    "temperature_c": ("nvmlDeviceGetTemperature", [CONSTANTS["NVML_TEMPERATURE_GPU"]], float),
+    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], float),
+    "max_sm_clock_mhz": ("nvmlDeviceGetMaxClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], float),
+    "memory_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_MEM"]], float),
+    "memory_used_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.used)),
+    "memory_total_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.total)),
+    "slowdowns": ("nvmlDeviceGetCurrentClocksEventReasons", (), _slowdowns),
+    "corrected_errors": (
+        "nvmlDeviceGetTotalEccErrors",
+        [CONSTANTS["NVML_MEMORY_ERROR_TYPE_CORRECTED"], CONSTANTS["NVML_VOLATILE_ECC"]],
+        int,
+    ),
+    "uncorrected_errors": (
+        "nvmlDeviceGetTotalEccErrors",
+        [CONSTANTS["NVML_MEMORY_ERROR_TYPE_UNCORRECTED"], CONSTANTS["NVML_VOLATILE_ECC"]],
+        int,
+    ),
+    "remapped_rows": (
+        "nvmlDeviceGetRemappedRows",
+        (),
+        lambda rows: (rows[0], rows[1], bool(rows[2]), bool(rows[3])),
+    ),
+}
+"""For each field of GpuReadings: NVML's function, its arguments after the handle, and what to take from its answer."""
+
+
 class _NvmlError(Exception):
     """NVML, or one function of it, did not answer; `code` is NVML's own where it has one."""
 
@@ -141,24 +184,9 @@ class Nvml:
         handle = self._query("nvmlDeviceGetHandleByUUID", gpu)
         if handle is None:
             return GpuReadings()
-        memory = self._query("nvmlDeviceGetMemoryInfo", handle)
-        rows = self._query("nvmlDeviceGetRemappedRows", handle)
-        return GpuReadings(
-            energy_j=self._thousandth("nvmlDeviceGetTotalEnergyConsumption", handle),
-            power_w=self._thousandth("nvmlDeviceGetPowerUsage", handle),
-            instant_power_w=self._instant_power_w(handle),
-            power_limit_w=self._thousandth("nvmlDeviceGetEnforcedPowerLimit", handle),
-            temperature_c=self._query("nvmlDeviceGetTemperature", handle, CONSTANTS["NVML_TEMPERATURE_GPU"]),
-            sm_clock_mhz=self._query("nvmlDeviceGetClockInfo", handle, CONSTANTS["NVML_CLOCK_SM"]),
-            max_sm_clock_mhz=self._query("nvmlDeviceGetMaxClockInfo", handle, CONSTANTS["NVML_CLOCK_SM"]),
-            memory_clock_mhz=self._query("nvmlDeviceGetClockInfo", handle, CONSTANTS["NVML_CLOCK_MEM"]),
-            memory_used_bytes=memory and int(memory.used),
-            memory_total_bytes=memory and int(memory.total),
-            slowdowns=self._slowdowns(handle),
-            corrected_errors=self._ecc_errors(handle, "CORRECTED"),
-            uncorrected_errors=self._ecc_errors(handle, "UNCORRECTED"),
-            remapped_rows=(rows[0], rows[1], bool(rows[2]), bool(rows[3])) if rows else None,
-        )
+        answers = {field: self._query(function, handle, *rest) for field, (function, rest, _) in _READINGS.items()}
+        known = {field: answer for field, answer in answers.items() if answer is not None}
+        return GpuReadings(**{field: _READINGS[field][2](answer) for field, answer in known.items()})
 
     def listen(self, gpus: Sequence[str]) -> tuple[str, ...]:
         """Register for the errors of these GPUs, named by UUID; return those that report Xid errors."""
@@ -204,40 +232,24 @@ class Nvml:
     def _identify(self, index: int) -> GpuFacts:
         """Read a GPU; raise _NvmlError where NVML does not report what every GPU has."""
         handle = self._call("nvmlDeviceGetHandleByIndex", index)
+        uuid = self._call("nvmlDeviceGetUUID", handle)
         memory = self._call("nvmlDeviceGetMemoryInfo", handle)
         detailed = self._query("nvmlDeviceGetMemoryInfo", handle, CONSTANTS["nvmlMemory_v2"])
         mig = self._query("nvmlDeviceGetMigMode", handle)
-        processes = self._query("nvmlDeviceGetComputeRunningProcesses", handle) or ()
+        readings = self.read(uuid)
         return GpuFacts(
             index=index,
-            uuid=self._call("nvmlDeviceGetUUID", handle),
+            uuid=uuid,
             name=self._call("nvmlDeviceGetName", handle),
             memory_bytes=int(memory.total),
             free_bytes=int(memory.free),
             capability=tuple(self._call("nvmlDeviceGetCudaComputeCapability", handle)),
             reserved_bytes=int(detailed.reserved) if detailed else 0,
-            processes=tuple(process.pid for process in processes),
-            uncorrected_errors=self._ecc_errors(handle, "UNCORRECTED"),
-            slowdowns=self._slowdowns(handle) or (),
+            processes=tuple(each.pid for each in self._query("nvmlDeviceGetComputeRunningProcesses", handle) or ()),
+            uncorrected_errors=readings.uncorrected_errors,
+            slowdowns=readings.slowdowns or (),
             mig=bool(mig and mig[0]),
         )
-
-    def _slowdowns(self, handle: Any) -> tuple[str, ...] | None:
-        bits = self._query("nvmlDeviceGetCurrentClocksEventReasons", handle)
-        return None if bits is None else tuple(name for bit, name in SLOWDOWNS.items() if bits & bit)
-
-    def _ecc_errors(self, handle: Any, kind: str) -> int | None:
-        constants = CONSTANTS[f"NVML_MEMORY_ERROR_TYPE_{kind}"], CONSTANTS["NVML_VOLATILE_ECC"]
-        count: int | None = self._query("nvmlDeviceGetTotalEccErrors", handle, *constants)
-        return count
-
-    def _thousandth(self, function: str, handle: Any) -> float | None:
-        value = self._query(function, handle)
-        return None if value is None else value / 1000
-
-    def _instant_power_w(self, handle: Any) -> float | None:
-        fields = self._query("nvmlDeviceGetFieldValues", handle, [CONSTANTS["NVML_FI_DEV_POWER_INSTANT"]])
-        return fields[0].value.uiVal / 1000 if fields is not None and fields[0].nvmlReturn == 0 else None
 
     def _register(self, gpu: str) -> bool:
         xid = CONSTANTS["nvmlEventTypeXidCriticalError"]

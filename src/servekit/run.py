@@ -58,9 +58,9 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
         gpu_errors=gpu_errors.describe,
     )
     on_stop_signal(supervisor.ask_to_stop)
-    board.see_phase(Phase.PREFLIGHT)
+    board.enter_phase(Phase.PREFLIGHT)
     board.enter(State.STARTING, "checking and preparing")
-    collectors = [StatusCollector(plan, board), GuardCollector(client, supervisor)]
+    collectors = [StatusCollector(plan, board), GuardCollector(client, lambda: supervisor.watch.canary_tokens)]
     if plan.target is Target.CUDA:
         collectors.append(GpuCollector(gpus, gpu_errors))
         gpu_errors.start()

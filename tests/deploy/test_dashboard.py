@@ -22,7 +22,7 @@ from tests.deploy.prometheus import FOLDER
 from tests.deploy.test_rules import promtool
 from tests.fake_nvml import FakeNvml
 from tests.observe.test_gpu_metrics import collector
-from tests.observe.test_guard_metrics import Canaries, Engine
+from tests.observe.test_guard_metrics import Engine
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
@@ -77,13 +77,13 @@ def names_of_servekit() -> set[str]:
     )
     board = StatusStore()
     board.enter(State.STARTING, "")
-    board.see_phase(Phase.PREFLIGHT)
-    board.note(contract=(ContractItem("max-num-seqs", 1024, 1024),))
+    board.enter_phase(Phase.PREFLIGHT)
+    board.record(contract=(ContractItem("max-num-seqs", 1024, 1024),))
     gauges = ("in_flight", "max_in_flight", "buffered_bytes", "max_buffered_bytes", "authentication", "keys")
     counters = dict.fromkeys(gauges, 1) | {"requests": [{"route": "/v1/models", "outcome": "allowed", "count": 1}]}
     registry = make_registry(
         StatusCollector(plan, board),
-        GuardCollector(Engine(counters), Canaries()),
+        GuardCollector(Engine(counters), lambda: 0),
         collector(FakeNvml()),
     )
     page = exposition(registry, lambda: "").decode()

@@ -113,7 +113,7 @@ class Site:
         """Go through the phases of a start, each as long as on a GPU, up to `until`."""
         self.board.enter(State.STARTING, "checking and preparing")
         for phase, seconds in START.items():
-            self.board.see_phase(phase)
+            self.board.enter_phase(phase)
             if phase is until:
                 break
             self.clock.now += seconds
@@ -122,7 +122,7 @@ class Site:
         """Finish the start with a contract that is met."""
         self.load()
         self.clock.now += START[Phase.VERIFY]
-        self.board.note(engine_pid=4711, contract=MET)
+        self.board.record(engine_pid=4711, contract=MET)
         self.board.enter(State.READY, "the engine answers and the contract is met")
 
 

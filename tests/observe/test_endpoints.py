@@ -34,7 +34,7 @@ def plan(root: Path) -> Plan:
 def board() -> StatusStore:
     """A board of an endpoint that starts."""
     board = StatusStore()
-    board.see_phase(Phase.PREFLIGHT)
+    board.enter_phase(Phase.PREFLIGHT)
     board.enter(State.STARTING, "the engine is loading")
     return board
 
@@ -90,7 +90,7 @@ def test_probes_in_every_state(
     server: Server, board: StatusStore, state: State, live: int, ready: int, text: str
 ) -> None:
     """Liveness stays green until servekit fails; readiness is green only while requests are welcome."""
-    board.see_phase(Phase.WEIGHTS)
+    board.enter_phase(Phase.WEIGHTS)
     board.enter(state, "why")
     assert get(f"{server.url}/livez")[0] == live
     assert get(f"{server.url}/readyz") == (ready, text)
@@ -123,7 +123,7 @@ def test_probe_without_a_server(free_port: int) -> None:
 
 def test_status_tells_everything(server: Server, board: StatusStore) -> None:
     """The status is JSON with state, history, phases, contract and plan."""
-    board.note(contract=(ContractItem("max-num-seqs", 1024, 256),))
+    board.record(contract=(ContractItem("max-num-seqs", 1024, 256),))
     board.enter(State.READY, "the engine answers")
     body = json.loads(get(f"{server.url}/status")[1])
     assert (body["state"], body["ready"], body["phase"]) == ("ready", True, None)
@@ -137,7 +137,7 @@ def test_metrics_are_one_valid_target(server: Server, board: StatusStore) -> Non
     """servekit's families come first, then the engine's, and Prometheus' own parser takes them as one page."""
     board.enter(State.READY, "the engine answers")
     items = (ContractItem("max-num-seqs", 1024, 1024), ContractItem("kv-cache-dtype", "fp8_e4m3", "auto"))
-    board.note(contract=items)
+    board.record(contract=items)
     samples = scrape(server)
     assert samples['servekit_state{state="ready"}'] == 1
     assert samples['servekit_state{state="starting"}'] == 0
@@ -164,8 +164,8 @@ def test_metrics_without_an_engine(server: Server, engine_metrics: EngineMetrics
 
 def test_what_is_not_here(server: Server) -> None:
     """Another path is 404 and names those there are; another method is 405; HEAD has no body."""
-    assert get(f"{server.url}/healthz") == (404, "not here; there are /livez /readyz /status /metrics /\n")
-    assert get(f"{server.url}/livez", "POST") == (405, "only GET\n")
+    assert get(f"{server.url}/healthz") == (404, "not found; the paths are /livez /readyz /status /metrics /\n")
+    assert get(f"{server.url}/livez", "POST") == (405, "only GET and HEAD are allowed\n")
     assert get(f"{server.url}/livez", "HEAD") == (200, "")
 
 

@@ -23,16 +23,10 @@ class Engine(EngineClient):
         return dict(self.counters)
 
 
-class Canaries:
-    """Canaries that have made some tokens."""
-
-    canary_tokens = 7
-
-
 def page(counters: Mapping[str, Any] | None) -> list[str]:
     """Return the lines Prometheus would read."""
     registry = CollectorRegistry()
-    registry.register(GuardCollector(Engine(counters), Canaries()))
+    registry.register(GuardCollector(Engine(counters), lambda: 7))
     return [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
 
 

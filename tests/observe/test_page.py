@@ -70,7 +70,7 @@ def test_page_tells_contract_and_start(site: "Site") -> None:
     assert "limit-mm-per-prompt image 3, audio 0, video 0 not asked yet open" in page
     assert "Deviations None." in page
     site.become_ready()
-    site.board.note(contract=(ContractItem("max-num-seqs", 1024, 256), ContractItem("audio limit", 0, None)))
+    site.board.record(contract=(ContractItem("max-num-seqs", 1024, 256), ContractItem("audio limit", 0, None)))
     page = " ".join(read(site).words.split())
     assert "max-num-seqs 1,024 256 not met" in page
     assert "audio limit 0 none not met" in page
@@ -102,7 +102,7 @@ def test_bars_stay_inside(site: "Site") -> None:
 def test_values_stay_text(site: "Site", served_name: str) -> None:
     """Markup in a name, a reason or a contract value adds no element, no attribute and no broken byte."""
     site.become_ready()
-    site.board.note(contract=(ContractItem(EVIL, EVIL, [EVIL]),))
+    site.board.record(contract=(ContractItem(EVIL, EVIL, [EVIL]),))
     site.board.enter(State.FAILED, EVIL)
     page = read(site)
     assert page.tags.count("script") == page.tags.count("style") == 1

@@ -51,7 +51,9 @@ def test_page_in_every_state(
 ) -> None:
     """State, reason, contract and figures can be read on a telephone and a desktop, light and dark, without errors."""
     site.become_ready()
-    site.board.note(contract=(*site.board.read().contract, ContractItem("a-key-with-a-long-name", "x" * 60, "y" * 60)))
+    site.board.record(
+        contract=(*site.board.read().contract, ContractItem("a-key-with-a-long-name", "x" * 60, "y" * 60))
+    )
     site.board.enter(state, "a reason with /a/long/path/" + "x" * 100)
     browser.open(site.url, width=width, height=740, dark=dark)
     eventually(lambda: "37" in browser.text(".figures"), what="the figures")
@@ -96,7 +98,7 @@ def test_page_tells_rates(site: "Site", browser: "Browser", eventually: Eventual
     assert "68 W" in browser.text(".figures")
     assert "206.3 Wh" in browser.text(".figures")
     site.engine.up = False
-    eventually(lambda: "The engine gives no figures." in browser.text("#note"), what="the note")
+    eventually(lambda: "The engine reports no metrics." in browser.text("#note"), what="the note")
     assert browser.text(".figures").strip() == ""
     assert browser.console() == []
 
@@ -110,7 +112,7 @@ def test_hung_engine_does_not_delay_the_state(site: "Site", browser: "Browser", 
     site.board.enter(State.FAILED, "the engine hung")
     eventually(lambda: browser.text("[data-state]") == "failed", within_s=4, what="the change")
     eventually(lambda: browser.text(".figures").strip() == "", what="the end of the figures")
-    assert browser.text("#note") == "No figures."
+    assert browser.text("#note") == "No metrics."
     site.engine.answers.set()
     eventually(lambda: "37" in browser.text(".figures"), what="the figures again")
 
@@ -123,7 +125,7 @@ def test_injected_script_does_not_run(
     site.board.enter(State.STARTING, served_name)
     browser.open(site.url)
     assert served_name in browser.text()
-    site.board.note(contract=(ContractItem(served_name, served_name, served_name),))
+    site.board.record(contract=(ContractItem(served_name, served_name, served_name),))
     site.board.enter(State.FAILED, served_name)
     eventually(lambda: browser.text("[data-state]") == "failed", what="the change")
     assert served_name in browser.text(".contract")
@@ -171,7 +173,7 @@ def test_page_without_a_script(site: "Site", browser: "Browser") -> None:
     text = browser.text()
     assert "ready\n" in text
     assert "As of 20" in text
-    assert "Live figures need JavaScript" in text
+    assert "Live values need JavaScript" in text
     assert "82.6 s to ready" in text
     assert browser.console() == []
 

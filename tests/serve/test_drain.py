@@ -1,4 +1,4 @@
-"""The end that was asked for: what is refused, what is finished, what is cut, and how that is counted."""
+"""A requested stop: what is refused, what is finished, what is cut, and how that is counted."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from servekit.errors import ExitCode
-from servekit.serve.drain import Remaining, count_connections
+from servekit.serve.drain import count_connections, describe_requests, fewest
 from servekit.serve.status import State
 from tests.serve.conftest import Run
 from tests.serve.test_supervisor import Eventually, Supervise, generate, running, until_ready
@@ -33,7 +33,7 @@ def test_connections_of_a_port(free_port: int) -> None:
             assert count_connections(free_port) == 0
 
 
-def test_connections_that_nobody_tells(tmp_path: Path) -> None:
+def test_connections_that_the_kernel_does_not_report(tmp_path: Path) -> None:
     """Without the kernel's tables there is no count, rather than a zero."""
     assert count_connections(80, proc=tmp_path) is None
 
@@ -50,11 +50,9 @@ def test_connections_that_nobody_tells(tmp_path: Path) -> None:
     ],
 )
 def test_remaining(began_with: int | None, connections: int | None, count: int | None, text: str) -> None:
-    """The smaller count is told, the one that is known where the other is not, and no number where neither is."""
-    remaining = Remaining(began_with, 1, connections=lambda _: connections)
-    assert remaining.count == began_with
-    assert remaining.look() == count
-    assert str(remaining) == text
+    """The smaller count is logged, the one that is known where the other is not, and no number where neither is."""
+    assert fewest(began_with, connections) == count
+    assert describe_requests(count) == text
 
 
 def test_drain_finishes_running_requests(supervise: Supervise, eventually: Eventually) -> None:

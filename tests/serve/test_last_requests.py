@@ -18,8 +18,8 @@ def test_one_request() -> None:
 
 
 def test_nothing_in_flight_is_told_too() -> None:
-    """That nobody asked for anything says that no request was the cause."""
-    assert in_flight_lines([], 1) == ["no client's request was in flight"]
+    """Without a request in flight no request was the cause, and the log says so."""
+    assert in_flight_lines([], 1) == ["no client request was in flight"]
 
 
 def test_of_many_the_latest_and_the_oldest() -> None:

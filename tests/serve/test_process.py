@@ -97,7 +97,7 @@ def test_sigterm_goes_to_the_leader_alone_and_once(tmp_path: Path) -> None:
     engine.terminate()
     assert ear.exit_code() == 1
     assert not (tmp_path / "child").exists()
-    assert processes_of_group(engine.group) == []
+    assert processes_of_group(engine._process.pid) == []
 
 
 @pytest.mark.parametrize("own_session", [False, True])
@@ -129,7 +129,7 @@ def test_kill_ends_everything_at_once(eventually: Eventually) -> None:
     engine.terminate()
     engine.kill()
     assert ear.exit_code() == -signal.SIGKILL
-    assert processes_of_group(engine.group) == []
+    assert processes_of_group(engine._process.pid) == []
 
 
 def test_sweep_ends_an_engine_whose_keeper_is_stopped(eventually: Eventually) -> None:
@@ -137,11 +137,11 @@ def test_sweep_ends_an_engine_whose_keeper_is_stopped(eventually: Eventually) ->
     ear = Ear()
     engine = ear.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
     eventually(lambda: ear.lines == ["up"], what="the leader's line")
-    os.kill(engine.group, signal.SIGSTOP)
+    os.kill(engine._process.pid, signal.SIGSTOP)
     engine.kill()
     engine.sweep()
     assert ear.exit_code() == -signal.SIGKILL
-    eventually(lambda: processes_of_group(engine.group) == [], what="the end of the group")
+    eventually(lambda: processes_of_group(engine._process.pid) == [], what="the end of the group")
 
 
 def test_a_killed_keeper_takes_the_engine_with_it(eventually: Eventually) -> None:
@@ -149,9 +149,9 @@ def test_a_killed_keeper_takes_the_engine_with_it(eventually: Eventually) -> Non
     ear = Ear()
     engine = ear.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
     eventually(lambda: ear.lines == ["up"], what="the leader's line")
-    os.kill(engine.group, signal.SIGKILL)
+    os.kill(engine._process.pid, signal.SIGKILL)
     assert ear.exit_code() == -signal.SIGKILL
-    eventually(lambda: processes_of_group(engine.group) == [], what="the end of the group")
+    eventually(lambda: processes_of_group(engine._process.pid) == [], what="the end of the group")
 
 
 def test_engine_ends_when_servekit_is_killed(eventually: Eventually) -> None:

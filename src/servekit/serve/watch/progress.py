@@ -1,4 +1,4 @@
-"""Whether the engine gets on with its work, judged by counters that only a working engine moves."""
+"""Whether the engine makes progress, judged by counters that only a working engine moves."""
 
 from dataclasses import dataclass
 
@@ -10,28 +10,26 @@ _MARKS = frozenset({"vllm:prompt_tokens_total", "vllm:generation_tokens_total", 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was seen of the engine at one moment."""
+    """The state of the engine at one moment."""
 
     pending: bool
-    """Whether it has work: requests in flight, or a canary that is not answered yet."""
+    """Whether it has work: requests in flight, or a canary without an answer so far."""
     marks: tuple[float, ...] | None
     """Its progress counters; None where it did not answer."""
 
 
 class Progress:
-    """Counts the seconds during which the engine had work, or gave no answer, and nothing moved."""
+    """Counts the seconds during which the engine had work, or did not answer, and nothing moved."""
 
     def __init__(self, now_s: float) -> None:
         self._moved_s = now_s
         self._marks: tuple[float, ...] | None = None
 
-    def observe(self, now_s: float, reading: Reading) -> float:
-        """Take one reading at the monotonic second `now_s`; return the seconds without progress so far."""
-        moved = reading.marks is not None and reading.marks != self._marks
-        idle = reading.marks is not None and not reading.pending
-        if moved or idle:
-            self._moved_s = now_s
+    def record(self, now_s: float, reading: Reading) -> float:
+        """Record a reading at the monotonic second `now_s`; return the seconds without progress so far."""
         if reading.marks is not None:
+            if reading.marks != self._marks or not reading.pending:
+                self._moved_s = now_s
             self._marks = reading.marks
         return now_s - self._moved_s
 
@@ -49,4 +47,4 @@ def progress_marks(metrics: str) -> tuple[float, ...]:
         for sample in family.samples
         if sample.name in _MARKS
     ]
-    return tuple(value for _, _, value in sorted(samples))
+    return tuple(value for *_, value in sorted(samples))
