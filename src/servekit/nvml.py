@@ -149,14 +149,6 @@ _READINGS: Final[Mapping[str, tuple[str, Sequence[Any], Callable[[Any], Any]]]] 
 """For each field of GpuReadings: NVML's function, its arguments after the handle, and what to take from its answer."""
 
 
-class _NvmlError(Exception):
-    """NVML, or one function of it, did not answer; `code` is NVML's own where it has one."""
-
-    def __init__(self, reason: str, code: int | None = None) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
 class Nvml:
     """The NVML library, initialised at the first query and never shut down: other threads may still query it."""
 
@@ -174,7 +166,7 @@ class Nvml:
         for index in range(self._query("nvmlDeviceGetCount") or 0):
             try:
                 gpus.append(self._identify(index))
-            except _NvmlError as error:
+            except self._failures as error:
                 unreadable.append((index, str(error)))
         driver = self._query("nvmlSystemGetDriverVersion") or "unknown"
         return GpuSurvey(driver, (version // 1000, version % 1000 // 10), tuple(gpus), tuple(unreadable))
@@ -197,10 +189,11 @@ class Nvml:
         """Wait up to a second for the next event of the GPUs listened to; return None if there was none."""
         try:
             event = self._call("nvmlEventSetWait_v2", self._events, _WAIT_MS)
-        except _NvmlError as error:
-            if error.code == CONSTANTS["NVML_ERROR_TIMEOUT"]:
+        except self._failures as error:
+            code = getattr(error, "value", None)
+            if code == CONSTANTS["NVML_ERROR_TIMEOUT"]:
                 return None
-            return GpuEvent("lost" if error.code == CONSTANTS["NVML_ERROR_GPU_IS_LOST"] else "failed")
+            return GpuEvent("lost" if code == CONSTANTS["NVML_ERROR_GPU_IS_LOST"] else "failed")
         is_xid = event.eventType == CONSTANTS["nvmlEventTypeXidCriticalError"]
         uuid = self._query("nvmlDeviceGetUUID", event.device)
         return GpuEvent("xid", uuid, int(event.eventData)) if is_xid else GpuEvent("ecc", uuid)
@@ -214,23 +207,23 @@ class Nvml:
             return None
         return library
 
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What a call may raise: NVML's own errors; AttributeError where pynvml is absent or lacks the function."""
+        return (AttributeError, getattr(self._library, "NVMLError", AttributeError))
+
     def _call(self, function: str, *arguments: Any) -> Any:
-        if self._library is None:
-            raise _NvmlError("NVML is not available")
-        try:
-            return getattr(self._library, function)(*arguments)
-        except (self._library.NVMLError, AttributeError) as error:  # an older pynvml may lack the function
-            raise _NvmlError(str(error), getattr(error, "value", None)) from error
+        return getattr(self._library, function)(*arguments)
 
     def _query(self, function: str, *arguments: Any) -> Any:
         """Return NVML's answer; None where this library, driver or GPU has none."""
         try:
             return self._call(function, *arguments)
-        except _NvmlError:
+        except self._failures:
             return None
 
     def _identify(self, index: int) -> GpuFacts:
-        """Read a GPU; raise _NvmlError where NVML does not report what every GPU has."""
+        """Read a GPU; raise one of `_failures` where NVML does not report what every GPU has."""
         handle = self._call("nvmlDeviceGetHandleByIndex", index)
         uuid = self._call("nvmlDeviceGetUUID", handle)
         memory = self._call("nvmlDeviceGetMemoryInfo", handle)
@@ -259,7 +252,7 @@ class Nvml:
             # Not the corrected ECC errors: they end nothing, and NVML counts them.
             kinds = supported & (xid | CONSTANTS["nvmlEventTypeDoubleBitEccError"])
             self._call("nvmlDeviceRegisterEvents", handle, kinds, self._events)
-        except _NvmlError:
+        except self._failures:
             return False
         return bool(kinds & xid)
 

@@ -57,7 +57,7 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
         in_flight=lambda: read_flights(flight_file),
         gpu_errors=gpu_errors.describe,
     )
-    on_stop_signal(supervisor.ask_to_stop)
+    on_stop_signal(supervisor.request_stop)
     board.enter_phase(Phase.PREFLIGHT)
     board.enter(State.STARTING, "checking and preparing")
     collectors = [StatusCollector(plan, board), GuardCollector(client, lambda: supervisor.watch.canary_tokens)]

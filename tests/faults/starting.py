@@ -7,7 +7,7 @@ from tests.faults.fault import NOT_STARTED, STOPPED_EARLY, Fault
 from tests.faults.launch import Launch
 from tests.faults.provoke import send
 
-# What vLLM 0.20.2 or torch says, the part of it that must be told, and of the remedy.
+# What vLLM 0.20.2 or torch prints, and the part of it and of the remedy that the reason must contain.
 _CAUSES = {
     "memory of the card": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB",
@@ -66,8 +66,8 @@ def send_twice_while_loading(launch: Launch) -> None:
 
 FAULTS = (
     *(
-        Fault(f"start: fails, {what}", NOT_STARTED, 4, told, faults=("--fail-with", said))
-        for what, (said, told) in _CAUSES.items()
+        Fault(f"start: fails, {what}", NOT_STARTED, 4, reason, faults=("--fail-with", printed))
+        for what, (printed, reason) in _CAUSES.items()
     ),
     Fault(
         "start: ends with 0",

@@ -71,5 +71,5 @@ def test_every_counter_of_the_guard() -> None:
 
 
 def test_nothing_is_made_up_without_an_engine() -> None:
-    """While no engine answers, only what servekit knows itself is told."""
+    """While no engine answers, only servekit's own metric is there."""
     assert page(None) == ["servekit_canary_tokens_total 7.0"]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
 
@@ -68,7 +68,7 @@ class Endpoints:
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
-            # How long servekit took, so that one can tell whether a late answer was late here.
+            # How long servekit took: it shows whether a late answer was late here.
             ("Server-Timing", f"servekit;dur={served_ms:.3f}"),
             *_HEADERS,
         ]
@@ -133,57 +133,47 @@ class Endpoints:
         return _OK, "text/html; charset=utf-8", page
 
 
-class Server:
+class Server(WSGIServer):
     """The endpoints on a socket, in threads; with port 0 the system chooses one, which `url` holds."""
 
-    def __init__(self, application: Endpoints, host: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = type("_Bound", (_Server,), {"address_family": family})
-        try:
-            self._server: WSGIServer = make_server(host, port, application, bound, _QuietHandler)
-        except OSError as error:
-            message = f"servekit's own server cannot listen here: {error.strerror}"
-            remedy = "choose another --observe-host or --observe-port, or stop what listens there"
-            raise PreflightError(str(Mistake(f"{host}:{port}", message, remedy=remedy))) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="observe", daemon=True)
-
-    @property
-    def url(self) -> str:
-        """The base address of the server."""
-        host, port = self._server.server_address[:2]
-        return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}"
-
-    def __enter__(self) -> Self:
-        """Start to answer."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop answering and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(WSGIServer):
     # A probe every second must not find the backlog full behind a slow scrape.
     request_queue_size = 1024
     # Also right after a restart, while connections of the last run linger; never beside a living listener.
     allow_reuse_address = True
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, application: Endpoints, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.accepted_s: dict[int, float] = {}
         self._workers = ThreadPool(_KEPT_WORKERS)
-        super().__init__(*arguments, **named)
+        try:
+            super().__init__((host, port), _QuietHandler)
+        except OSError as error:
+            message = f"servekit's own server cannot listen here: {error.strerror}"
+            remedy = "choose another --observe-host or --observe-port, or stop what listens there"
+            raise PreflightError(str(Mistake(f"{host}:{port}", message, remedy=remedy))) from error
+        self.set_app(application)
+
+    @property
+    def url(self) -> str:
+        """The base address of the server."""
+        host, port = self.server_address[:2]
+        return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}"
+
+    def __enter__(self) -> Self:
+        """Start to answer."""
+        threading.Thread(target=self.serve_forever, args=(0.1,), name="observe", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop answering, free the port and end the workers."""
+        self.shutdown()
+        self.server_close()
+        self._workers.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer on a worker; record the time first, before a thread is there to answer."""
         self.accepted_s[request.fileno()] = time.monotonic()
         self._workers.run(lambda: self._answer(request, client_address))
-
-    def server_close(self) -> None:
-        """Close the port and end the workers."""
-        super().server_close()
-        self._workers.close()
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
@@ -196,7 +186,7 @@ class _Server(WSGIServer):
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10  # seconds, so that an idle client does not keep its thread
-    server: _Server
+    server: Server
     wbufsize = 64 * 1024  # status, headers and body go out together: no answer is cut when the process ends
 
     def get_environ(self) -> "WSGIEnvironment":

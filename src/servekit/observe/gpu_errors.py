@@ -13,8 +13,7 @@ logger = logging.getLogger(__name__)
 
 _BACK_OFF_S: Final = 5.0
 """NVML returns at once for a lost GPU; the listener waits this long before it asks again."""
-_KEPT: Final = 20
-_DESCRIBED: Final = 3
+_KEPT: Final = 3
 
 # NVIDIA, "Xid Errors" (docs.nvidia.com/deploy/xid-errors): those that an inference server can meet.
 XIDS: Final = {
@@ -67,8 +66,7 @@ class GpuErrors:
         """Return the last errors as part of a sentence about the engine's end; empty when there were none."""
         now_s = self._clock()
         with self._lock:
-            last = list(self._errors)[-_DESCRIBED:]
-        return "; ".join(f"{text}, {now_s - at_s:.0f} s before" for at_s, text in last)
+            return "; ".join(f"{text}, {now_s - at_s:.0f} s before" for at_s, text in self._errors)
 
     def _listen(self) -> None:
         while not self._stopped.is_set():

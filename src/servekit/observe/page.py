@@ -60,7 +60,7 @@ def render_page(plan: Plan, status: Status, *, now: float, wall_s: float) -> byt
         name: "".join(tostring(node, encoding="unicode", method="html") for node in nodes)
         for name, nodes in parts.items()
     }
-    # Bytes of a path that are not Unicode may stand in a reason: the page must render all the same.
+    # A reason may contain bytes of a path that are not Unicode: the page must render with them too.
     return Template(_PAGE).substitute(values, style=_STYLE, script=_SCRIPT).encode(errors="backslashreplace")
 
 
@@ -78,7 +78,7 @@ def _state(status: Status) -> list[Element]:
 def _contract(plan: Plan, status: Status) -> list[Element]:
     verdicts = {True: ("met", "met"), False: ("not met", "broken"), None: ("open", "why")}
     rows = [(item.name, item.wanted, _shown(item.got), verdicts[item.met]) for item in status.contract] or [
-        (name, wanted, "not asked yet", verdicts[None]) for name, wanted in plan.contract.items()
+        (name, wanted, "not checked yet", verdicts[None]) for name, wanted in plan.contract.items()
     ]
     body = (
         _element(

@@ -62,7 +62,7 @@ class Drain:
         self._began_with: int | None = None
         self._left: int | None = None
         self.settling = True
-        """Whether the engine has not yet been told to stop."""
+        """Whether the engine has not yet received its SIGTERM."""
 
     def settle(self, client: EngineClient, workers: ThreadPool, post: Callable[[Settled], None]) -> None:
         """Ask the guard to drain, on a worker, and post its answer."""
@@ -71,7 +71,7 @@ class Drain:
         workers.run(lambda: post(client.drain(within_s=within_s)))
 
     def begin(self, settled: Settled) -> None:
-        """Record how many requests run: the engine is told to stop now."""
+        """Record how many requests run; the engine receives its SIGTERM now."""
         self.settling = False
         self._left = self._began_with = settled.in_flight
         running = describe_requests(self._left)

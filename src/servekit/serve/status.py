@@ -59,7 +59,7 @@ class Status:
     """The monotonic second at which the start was over without becoming ready."""
     engine_pid: int | None = None
     contract: tuple[ContractItem, ...] = ()
-    """The plan and the running engine, item by item; empty until the engine was asked."""
+    """The plan and the running engine, item by item; empty until the engine has reported."""
     exit_code: int | None = None
 
     @property

@@ -42,7 +42,7 @@ engine_log = logging.getLogger(ENGINE_LOGGER)
 
 
 class Supervisor:
-    """One endpoint from its start to its end. `run` returns the exit code; any thread may call `ask_to_stop`."""
+    """One endpoint from its start to its end. `run` returns the exit code; any thread may call `request_stop`."""
 
     def __init__(
         self,
@@ -69,14 +69,14 @@ class Supervisor:
         self._workers = ThreadPool(1)
         self.watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
-    def ask_to_stop(self, by: str) -> None:
+    def request_stop(self, by: str) -> None:
         """Request a drain; a second request ends the engine at once. Safe in a signal handler: it only enqueues."""
         self._events.put(StopRequested(by))
 
     def run(self) -> ExitCode:
         """Serve until a stop is requested or the engine fails; return why it ended."""
         if not self._events.empty():
-            return self._end(ExitCode.STOPPED, "asked to stop before the engine was started")
+            return self._end(ExitCode.STOPPED, "stopped before the engine was started")
         self._store.enter(State.STARTING, "the engine is loading")
         self._enter_phase(Phase.IMPORTS)
         started_s = time.monotonic()

@@ -14,8 +14,8 @@ _IGNORED = "Exception ignored in: "
 _FRAME = re.compile(r' +File ".*", line \d+, in ')
 _CLEAN_UP = re.compile(r'^File ".*", line \d+, in (shutdown|__del__)$')
 _CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError")
-_USAGE = re.compile(r"^vllm(?: serve)?: error: (.+)$")
-_CANNOT_START = re.compile(r"^(cannot start .+)$")
+_REFUSAL = re.compile(r"^(?:vllm(?: serve)?: error: (?P<usage>.+)|(?P<keeper>cannot start .+))$")
+"""vLLM rejects its arguments, or the keeper cannot start it."""
 
 _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
@@ -83,8 +83,8 @@ def find_cause(lines: Iterable[str]) -> str:
     """
     for line in without_consequences(lines):
         text = without_prefix(line)
-        if usage := _USAGE.match(text) or _CANNOT_START.match(text):
-            return _with_remedy(usage.group(1))
+        if refusal := _REFUSAL.match(text):
+            return _with_remedy(refusal["usage"] or refusal["keeper"])
         found = _EXCEPTION.match(text)
         if found and not _is_consequence(text):
             return _with_remedy(": ".join(filter(None, found.groups())))

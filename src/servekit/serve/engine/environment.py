@@ -33,7 +33,7 @@ def _withheld(names: str, why: str, *, final: bool = False) -> Row:
 TABLE: Final = (
     _withheld(r"SERVEKIT_.*", "servekit's own settings", final=True),
     # Python
-    _kept(r"PYTHONPATH", "stands after servekit's own folders"),
+    _kept(r"PYTHONPATH", "comes after servekit's own folders"),
     _kept(r"PYTHONPYCACHEPREFIX|PYTHONDONTWRITEBYTECODE", "where bytecode is kept, if at all"),
     _kept(r"PYTHONUNBUFFERED|PYTHONUTF8|PYTHONIOENCODING|PYTHONFAULTHANDLER", "only how the log is written"),
     _kept(r"PYTHONHASHSEED|PYTHONNOUSERSITE|PYTHONSAFEPATH", "makes a run repeatable, or imports less"),

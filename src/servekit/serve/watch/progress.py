@@ -1,21 +1,13 @@
 """Whether the engine makes progress, judged by counters that only a working engine moves."""
 
-from dataclasses import dataclass
-
 from prometheus_client.parser import text_string_to_metric_families
 
 _MARKS = frozenset({"vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count"})
 """Counters of vLLM 0.20.2 (v1/metrics/loggers.py) that every step of the scheduler with work in it moves."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The state of the engine at one moment."""
-
-    pending: bool
-    """Whether it has work: requests in flight, or a canary without an answer so far."""
-    marks: tuple[float, ...] | None
-    """Its progress counters; None where it did not answer."""
+Marks = tuple[float, ...]
+"""The values of the progress counters."""
 
 
 class Progress:
@@ -23,14 +15,17 @@ class Progress:
 
     def __init__(self, now_s: float) -> None:
         self._moved_s = now_s
-        self._marks: tuple[float, ...] | None = None
+        self._marks: Marks | None = None
 
-    def record(self, now_s: float, reading: Reading) -> float:
-        """Record a reading at the monotonic second `now_s`; return the seconds without progress so far."""
-        if reading.marks is not None:
-            if reading.marks != self._marks or not reading.pending:
+    def record(self, now_s: float, marks: Marks | None, *, pending: bool) -> float:
+        """Record a reading at the monotonic second `now_s`; return the seconds without progress so far.
+
+        `marks` is None where the engine did not answer; `pending` says whether it has requests or a canary to answer.
+        """
+        if marks is not None:
+            if marks != self._marks or not pending:
                 self._moved_s = now_s
-            self._marks = reading.marks
+            self._marks = marks
         return now_s - self._moved_s
 
     def left_s(self, now_s: float, hang_s: float) -> float:
@@ -38,7 +33,7 @@ class Progress:
         return self._moved_s + hang_s - now_s
 
 
-def progress_marks(metrics: str) -> tuple[float, ...]:
+def progress_marks(metrics: str) -> Marks:
     """Return the values of the progress counters in vLLM's metrics page, in a fixed order."""
     lines = [line for line in metrics.splitlines() if line.startswith(("vllm:prompt", "vllm:gener", "vllm:iter"))]
     samples = [

@@ -11,7 +11,7 @@ from servekit.errors import ExitCode
 from servekit.profile import Value
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH
 from servekit.serve.watch.probe import TIMEOUT_S, EngineClient, ProbeError
-from servekit.serve.watch.progress import Progress, Reading, progress_marks
+from servekit.serve.watch.progress import Marks, Progress, progress_marks
 from servekit.serve.watch.running_contract import ContractItem, broken, compare_contract
 from servekit.serve.watch.silence import Lasted, Recovered, Silence, Silent
 
@@ -149,25 +149,26 @@ class Watch:
                 return self._report(Unhealthy())
             if time.monotonic() - read_s < interval_s and left_s() > 0:
                 continue
-            reading = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
+            pending, marks = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
             now_s = read_s = time.monotonic()
-            stalled_s = progress.record(now_s, reading)
+            stalled_s = progress.record(now_s, marks, pending=pending)
             if stalled_s >= hang_s:
                 return self._report(Hung(stalled_s))
-            idle = not reading.pending and 0 < self._patience.canary_s <= now_s - sent_s
+            idle = not pending and 0 < self._patience.canary_s <= now_s - sent_s
             if (stalled_s >= hang_s / 2 or idle) and not self._canary_pending():
                 sent_s = now_s
                 self._canary = threading.Thread(target=self._query_token, name="canary", daemon=True)
                 self._canary.start()
         return None
 
-    def _read(self, timeout_s: Callable[[], float]) -> Reading:
+    def _read(self, timeout_s: Callable[[], float]) -> tuple[bool, Marks | None]:
+        """Return whether the engine has work, and its progress; that it has, and None, where it does not answer."""
         try:
             in_flight = int(self._client.get(COUNTERS_PATH, timeout_s=timeout_s())["in_flight"])
             marks = progress_marks(self._client.metrics(timeout_s=timeout_s()))
         except (ProbeError, KeyError):
-            return Reading(pending=True, marks=None)
-        return Reading(pending=in_flight > 0 or self._canary_pending(), marks=marks)
+            return True, None
+        return in_flight > 0 or self._canary_pending(), marks
 
     def _canary_pending(self) -> bool:
         return self._canary is not None and self._canary.is_alive()
