@@ -1,13 +1,13 @@
 """The GPUs as metric families: energy, power, temperature, memory, slowdowns and errors, read at each scrape."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from servekit.nvml import NVML, SLOWDOWNS, GpuFacts, GpuReadings, Nvml
-from servekit.observe.families import Values, counter, gauge
+from servekit.observe.families import Kind, Values, family
 from servekit.observe.gpu_errors import GpuErrors
 
 
@@ -46,7 +46,7 @@ class GpuCollector(Collector):
                 if value is not None
             }
             if samples:
-                yield kind(name, text, ("gpu", "name", *labels), samples)
+                yield family(kind, name, text, ("gpu", "name", *labels), samples)
 
 
 def _values(readings: GpuReadings, xids: tuple[int, int | None] | None) -> dict[str, Values]:
@@ -74,18 +74,18 @@ def _values(readings: GpuReadings, xids: tuple[int, int | None] | None) -> dict[
     }
 
 
-_FAMILIES: Final[Mapping[str, tuple[Callable[..., Metric], str, tuple[str, ...]]]] = {
-    "servekit_gpu_energy_joules": (counter, "Energy since the driver was loaded, in joules.", ()),
-    "servekit_gpu_power_watts": (gauge, "Power draw, the mean of about the last second, in watts.", ()),
-    "servekit_gpu_power_limit_watts": (gauge, "The enforced power limit, in watts.", ()),
-    "servekit_gpu_temperature_celsius": (gauge, "Temperature of the GPU, in degrees Celsius.", ()),
-    "servekit_gpu_memory_used_bytes": (gauge, "GPU memory in use by all processes.", ()),
-    "servekit_gpu_memory_total_bytes": (gauge, "GPU memory in total.", ()),
-    "servekit_gpu_slowed_down": (gauge, "1 while the GPU slows down for this reason.", ("reason",)),
-    "servekit_gpu_xid_errors": (counter, "Xid errors since servekit started.", ()),
-    "servekit_gpu_last_xid": (gauge, "The number of the last Xid error.", ()),
-    "servekit_gpu_ecc_errors": (counter, "ECC errors since the driver was loaded.", ("kind",)),
-    "servekit_gpu_remapped_rows": (gauge, "Memory rows replaced by spare rows.", ("cause",)),
-    "servekit_gpu_remapping_pending": (gauge, "1 while a row remapping waits for a GPU reset.", ()),
-    "servekit_gpu_remapping_failed": (gauge, "1 when no spare row was left: replace the GPU.", ()),
+_FAMILIES: Final[Mapping[str, tuple[Kind, str, tuple[str, ...]]]] = {
+    "servekit_gpu_energy_joules": (CounterMetricFamily, "Energy since the driver was loaded, in joules.", ()),
+    "servekit_gpu_power_watts": (GaugeMetricFamily, "Power draw, the mean of about the last second, in watts.", ()),
+    "servekit_gpu_power_limit_watts": (GaugeMetricFamily, "The enforced power limit, in watts.", ()),
+    "servekit_gpu_temperature_celsius": (GaugeMetricFamily, "Temperature of the GPU, in degrees Celsius.", ()),
+    "servekit_gpu_memory_used_bytes": (GaugeMetricFamily, "GPU memory in use by all processes.", ()),
+    "servekit_gpu_memory_total_bytes": (GaugeMetricFamily, "GPU memory in total.", ()),
+    "servekit_gpu_slowed_down": (GaugeMetricFamily, "1 while the GPU slows down for this reason.", ("reason",)),
+    "servekit_gpu_xid_errors": (CounterMetricFamily, "Xid errors since servekit started.", ()),
+    "servekit_gpu_last_xid": (GaugeMetricFamily, "The number of the last Xid error.", ()),
+    "servekit_gpu_ecc_errors": (CounterMetricFamily, "ECC errors since the driver was loaded.", ("kind",)),
+    "servekit_gpu_remapped_rows": (GaugeMetricFamily, "Memory rows replaced by spare rows.", ("cause",)),
+    "servekit_gpu_remapping_pending": (GaugeMetricFamily, "1 while a row remapping waits for a GPU reset.", ()),
+    "servekit_gpu_remapping_failed": (GaugeMetricFamily, "1 when no spare row was left: replace the GPU.", ()),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from servekit.observe.families import counter
+from servekit.observe.families import family
 from servekit.serve.guard import COUNTERS_PATH
 from servekit.serve.watch.probe import EngineClient, ProbeError
 
@@ -54,7 +54,13 @@ class GuardCollector(Collector):
         requests: dict[tuple[str, ...], float] = {
             (row["route"], row["outcome"]): row["count"] for row in counters.get("requests", ())
         }
-        yield counter("servekit_guard_requests", "Requests by route and outcome.", ("route", "outcome"), requests)
+        yield family(
+            CounterMetricFamily,
+            "servekit_guard_requests",
+            "Requests by route and outcome.",
+            ("route", "outcome"),
+            requests,
+        )
         for name, text in _GAUGES.items():
             if name in counters:
                 yield GaugeMetricFamily(f"servekit_guard_{name}", text, float(counters[name]))
@@ -63,7 +69,8 @@ class GuardCollector(Collector):
             "1 while a changed key file is invalid and the old keys stay valid.",
             float(counters.get("key_file_problem") is not None),
         )
-        yield counter(
+        yield family(
+            CounterMetricFamily,
             "servekit_guard_key_reloads",
             "Changes of the key file, taken or refused.",
             ("outcome",),

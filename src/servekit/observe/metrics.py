@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import InfoMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from servekit import ENGINE_VERSION, __version__
-from servekit.observe.families import gauge
+from servekit.observe.families import family
 from servekit.serve.plan import Plan
 from servekit.serve.status import State, StatusStore
 from servekit.serve.watch.probe import ProbeError
@@ -36,40 +36,52 @@ class StatusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the current families."""
         plan, status, now = self._plan, self._store.read(), self._clock()
-        yield gauge(
+        yield family(
+            GaugeMetricFamily,
             "servekit_state",
             "1 for the current state of the endpoint.",
             ("state",),
             {(each.value,): each is status.state for each in State},
         )
-        yield gauge("servekit_ready", "1 while the endpoint accepts requests.", (), {(): status.state is State.READY})
-        yield gauge(
+        yield family(
+            GaugeMetricFamily,
+            "servekit_ready",
+            "1 while the endpoint accepts requests.",
+            (),
+            {(): status.state is State.READY},
+        )
+        yield family(
+            GaugeMetricFamily,
             "servekit_start_seconds",
             "How long the start took, or has taken so far.",
             (),
             {(): status.start_seconds(now)},
         )
-        yield gauge(
+        yield family(
+            GaugeMetricFamily,
             "servekit_start_phase_seconds",
             "How long each phase of the start took, or has taken so far.",
             ("phase",),
             {(phase.value,): seconds for phase, seconds in status.timeline(now).items()},
         )
         # InfoMetricFamily holds only one series: an info metric with several is written as the gauge it becomes.
-        yield gauge(
+        yield family(
+            GaugeMetricFamily,
             "servekit_contract_info",
             "The values that must hold in the running engine.",
             ("item", "wanted"),
             {(item, str(wanted)): 1 for item, wanted in plan.contract.items()},
         )
         if status.contract:
-            yield gauge(
+            yield family(
+                GaugeMetricFamily,
                 "servekit_contract_met",
                 "1 where the running engine has the planned value.",
                 ("item",),
                 {(item.name,): item.met for item in status.contract},
             )
-        yield gauge(
+        yield family(
+            GaugeMetricFamily,
             "servekit_deviation_info",
             "Contract values that the operator chose not to meet.",
             ("key", "wanted", "used", "reason"),

@@ -133,9 +133,8 @@ class EngineClient:
 
 def ask_server(url: str, question: str, *, timeout_s: float = 3.0) -> tuple[bool, str]:
     """Query `/livez` or `/readyz` of a running servekit; return the answer and its reason."""
-    pool = urllib3.PoolManager(retries=False)
     try:
-        answer = pool.request("GET", f"{url}/{question}z", timeout=timeout_s)
+        answer = urllib3.request("GET", f"{url}/{question}z", retries=False, timeout=timeout_s)
     except urllib3.exceptions.HTTPError as error:
         return False, f"no servekit answers on {url}: {error}"
     return answer.status == HTTPStatus.OK, answer.data.decode(errors="replace").strip()
