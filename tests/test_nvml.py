@@ -133,14 +133,25 @@ def test_a_lost_gpu_does_not_hide_the_healthy_ones() -> None:
     assert [str(finding.severity) for finding in check_readable(lost)] == ["error"] * 3
 
 
-@pytest.mark.parametrize("function", sorted(name for name in dir(pynvml) if name.startswith("nvmlDeviceGet")))
-def test_no_failure_of_a_query_leaves_the_seam(function: str) -> None:
-    """Whichever query of a GPU fails, the survey and the readings return."""
+def functions_called() -> list[str]:
+    """Return the functions of NVML that servekit calls for a survey, a reading and the events of a GPU."""
+    library = FakeNvml()
+    nvml = Nvml(library)
+    nvml.survey()
+    nvml.read(GPU)
+    nvml.listen([GPU])
+    return sorted({*library.calls} - {"nvmlInit"})
+
+
+@pytest.mark.parametrize("function", functions_called())
+def test_no_failure_of_a_function_leaves_the_seam(function: str) -> None:
+    """Whichever function fails, the survey, the readings and the registration for events return."""
     nvml = Nvml(FakeNvml(**{function: pynvml.NVML_ERROR_UNKNOWN}))
     survey = nvml.survey()
     assert survey is not None
     assert len(survey.gpus) + len(survey.unreadable) == (function != "nvmlDeviceGetCount")
     nvml.read(GPU)
+    nvml.listen([GPU])
 
 
 def test_a_gpu_that_is_lost_while_it_is_read() -> None:

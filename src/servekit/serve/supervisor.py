@@ -138,10 +138,10 @@ class Supervisor:
                 case Unhealthy():
                     self._store.enter(State.FAILED, "the engine reports on /health that it is dead")
                     logger.error("the engine reports on /health that it is dead; waiting for its end")
-                    code_or_none = self._await_exit(_DYING_S, or_stop=True)
-                    if code_or_none is None:
+                    ended_with = self._await_exit(_DYING_S, or_stop=True)
+                    if ended_with is None:
                         self._kill()
-                    return self._end_dead(code_or_none)
+                    return self._end_dead(ended_with)
                 case Silent(seconds):
                     self._change(State.SILENT, f"the engine's server has not answered for {seconds:g} s")
                 case Recovered(seconds):
