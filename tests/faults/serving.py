@@ -117,6 +117,7 @@ FAULTS = (
         *(BROKEN, 6, "the engine hangs"),
         faults=("--mute-metrics-after", "0.3"),
         flags=_HANG,
+        within_s=8,
     ),
     Fault(
         "silent: its server stands still for a while, and goes on",
