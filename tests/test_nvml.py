@@ -127,7 +127,8 @@ def test_a_lost_gpu_does_not_hide_the_healthy_ones() -> None:
     assert [gpu.index for gpu in survey.gpus] == [0, 2]
     assert survey.unreadable == ((1, "GPU is lost"),)
     (finding,) = check_readable(survey)
-    assert str(finding).startswith("warning gpu-unreadable: GPU 1: NVML cannot read this GPU: GPU is lost; look for")
+    assert str(finding).startswith("warning: GPU 1: NVML cannot read this GPU: GPU is lost; look for")
+    assert finding.name == "gpu-unreadable"
     library.lost = {0, 1, 2}
     lost = Nvml(library).survey()
     assert [str(finding.severity) for finding in check_readable(lost)] == ["error"] * 3

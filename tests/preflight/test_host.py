@@ -123,9 +123,9 @@ def test_target_cuda_needs_a_gpu(host: Path, survey: Any) -> None:
 def test_a_gpu_that_cannot_be_read_is_told(host: Path) -> None:
     """A lost GPU is a warning beside a healthy one."""
     survey = dataclasses.replace(SURVEY, unreadable=((1, "GPU is lost"),))
-    assert names(host, survey=lambda: survey) == ["gpu-unreadable"]
+    assert names(host, survey=survey) == ["gpu-unreadable"]
     lost = dataclasses.replace(survey, gpus=())
-    assert names(host, survey=lambda: lost) == ["gpu-unreadable", "gpu-missing"]
+    assert names(host, survey=lost) == ["gpu-unreadable", "gpu-missing"]
 
 
 TWO = dataclasses.replace(SURVEY, gpus=(L4, dataclasses.replace(L4, index=1, uuid="GPU-bbbb")))
