@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers fuzz sbom
+.PHONY: help install serve doctor test test-fast format lint types lock engine-args request-fields docs advisories release-check bench killers fuzz sbom
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -21,11 +21,11 @@ doctor:  ## Docker, driver and Compose project of this host, before the first `d
 
 test:  ## install what is needed, then all tests; the real engine included
 	@scripts/install.sh dev engine tools
-	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 test-fast:  ## only the tests that start no engine
 	@scripts/install.sh dev tools
-	$(BIN)/pytest -m "not engine and not container" $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal -m "not engine and not container" $(ARGS)
 
 lint:  ## ruff and the formatter, hadolint, shellcheck
 	@scripts/install.sh dev
@@ -33,6 +33,11 @@ lint:  ## ruff and the formatter, hadolint, shellcheck
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck scripts/*.sh .ci/run .ci/*.sh
+
+format:  ## ruff: format every file, mend what it can mend
+	@scripts/install.sh dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 types:  ## mypy, strict
 	@scripts/install.sh dev

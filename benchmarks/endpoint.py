@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import descendants
 from benchmarks.programs import ROOT, SERVEKIT, clean_environment, engine_program
+from tests.harness.processes import descendants
 
 START_S = 300
 STOP_S = 60

@@ -5,8 +5,8 @@ from typing import Any
 
 from benchmarks.endpoint import Endpoint, served_by_servekit
 from benchmarks.load import run_round
-from benchmarks.processes import command_line, descendants, memory_of
 from benchmarks.programs import working_folder
+from tests.harness.processes import command_line, descendants, memory_of
 
 NAME = "memory"
 ROUNDS = 10

@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.endpoint import Endpoint, served_by_hand, served_by_servekit
 from benchmarks.load import run_round
-from benchmarks.processes import busy_seconds, command_line, cpu_seconds, descendants
 from benchmarks.programs import working_folder
+from tests.harness.processes import busy_seconds, command_line, cpu_seconds, descendants
 
 NAME = "throughput"
 ROUNDS = 40

@@ -2,21 +2,67 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.summary import print_tables
+
 ROOT = Path(__file__).parent.parent
+_ENGINES = ("container", "wide_endpoint", "endpoint", "engine")
+"""Fixtures of an engine that many tests share, and the mark of the tests with Docker: each a group of minutes."""
+_OWN_ENGINE = {"serve", "launch"}
+"""Fixtures that start an engine for one test alone."""
+_MARKS = {
+    ROOT / "tests" / "engine": (pytest.mark.engine, pytest.mark.timeout(300)),
+    ROOT / "tests" / "container": (pytest.mark.container, pytest.mark.timeout(900)),
+}
+"""Folders whose tests all start an engine, which takes longer than a unit test may."""
 KEY = "sk-servekit-0123456789abcdef"
 
 
-def mark_folder(items: list[pytest.Item], folder: Path, *marks: pytest.MarkDecorator) -> None:
-    """Give every test below `folder` these marks."""
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs an engine; give tests that share one to one worker; put what takes longest first."""
     for item in items:
-        if item.path.is_relative_to(folder):
-            for mark in marks:
-                item.add_marker(mark)
+        for folder, marks in _MARKS.items():
+            if item.path.is_relative_to(folder):
+                for mark in marks:
+                    item.add_marker(mark)
+    groups = {item: _group_of(item) for item in items}
+    for item, group in groups.items():
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (_order_of(item, groups[item]), groups[item]))
+
+
+def _group_of(item: pytest.Item) -> str:
+    """Return the name of what a test shares with others: an engine or the Docker Engine; empty where it shares none."""
+    if item.get_closest_marker("container"):
+        return "container"
+    if item.get_closest_marker("engine") is None:
+        return ""
+    assert isinstance(item, pytest.Function)
+    fixtures = set(item.fixturenames)
+    if "which" in fixtures and item.callspec.params["which"] == "wide":
+        return "wide_endpoint"
+    for shared in _ENGINES:
+        if shared in fixtures:
+            return shared
+    return "" if fixtures & _OWN_ENGINE else item.path.stem
+
+
+def _order_of(item: pytest.Item, group: str) -> int:
+    """Return 0 for long groups, 1 for other tests with an engine, 2 for those without."""
+    if group in _ENGINES:
+        return 0
+    return 1 if item.get_closest_marker("engine") else 2
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests have recorded."""
+    print_tables(terminalreporter)
 
 
 @pytest.fixture(scope="session")
@@ -51,31 +97,6 @@ def wait_until(condition: Callable[[], object], *, within_s: float = 10, what: s
         if time.monotonic() > end:
             pytest.fail(f"{what} did not come true within {within_s} s")
         time.sleep(0.02)
-
-
-def processes_of_group(group: int) -> list[int]:
-    """Return the living processes (no zombies) of a process group."""
-    return [pid for pid, (_, pgrp, state) in _process_table() if pgrp == group and state not in "ZX"]
-
-
-def children_of(parent: int) -> list[int]:
-    """Return the living children of a process."""
-    return [pid for pid, (ppid, _, state) in _process_table() if ppid == parent and state not in "ZX"]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process lives and is no zombie."""
-    return any(number == pid and state not in "ZX" for number, (_, _, state) in _process_table())
-
-
-def _process_table() -> Iterator[tuple[int, tuple[int, int, str]]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            yield int(entry.name), (int(fields[1]), int(fields[2]), fields[0])
 
 
 def write_key_file(folder: Path, key: str) -> Path:

@@ -20,7 +20,8 @@ from benchmarks.__main__ import find_benchmarks
 from benchmarks.endpoint import Endpoint, unguarded
 from benchmarks.load import run_round
 from benchmarks.machine import describe_machine
-from benchmarks.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
+
+from tests.harness.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
 
 SIDE = {"tokens_per_s": [99.0, 101.0], "engine_cpu_ms_per_token": 1.0, "servekit_cpu_share": 0.002}
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from servekit.demo.build import build_demo_model
-from tests.conftest import ROOT, children_of, find_free_port, is_running, wait_until
+from tests.conftest import ROOT, find_free_port, wait_until
+from tests.harness.processes import children_of, is_running
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 FAKE = ROOT / "tests" / "serve" / "fake_engine.py"

@@ -15,7 +15,7 @@ from benchmarks.gpu.bench import Bench, Load
 from benchmarks.gpu.endpoint import Endpoint, Served, get
 from benchmarks.gpu.load import BIN_S
 from benchmarks.gpu.setting import Setting
-from benchmarks.processes import cpu_seconds
+from tests.harness.processes import cpu_seconds
 
 AFTER_S = 15
 """What ends a stage once its loads are over."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.card import read_card, used_bytes
-from benchmarks.processes import command_line, descendants
+from tests.harness.processes import command_line, descendants
 
 PHASES = ("preflight", "imports", "engine", "weights", "compile", "warm-up", "verify")
 """Of a start, as /status names them."""

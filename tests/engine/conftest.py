@@ -17,16 +17,12 @@ import openai
 import pytest
 
 from servekit.serve.guard.keys import load_keys, own_key_file
-from tests.conftest import ROOT, find_free_port, is_running, mark_folder
+from tests.conftest import ROOT, find_free_port
+from tests.harness.processes import command_line, descendants, is_running
 
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"
 SERVEKIT = ("-m", "servekit.cli.main")
 PATCHES = ROOT / ".venv-engine-patches"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here as needing the engine, which takes longer than a unit test may."""
-    mark_folder(items, Path(__file__).parent, pytest.mark.engine, pytest.mark.timeout(300))
 
 
 class Endpoint:
@@ -124,31 +120,6 @@ def get(url: str, timeout_s: float = 10) -> tuple[int, str]:
             return error.code, error.read().decode()
     except OSError:
         return 0, ""
-
-
-def descendants(pid: int) -> list[int]:
-    """Return all processes below `pid`."""
-    table: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            table.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, pending = [], list(table.get(pid, []))
-    while pending:
-        found.append(pending.pop())
-        pending += table.get(found[-1], [])
-    return found
-
-
-def command_line(pid: int) -> str:
-    """Return the words a process was started with, or has named itself."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import is_running
-from tests.engine.conftest import Endpoint, descendants, get
+from tests.engine.conftest import Endpoint, get
+from tests.harness.processes import descendants, is_running
 from tests.serve.test_tls import make_certificate
 
 Serve = Callable[..., Endpoint]

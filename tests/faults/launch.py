@@ -16,10 +16,11 @@ import pytest
 import urllib3
 
 from servekit.serve.guard.keys import load_keys
-from tests.conftest import ROOT, find_free_port, is_running
-from tests.engine.conftest import ENGINE, command_line, descendants, get
+from tests.conftest import ROOT, find_free_port
+from tests.engine.conftest import ENGINE, get
 from tests.faults.fault import Fault
 from tests.faults.probes import Probes
+from tests.harness.processes import all_processes, command_line, descendants, is_running
 
 FAKE = ROOT / "tests" / "serve" / "fake_engine.py"
 MODEL = "gemma4-demo"
@@ -166,7 +167,7 @@ class Launch:
         self._reader.join(10)
 
     def _living(self) -> list[int]:
-        marked = [pid for pid in _pids() if pid != os.getpid() and _has_mark(pid, self.mark)]
+        marked = [pid for pid in all_processes() if pid != os.getpid() and _has_mark(pid, self.mark)]
         # vLLM's processes write their titles over their environment: these are known from having been seen.
         return [pid for pid in {*marked, *self.probes.processes} if is_running(pid)]
 
@@ -177,10 +178,6 @@ class Launch:
                 self.lines.append(line.rstrip("\n"))
                 if self.lines_wanted is not None and len(self.lines) >= self.lines_wanted:
                     return
-
-
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _has_mark(pid: int, mark: str) -> bool:

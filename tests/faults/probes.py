@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.conftest import descendants
+from tests.harness.processes import descendants
 
 _ASKER = Path(__file__).parent / "asker.py"
 _PROCESSES_INTERVAL_S = 0.25

@@ -22,7 +22,7 @@ def _parameter(fault: Fault) -> object:
 
 
 @pytest.mark.parametrize("fault", [_parameter(fault) for fault in _FAULTS])
-def test_fault(fault: Fault, launch: Callable[[Fault], Launch], rows: list[Row]) -> None:
+def test_fault(fault: Fault, launch: Callable[[Fault], Launch], record_property: Callable[[str, object], None]) -> None:
     """The endpoint tells the truth about this fault as long as it lives, ends as it must, and leaves nothing."""
     made = launch(fault)
     check = fault.provoke(made)
@@ -31,12 +31,11 @@ def test_fault(fault: Fault, launch: Callable[[Fault], Launch], rows: list[Row])
     seconds = time.monotonic() - began_s
     left = made.left()
     told = [line for line in made.lines if fault.message in line]
-    rows.append(
-        Row(
-            *(fault.name, fault.engine, made.probes.ready, made.probes.live, code, seconds, made.probes.slowest),
-            *(len(left), told[-1] if told else ""),
-        )
+    row = Row(
+        *(fault.name, fault.engine, made.probes.ready, made.probes.live, code, seconds, made.probes.slowest),
+        *(len(left), told[-1] if told else ""),
     )
+    record_property("fault", list(row.cells()))
     assert code == fault.exit_code, "\n".join(made.lines)
     assert told, "\n".join(made.lines)
     _assert_answers(made.probes.ready, [(state, readiness_in(state)) for state in fault.states])
