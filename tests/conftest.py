@@ -1,15 +1,17 @@
 """Fixtures that more than one room's tests use."""
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.harness import ports, server
+from tests.harness.shared import end_shared
 from tests.summary import print_tables
 
-ROOT = Path(__file__).parent.parent
+ROOT = server.ROOT
+find_free_port = ports.free_port
 _ENGINES = ("container", "wide_endpoint", "endpoint", "engine")
 """Fixtures of an engine that many tests share, and the mark of the tests with Docker: each a group of minutes."""
 _OWN_ENGINE = {"serve", "launch"}
@@ -60,6 +62,18 @@ def _order_of(item: pytest.Item, group: str) -> int:
     return 1 if item.get_closest_marker("engine") else 2
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End a shared engine after the last test that this process has for it."""
+    group = _shared_by(item)
+    if group and (nextitem is None or _shared_by(nextitem) != group):
+        end_shared(group)
+
+
+def _shared_by(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("xdist_group")
+    return str(mark.args[0]) if mark else ""
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the tests have recorded."""
     print_tables(terminalreporter)
@@ -73,15 +87,8 @@ def root() -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port on loopback that nobody listened on a moment ago."""
+    """A TCP port on loopback that nobody else has."""
     return find_free_port()
-
-
-def find_free_port() -> int:
-    """Return a TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

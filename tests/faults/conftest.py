@@ -26,9 +26,8 @@ def launch(cache: Path, tmp_path: Path) -> Iterator[Callable[[Fault], Launch]]:
 
         def start(fault: Fault) -> Launch:
             made = Launch(fault, tmp_path, cache, things)
-            things.callback(made.finish)
             fault.prepare(made)
-            made.start()
+            things.enter_context(made.start())
             return made
 
         yield start

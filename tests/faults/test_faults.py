@@ -42,8 +42,9 @@ def test_fault(fault: Fault, launch: Callable[[Fault], Launch], record_property:
     _assert_answers(made.probes.live, [(state, liveness_in(state)) for state in fault.states])
     assert made.probes.slowest.seconds < _SLOWEST_S
     assert not left
-    if check is not None:
-        check()
+    for each in (check, made.check):
+        if each is not None:
+            each()
 
 
 def _assert_answers(seen: Sequence[Answer], expected: Sequence[Answer]) -> None:
