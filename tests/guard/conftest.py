@@ -2,8 +2,6 @@
 
 import base64
 import contextlib
-import json
-import os
 import socket
 import struct
 import zlib
@@ -19,11 +17,10 @@ import urllib3
 
 from servekit.demo.build import build_demo_model
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH, Guard, GuardSettings, prepare_guard
-from tests.harness.ports import free_port
-from tests.harness.server import ENGINE, PATCHES, Server
+from tests.harness.engine import bare_engine
+from tests.harness.server import PATCHES, Server
 from tests.harness.shared import share
 
-ROOT = Path(__file__).parents[2]
 MAX_BODY_BYTES = 2 * 1024**2
 MAX_IN_FLIGHT = 40
 MAX_WRITE_S = 6.0
@@ -166,33 +163,11 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None
     key = guard.key_file.read_text().splitlines()[-1]
-    port, log = free_port(), folder / "engine.log"
-    environ = _environment(folder) | dict(guard.environment)
-    with share("engine", Server(_command(checkpoint, port, guard), environ, port, log=log).start()) as server:
+    log = folder / "engine.log"
+    flags = ["--kv-cache-dtype", "auto", "--max-model-len", "4096", "--max-num-seqs", "32", *guard.argv]
+    own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "30"}
+    with share("engine", bare_engine(checkpoint, log, flags, own | dict(guard.environment)).start()) as server:
         server.until_ready()
-        engine = GuardedEngine(port, key, guard, guard.key_file, server, log, folder)
+        engine = GuardedEngine(server.port, key, guard, guard.key_file, server, log, folder)
         yield engine
         engine.pool.clear()
-
-
-def _command(checkpoint: Path, port: int, guard: Guard) -> list[str]:
-    return [
-        *(str(ENGINE), "serve", str(checkpoint), "--served-model-name", "demo"),
-        *("--host", "127.0.0.1", "--port", str(port), "--kv-cache-dtype", "auto"),
-        *("--max-model-len", "4096", "--max-num-seqs", "32", "--enforce-eager", "--skip-mm-profiling"),
-        *("--limit-mm-per-prompt", json.dumps({"image": 3, "audio": 0, "video": 0})),
-        *guard.argv,
-    ]
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return kept | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CACHE_ROOT": str(folder / "cache"),
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "30",
-    }

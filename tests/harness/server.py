@@ -103,8 +103,12 @@ class Server:
         self.until(self.is_ready, "readiness", within_s)
 
     def is_ready(self) -> bool:
-        """Tell whether the engine's health route answers."""
-        return get(f"{self.url}/health", 2)[0] == 200
+        """Tell whether clients may send requests."""
+        return self.is_alive()
+
+    def is_alive(self) -> bool:
+        """Tell whether the engine says on its health route that it is well."""
+        return get(f"{self.url}/health")[0] == 200
 
     def processes(self) -> dict[int, str]:
         """Return what lives below this process now: process id to command line."""
