@@ -21,7 +21,7 @@ doctor:  ## Docker, driver and Compose project of this host, before the first `d
 
 test:  ## install what is needed, then all tests; the real engine included
 	@scripts/install.sh dev engine tools
-	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term $(ARGS)
 
 test-fast:  ## only the tests that start no engine
 	@scripts/install.sh dev tools

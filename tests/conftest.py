@@ -3,19 +3,20 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.harness import ports, server
+from tests.harness.groups import GroupScheduling, group_of, rank_of
 from tests.harness.shared import end_shared
 from tests.summary import print_tables
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+
 ROOT = server.ROOT
 find_free_port = ports.free_port
-_ENGINES = ("container", "wide_endpoint", "endpoint", "engine")
-"""Fixtures of an engine that many tests share, and the mark of the tests with Docker: each a group of minutes."""
-_OWN_ENGINE = {"serve", "launch"}
-"""Fixtures that start an engine for one test alone."""
 _MARKS = {
     ROOT / "tests" / "engine": (pytest.mark.engine, pytest.mark.timeout(300)),
     ROOT / "tests" / "container": (pytest.mark.container, pytest.mark.timeout(900)),
@@ -24,54 +25,27 @@ _MARKS = {
 KEY = "sk-servekit-0123456789abcdef"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs an engine; give tests that share one to one worker; put what takes longest first."""
+    """Mark what needs an engine; bring tests that share one together, and what takes longest to the front."""
     for item in items:
         for folder, marks in _MARKS.items():
             if item.path.is_relative_to(folder):
                 for mark in marks:
                     item.add_marker(mark)
-    groups = {item: _group_of(item) for item in items}
-    for item, group in groups.items():
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (_order_of(item, groups[item]), groups[item]))
+    items.sort(key=lambda item: rank_of(item.nodeid))
 
 
-def _group_of(item: pytest.Item) -> str:
-    """Return the name of what a test shares with others: an engine or the Docker Engine; empty where it shares none."""
-    if item.get_closest_marker("container"):
-        return "container"
-    if item.get_closest_marker("engine") is None:
-        return ""
-    assert isinstance(item, pytest.Function)
-    fixtures = set(item.fixturenames)
-    if "which" in fixtures and item.callspec.params["which"] == "wide":
-        return "wide_endpoint"
-    for shared in _ENGINES:
-        if shared in fixtures:
-            return shared
-    return "" if fixtures & _OWN_ENGINE else item.path.stem
-
-
-def _order_of(item: pytest.Item, group: str) -> int:
-    """Return 0 for long groups, 1 for other tests with an engine, 2 for those without."""
-    if group in _ENGINES:
-        return 0
-    return 1 if item.get_closest_marker("engine") else 2
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "GroupScheduling | None":
+    """Let tests that share an engine go to one worker, unless the command line names another way than `loadgroup`."""
+    return GroupScheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End a shared engine after the last test that this process has for it."""
-    group = _shared_by(item)
-    if group and (nextitem is None or _shared_by(nextitem) != group):
+    group = group_of(item.nodeid)
+    if nextitem is None or group_of(nextitem.nodeid) != group:
         end_shared(group)
-
-
-def _shared_by(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("xdist_group")
-    return str(mark.args[0]) if mark else ""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
