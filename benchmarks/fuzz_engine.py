@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.fuzz_engine [--requests N] [--seed N] [--wide] [--json FILE]
 
-Each request is drawn from the seed and its number alone. Ends with 1 where something was wrong: an answer that is
-neither right nor a refusal in words, the engine's end, a slot or a byte that was kept, the event loop held for more
-than 250 ms of its own processor time. `--wide` takes the demo with 262,144 words.
+Each request depends only on the seed and its number. Exits with 1 when something was wrong: an answer that is neither
+correct nor a refusal with a message, the engine's end, a slot or a byte that was not released, or the event loop
+blocked for more than 250 ms of its own processor time. `--wide` uses the demo with 262,144 words.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.harness.endpoint import Endpoint
 
 REQUESTS = 20_000
 START_S = 300
-"""A start on two busy cores; alone it takes 25 to 50 seconds."""
+"""A start on two busy cores; on an idle host it takes 25 to 50 seconds."""
 WARM = 200
 STEP = 1_000
 """Requests between two lines of progress."""
@@ -36,9 +36,9 @@ SETTLE_S = 60
 
 
 def main() -> None:
-    """Fuzz, print what came of it, end with 1 where something was wrong."""
+    """Fuzz, print the result, exit with 1 when something was wrong."""
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the endpoint would go on
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the endpoint would keep running
     with tempfile.TemporaryDirectory(prefix="servekit-fuzz-") as folder:
         cache = Path(folder)
         endpoint = start_wide(cache) if options.wide else make_endpoint(cache)
@@ -60,15 +60,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_engine", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="which sequence (default: %(default)s)")
-    parser.add_argument("--wide", action="store_true", help="on the demo with 262,144 words")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="number of them (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random sequence (default: %(default)s)")
+    parser.add_argument("--wide", action="store_true", help="use the demo with 262,144 words")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     return parser.parse_args()
 
 
 def measure(endpoint: Endpoint, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Send the requests in steps; return what was answered and everything that was wrong."""
+    """Send the requests in steps; return the statuses and everything that was wrong."""
     target = target_of(endpoint, cache, wide=options.wide)
     processes = endpoint.roles()
     server = psutil.Process(processes["server"])
@@ -83,14 +83,14 @@ def measure(endpoint: Endpoint, cache: Path, options: argparse.Namespace) -> dic
             statuses[str(status)] = statuses.get(str(status), 0) + count
         print(f"{start + STEP:,} requests, {time.monotonic() - began:.0f} s, {len(wrong)} wrong", flush=True)
         if not is_alive(target):
-            wrong.append(f"the engine has ended: {endpoint.lines[-1]}")
+            wrong.append(f"the engine ended: {endpoint.lines[-1]}")
             return {"requests": start, "seed": options.seed, "statuses": statuses, "wrong": wrong}
     seconds = time.monotonic() - began
     until = time.monotonic() + SETTLE_S
     while gauge(endpoint, "servekit_guard_in_flight") and time.monotonic() < until:
         time.sleep(0.2)
     kept = {name: gauge(endpoint, f"servekit_guard_{name}") for name in ("in_flight", "buffered_bytes")}
-    wrong += [f"kept: {name} {value}" for name, value in kept.items() if value]
+    wrong += [f"not released: {name} {value}" for name, value in kept.items() if value]
     if over := held(endpoint) - held_before:
         wrong.append(f"the event loop was held for more than 250 ms, {over:.0f} times")
     if endpoint.roles().get("core") != processes["core"]:

@@ -1,11 +1,8 @@
 """One run of the endpoint: the rooms put together, from the plan to the exit code."""
 
-import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
@@ -27,8 +24,8 @@ from servekit.serve.guard import (
     prepare_guard,
     read_flights,
 )
-from servekit.serve.guard.keys import OWNER_ONLY_FOLDER
 from servekit.serve.plan import Plan, engine_environment, find_engine_patches, run_dir
+from servekit.serve.run_lock import alone_in
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
@@ -46,28 +43,8 @@ def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Call
     a key, a folder or a limit is wrong.
     """
     _make_folders(settings)
-    with _alone_in(run_dir(settings)):
+    with alone_in(run_dir(settings)):
         return _serve_alone(plan, settings, on_stop_signal)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run: a second servekit would overwrite the guard's files while the first engine loads.
-
-    The kernel frees it however this process ends. Raises PreflightError where another process holds it.
-    """
-    folder.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            mistake = Mistake(
-                where=str(folder),
-                message="another servekit runs with this state folder and this port",
-                remedy="choose another --port or --state-dir, or stop the other one",
-            )
-            raise PreflightError(str(mistake)) from error
-        yield
 
 
 def _serve_alone(plan: Plan, settings: Settings, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:

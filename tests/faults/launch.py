@@ -67,7 +67,7 @@ class Launch(Endpoint):
             self.until(lambda noted=noted: any(seen == state for seen, _ in noted), f"noted {state}", 10)  # type: ignore[misc]
 
     def in_flight(self) -> int:
-        """Return the requests in the engine, as the metrics page tells them."""
+        """Return the requests in the engine, as the metrics report them."""
         lines = self.observe("/metrics")[1].splitlines()
         found = [line for line in lines if line.startswith("servekit_guard_in_flight ")]
         return int(float(found[0].split()[1])) if found else -1

@@ -24,7 +24,7 @@ class Question:
     seconds: float = 0.0
     """As the asker saw it."""
     served_s: float = 0.0
-    """From the moment servekit took the connection to its answer, as servekit says."""
+    """From the moment servekit took the connection to its answer, as servekit measured it."""
     waited_s: float = 0.0
     """Of `seconds`, what the asker itself stood in the queue for a core."""
 
@@ -68,11 +68,11 @@ class Probes:
         assert asker.stdout is not None
         with asker.stdout:
             for line in asker.stdout:
-                said = json.loads(line)
-                if "state" in said:
-                    answers.append((said["state"], said["status"]))
-                elif said["seconds"] > self.slowest.seconds:
-                    self.slowest = Question(**said)
+                answer = json.loads(line)
+                if "state" in answer:
+                    answers.append((answer["state"], answer["status"]))
+                elif answer["seconds"] > self.slowest.seconds:
+                    self.slowest = Question(**answer)
 
     def _look(self, pid: int) -> None:
         while not self._over.wait(_PROCESSES_INTERVAL_S):

@@ -23,21 +23,21 @@ def _parameter(fault: Fault) -> object:
 
 @pytest.mark.parametrize("fault", [_parameter(fault) for fault in _FAULTS])
 def test_fault(fault: Fault, launch: Callable[[Fault], Launch], record_property: Callable[[str, object], None]) -> None:
-    """The endpoint tells the truth about this fault as long as it lives, ends as it must, and leaves nothing."""
+    """The endpoint reports this fault correctly as long as it lives, ends as it must, and leaves nothing."""
     made = launch(fault)
     check = fault.provoke(made)
     began_s = time.monotonic()
     code = made.end(fault.within_s)
     seconds = time.monotonic() - began_s
     left = made.left()
-    told = [line for line in made.lines if fault.message in line]
+    found = [line for line in made.lines if fault.message in line]
     row = Row(
         *(fault.name, fault.engine, made.probes.ready, made.probes.live, code, seconds, made.probes.slowest),
-        *(len(left), told[-1] if told else ""),
+        *(len(left), found[-1] if found else ""),
     )
     record_property("fault", list(row.cells()))
     assert code == fault.exit_code, "\n".join(made.lines)
-    assert told, "\n".join(made.lines)
+    assert found, "\n".join(made.lines)
     _assert_answers(made.probes.ready, [(state, readiness_in(state)) for state in fault.states])
     _assert_answers(made.probes.live, [(state, liveness_in(state)) for state in fault.states])
     assert made.probes.slowest.seconds < _SLOWEST_S

@@ -28,7 +28,7 @@ MAX_WRITE_S = 6.0
 
 @dataclass
 class GuardedEngine:
-    """A running vLLM behind the guard, and how to speak to it as a client, as servekit, or as nobody."""
+    """A running vLLM behind the guard, with requests as a client, as servekit, or without a key."""
 
     port: int
     key: str = field(repr=False)
@@ -62,7 +62,7 @@ class GuardedEngine:
         return self.pool.request(method, url, json=body, headers=sent, timeout=timeout_s)
 
     def own(self, path: str) -> Any:
-        """Ask as servekit itself and return the JSON."""
+        """Send a request as servekit itself and return the JSON."""
         response = self.request("GET", path, key=False, headers=self.guard.headers)
         assert response.status == 200, response.data
         return response.json()
@@ -116,7 +116,7 @@ def completion(**fields: Any) -> dict[str, Any]:
 
 
 def png(width: int, height: int) -> bytes:
-    """Return a black PNG of one bit a pixel: 30000 x 30000 of them fit 110 kB."""
+    """Return a black PNG with one bit per pixel: 30000 x 30000 pixels fit 110 kB."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -137,7 +137,7 @@ def image(url: str | bytes, kind: str = "png") -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def requests() -> SimpleNamespace:
-    """The makers of request bodies."""
+    """The functions that build request bodies."""
     return SimpleNamespace(chat=chat, completion=completion, image=image, png=png)
 
 
