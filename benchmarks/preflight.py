@@ -23,8 +23,9 @@ from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, insp
 from servekit.preflight.findings import Finding
 from servekit.preflight.memory.capacity import plan_capacity
 from servekit.preflight.memory.gpu_models import GIB, parse_gpu_model
+from servekit.profile import resolve
 
-ARGUMENTS: dict[str, Any] = {
+VALUES: dict[str, Any] = {
     "gpu-memory-utilization": 0.9,
     "max-model-len": 20_000,
     "max-num-seqs": 1024,
@@ -35,6 +36,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 NAME = "preflight"
 ROUNDS = 5
+ARGUMENTS = resolve(VALUES, target="cuda")
 SHARD_BYTES = 4_000_000_000
 
 

@@ -22,7 +22,6 @@ from servekit import ENGINE_VERSION, errors
 from servekit.cli.main import command
 from servekit.errors import ExitCode
 from servekit.profile import CONTRACT
-from servekit.profile.contract import CLOSED_MODALITIES
 from servekit.profile.reserved import PINNED, RESERVED
 from servekit.serve.engine.environment import TABLE
 from servekit.settings import Settings, flag_of, variable_of
@@ -128,7 +127,7 @@ def page() -> str:
     """Return the whole page."""
     settings = ["| flag | variable | value | default | meaning |", "| --- | --- | --- | --- | --- |"]
     settings += [setting_row(name, field) for name, field in Settings.model_fields.items()]
-    contract = [row(code(key), code(plain(value))) for key, value in contract_values().items()]
+    contract = [row(code(key), code(plain(value))) for key, value in CONTRACT.items()]
     reserved = [row(keys, why, remedy) for (why, remedy), keys in together(RESERVED).items()]
     pinned = [
         row(keys, " or ".join(code(plain(value)) for value in allowed), why)
@@ -216,12 +215,6 @@ def together(keys: Mapping[str, tuple[Any, str]] | Mapping[str, tuple[str, str]]
     for key, why in keys.items():
         found[why] = f"{found[why]}, {code(key)}" if why in found else code(key)
     return found
-
-
-def contract_values() -> dict[str, Any]:
-    """Return the contract with the modalities that it sets to 0."""
-    closed = dict.fromkeys(CLOSED_MODALITIES, 0)
-    return {key: value | closed if isinstance(value, dict) else value for key, value in CONTRACT.items()}
 
 
 def exit_codes() -> list[tuple[ExitCode, str]]:

@@ -76,7 +76,7 @@ def test_check_accepts_what_is_shipped(run: Run, flags: tuple[str, ...]) -> None
     """The shipped profiles are right, and the one line says which file and which vLLM."""
     done = run("check", "--profile-only", *flags)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(f"settings, all good for vLLM {ENGINE_VERSION}\n")
+    assert done.stdout.endswith(f"settings, all valid for vLLM {ENGINE_VERSION}\n")
 
 
 def test_check_tells_deviations(run: Run) -> None:
@@ -92,7 +92,7 @@ def test_check_examines_what_would_be_served(run: Run, tmp_path: Path, free_port
     flags = ("--target", "cpu", "--port", str(free_port))
     done = run("check", *flags, environ=environ)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all good for vLLM" in done.stdout
+    assert "all valid for vLLM" in done.stdout
     examined = json.loads(run("check", *flags, "--format", "json", environ=environ).stdout)
     assert all(finding["severity"] != "error" for finding in examined["findings"])
 
@@ -101,7 +101,7 @@ def test_check_refuses_a_checkpoint_that_is_none(run: Run, tmp_path: Path, free_
     """A right profile on a checkpoint that cannot be served is 3, with a finding."""
     done = run("check", "--target", "cpu", "--model", str(tmp_path), "--port", str(free_port))
     assert done.returncode == 3
-    assert "error " in done.stdout
+    assert f"{tmp_path}/config.json: error: " in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -122,7 +122,7 @@ def test_missing_profile(run: Run, tmp_path: Path) -> None:
     """A file that is not there is a mistake with a remedy, not a traceback."""
     done = run("check", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("vllm_config.yaml: ")
+    assert done.stderr.startswith("vllm_config.yaml: error: ")
     assert "Traceback" not in done.stderr
 
 
@@ -227,7 +227,7 @@ def test_probe_with_nobody_there(run: Run, free_port: int, question: str) -> Non
         (("plan", "--format", "xml"), "'xml' is not one of"),
         (("probe", "whether"), "'whether' is not one of"),
         (("demo-model",), "Missing argument"),
-        (("serve", "--port", "70000"), "--port: input should be less than or equal to 65535 (got '70000')"),
+        (("serve", "--port", "70000"), "error: --port: input should be less than or equal to 65535 (got '70000')"),
         (("check", "--deviate", "seed"), "is not a key of the contract"),
         ((), "Usage: servekit"),
     ],
@@ -244,7 +244,7 @@ def test_unknown_variable(run: Run) -> None:
     """A mistyped variable is a mistake, with the name that was meant."""
     done = run("check", environ={"SERVEKIT_CONFGI": "x.yaml"})
     assert done.returncode == 2
-    assert done.stderr == "SERVEKIT_CONFGI: no such setting; did you mean SERVEKIT_CONFIG?\n"
+    assert done.stderr == "error: SERVEKIT_CONFGI: no such setting; did you mean SERVEKIT_CONFIG?\n"
 
 
 def test_version(run: Run) -> None:
@@ -296,7 +296,7 @@ def test_bug_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     told = capsys.readouterr().err
     assert "RuntimeError: unforeseen" in told
     assert "Traceback" in told
-    assert "bug of servekit's own" in told
+    assert "bug in servekit" in told
 
 
 def test_interrupt_is_told_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:

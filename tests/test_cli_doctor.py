@@ -23,9 +23,9 @@ def test_host_without_docker(root: Path, tmp_path: Path) -> None:
     """Without Docker and Compose both are told at once, with what to do, and the exit code is 3."""
     done = doctor(cwd=root, PATH=str(tmp_path), DOCKER_HOST=f"unix://{tmp_path}/docker.sock")
     assert done.returncode == 3
-    assert "docker-unreachable" in done.stdout
-    assert "docker-compose: Compose cannot read the project: no program `docker` on the PATH" in done.stdout
-    assert "-> start it" in done.stdout
+    assert "[docker-unreachable]" in done.stdout
+    assert "error: Compose cannot read the project: no program `docker` on the PATH" in done.stdout
+    assert "; start it" in done.stdout
     assert not done.stderr
 
 
@@ -35,7 +35,9 @@ def test_json_for_programs(root: Path, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["docker"] is None
     assert found["failed"]
-    assert {"name", "severity", "message", "remedy", "subject"} == set(found["findings"][0])
+    assert {"name", "severity", "message", "remedy", "subject", "file", "line", "key", "got"} == set(
+        found["findings"][0]
+    )
 
 
 def test_project_without_a_gpu_asks_for_none(root: Path, tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_project_without_a_gpu_asks_for_none(root: Path, tmp_path: Path) -> None
     if "docker-unreachable" in done.stdout or "docker-compose" in done.stdout:
         pytest.skip(f"no Docker here: {done.stdout.splitlines()[0]}")
     assert "gpu" not in done.stdout
-    assert "compose-grace: servekit: stop_grace_period is 80 s, servekit may take 100 + 10 s" in done.stdout
+    assert ": error: services.servekit.stop_grace_period: is 80 s, but servekit may need 100 + 10 s" in done.stdout
     assert done.returncode == 3
 
 

@@ -110,7 +110,7 @@ def test_start_serve_stop(serve: Serve) -> None:
 
 def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
     """`servekit probe` says no while it starts and yes when it is ready, with the reason."""
-    serving = serve(faults="--load-s 1")
+    serving = serve(faults="--load-s 4")
     wait_until(lambda: serving.observe("/livez")[0] == 200, within_s=30)
     assert probe(serving, "live").returncode == 0
     waiting = probe(serving, "ready")
@@ -169,7 +169,7 @@ def test_exit_codes(serve: Serve, faults: str, flags: tuple[str, ...], code: int
     assert serving.end() == code
     assert told in serving.lines[-1]
     assert serving.lines[-1].endswith(f"(exit code {code})")
-    assert "bug of servekit's own" not in serving.output
+    assert "bug in servekit" not in serving.output
 
 
 def test_hung_engine(serve: Serve) -> None:

@@ -47,7 +47,7 @@ def test_all_mistakes_at_once() -> None:
     assert "--port: input should be less than or equal to 65535 (got '70000')" in text
     assert "--target: input should be 'auto', 'cuda' or 'cpu' (got 'tpu')" in text
     assert "SERVEKIT_DRAIN_S: input should be a valid integer" in text
-    assert len(caught.value.mistakes) == 4
+    assert len(caught.value.findings) == 4
 
 
 def test_kubernetes_service_links() -> None:

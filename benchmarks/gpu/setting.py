@@ -18,9 +18,9 @@ from typing import Any
 from benchmarks.endpoint import unguarded, unguarded_environment
 from benchmarks.gpu.card import GIB, read_card
 from benchmarks.gpu.endpoint import Measured, Served, serve
+from servekit.preflight.start import find_engine_patches
 from servekit.serve.guard import MIDDLEWARE
 from servekit.serve.guard.keys import load_keys, own_key_file
-from servekit.serve.plan import find_engine_patches
 from servekit.settings import Settings
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT

@@ -1,4 +1,4 @@
-"""What servekit says on standard error, and how it passes on what the engine says: as text or as JSON lines."""
+"""The log on standard error, servekit's own records and the engine's lines: as text or as JSON lines."""
 
 import json
 import logging
@@ -7,8 +7,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TextIO
 
+from servekit.errors import Finding, Severity
+
 ENGINE_LOGGER = "engine"
-"""The logger whose records are lines of the engine, passed on as they came."""
+"""The logger whose records are the engine's lines, unchanged."""
+
+LEVELS = {Severity.ERROR: logging.ERROR, Severity.WARNING: logging.WARNING, Severity.NOTE: logging.INFO}
+"""The level at which a finding is logged. Log the finding itself, not its text: JSON then holds its parts too."""
 
 
 class LogFormat(StrEnum):
@@ -25,7 +30,7 @@ def configure_logging(log_format: LogFormat, stream: TextIO | None = None) -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # A reader that has gone (`servekit serve | head`) must not fill the log with tracebacks about logging.
+    # When the reader is gone (`servekit serve | head`), logging must not fill the log with its own tracebacks.
     logging.raiseExceptions = False
 
 
@@ -34,7 +39,8 @@ class _TextFormatter(logging.Formatter):
         text = _text(record, self)
         if record.name == ENGINE_LOGGER:
             return f"engine   | {text}"
-        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        own_level = record.levelno == logging.INFO or isinstance(record.msg, Finding)
+        level = "" if own_level else f"{record.levelname}: "
         return "\n".join(f"servekit | {level}{line}" for line in text.splitlines() or [""])
 
 
@@ -46,12 +52,11 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "message": _text(record, self),
         }
-        line.update(getattr(record, "fields", {}))
+        if isinstance(record.msg, Finding):
+            line["finding"] = record.msg.as_dict()
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def _text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
     text = record.getMessage()
-    if record.exc_info:
-        text = f"{text}\n{formatter.formatException(record.exc_info)}"
-    return text
+    return f"{text}\n{formatter.formatException(record.exc_info)}" if record.exc_info else text

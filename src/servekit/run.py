@@ -6,56 +6,47 @@ from collections.abc import Callable
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
-from servekit.errors import ConfigurationError, ExitCode, Mistake, PreflightError, ServekitError
+from servekit.errors import ConfigurationError, ExitCode, Finding, PreflightError, ServekitError
+from servekit.logs import LEVELS
 from servekit.nvml import GpuErrors
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.gpu_errors import GpuErrorCollector
 from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, make_registry
-from servekit.preflight.examine import Start, examine
-from servekit.preflight.findings import Severity, render
-from servekit.preflight.host.gpus import survey_gpus, visible_gpus
-from servekit.serve.guard import (
-    FLIGHT_FILE_NAME,
-    Guard,
-    GuardSettings,
-    default_max_in_flight,
-    prepare_guard,
-    read_flights,
-)
-from servekit.serve.plan import Plan, engine_environment, find_engine_patches, run_dir
+from servekit.preflight.examine import examine
+from servekit.preflight.findings import Severity
+from servekit.preflight.host.gpus import visible_gpus
+from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
+from servekit.serve.plan import Plan, engine_environment
 from servekit.serve.run_lock import alone_in
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
-from servekit.settings import Settings, Target
-
-_MIB = 1024**2
+from servekit.settings import Target
 
 logger = logging.getLogger(__name__)
 
 
-def serve_plan(plan: Plan, settings: Settings, *, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
+def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     """Serve `plan` until its end and return the exit code.
 
     `on_stop_signal` is given the function to call when the process is asked to stop. Raises ConfigurationError where
     a key, a folder or a limit is wrong.
     """
-    _make_folders(settings)
-    with alone_in(run_dir(settings)):
-        return _serve_alone(plan, settings, on_stop_signal)
+    _make_folders(plan)
+    with alone_in(plan.run_dir):
+        return _serve_alone(plan, on_stop_signal)
 
 
-def _serve_alone(plan: Plan, settings: Settings, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
-    guard = prepare_guard(guard_settings(plan, settings), run_dir(settings))
+def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
+    guard = prepare_guard(plan.guard, plan.run_dir)
     board = StatusStore()
     fingerprint = plan.certificate.fingerprint if plan.certificate else None
     client = EngineClient(plan.url, guard.headers, fingerprint=fingerprint)
-    survey = survey_gpus() if plan.target is Target.CUDA else None
-    gpus = visible_gpus(survey) if survey else ()
+    gpus = visible_gpus(plan.survey) if plan.survey else ()
     gpu_errors = GpuErrors([gpu.uuid for gpu in gpus])
-    flight_file = run_dir(settings) / FLIGHT_FILE_NAME
+    flight_file = plan.run_dir / FLIGHT_FILE_NAME
     supervisor = Supervisor(
         plan,
         board,
@@ -75,55 +66,25 @@ def _serve_alone(plan: Plan, settings: Settings, on_stop_signal: Callable[[Calla
     with Server(Endpoints(plan, board, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
         _introduce(plan, guard, server.url)
         try:
-            _prepare(plan, settings)
+            _prepare(plan)
         except ServekitError as error:
             board.enter(State.FAILED, str(error), exit_code=error.exit_code)
-            logger.error("%s (exit code %d)", error, error.exit_code)  # noqa: TRY400 - meant for the user, not a bug
+            for finding in error.findings:
+                logger.error(finding)  # noqa: TRY400 - meant for the user, not a bug
+            reason = ", ".join(finding.name or finding.message for finding in error.findings) or error
+            logger.error("%s (exit code %d)", reason, error.exit_code)  # noqa: TRY400
             return error.exit_code
         return supervisor.run()
 
 
-def guard_settings(plan: Plan, settings: Settings) -> GuardSettings:
-    """Return what the operator decided about the guard, the profile's share filled in."""
-    sequences = plan.arguments.get("max-num-seqs")
-    return GuardSettings(
-        state_dir=settings.state_dir,
-        max_in_flight=settings.max_in_flight
-        or default_max_in_flight(sequences if isinstance(sequences, int) else 1024),
-        api_keys_file=settings.api_keys_file,
-        no_auth=settings.no_auth,
-        expose_without_auth=settings.expose_without_auth,
-        host=settings.host,
-        max_body_bytes=settings.max_body_mib * _MIB,
-        media_domains=settings.media_domains,
-        structured_outputs=settings.structured_outputs,
-        settle_s=plan.settle_s,
-        engine_patches=find_engine_patches(settings),
-    )
-
-
-def start_of(plan: Plan, settings: Settings) -> Start:
-    """Return the start that `plan` is, as preflight sees it."""
-    return Start(
-        target=plan.target.value,
-        model=plan.model,
-        arguments=plan.arguments,
-        addresses={"--port": (plan.host, plan.port)},
-        cache_dir=settings.cache_dir,
-        engine=plan.argv[0],
-        engine_patches=find_engine_patches(settings),
-        kv_space_gib=int(plan.environment.get("VLLM_CPU_KVCACHE_SPACE", "1")),
-    )
-
-
-def _make_folders(settings: Settings) -> None:
+def _make_folders(plan: Plan) -> None:
     mistakes = []
-    for folder in (settings.state_dir, settings.cache_dir):
+    for folder in (plan.guard.state_dir, plan.cache_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot be made: {error.strerror}"
-            mistakes.append(Mistake(where=str(folder), message=message, remedy="choose another folder"))
+            mistakes.append(Finding(message, file=str(folder), remedy="choose another folder"))
     if mistakes:
         raise ConfigurationError(mistakes)
 
@@ -149,22 +110,21 @@ def _introduce(plan: Plan, guard: Guard, observe_url: str) -> None:
         logger.info("adjusted: %s is %s: %s", adjustment.key, adjustment.used, adjustment.reason)
 
 
-def _prepare(plan: Plan, settings: Settings) -> None:
+def _prepare(plan: Plan) -> None:
     """Build the demo checkpoint where it is wanted, and examine everything before the start.
 
     Raises PreflightError with the findings that forbid it.
     """
     if plan.demo:
-        ensure_demo_model(settings.cache_dir, progress=logger.info)
-    examination = examine(start_of(plan, settings), skip=settings.skip)
+        ensure_demo_model(plan.cache_dir, progress=logger.info)
+    examination = examine(plan)
     for finding in examination.skipped:
-        logger.warning("preflight: passed over, as asked: %s", finding)
+        logger.warning("skipped (--skip): %s", finding)
     for finding in examination.findings:
         if finding.severity is not Severity.ERROR:
-            level = logging.WARNING if finding.severity is Severity.WARNING else logging.INFO
-            logger.log(level, "preflight: %s", str(finding).partition(" ")[2])
+            logger.log(LEVELS[finding.severity], finding)
     if examination.failed:
-        raise PreflightError(render(tuple(f for f in examination.findings if f.severity is Severity.ERROR)))
+        raise PreflightError(f for f in examination.findings if f.severity is Severity.ERROR)
     if examination.memory:
         memory = examination.memory
         logger.info(

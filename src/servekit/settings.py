@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from servekit.errors import ConfigurationError, Mistake
+from servekit import ENGINE_VERSION
+from servekit.errors import ConfigurationError, Finding
 from servekit.logs import LogFormat
 
 PREFIX = "SERVEKIT_"
 
-# Kubernetes tells every container about every service: a service named `servekit` gives SERVEKIT_PORT=tcp://...
+# Kubernetes passes every service to every container as variables: a service named `servekit` gives SERVEKIT_PORT=tcp://...
 _SERVICE_LINK = re.compile(r"SERVEKIT_(SERVICE_.*|PORT_\d+_.*)$")
 
 
@@ -52,24 +53,24 @@ class Settings(BaseModel):
     config: UserPath = Field(Path("vllm_config.yaml"), description="The profile.")
     model: str = Field(
         "",
-        description="Checkpoint folder or hub id. Default: the card's salve-mundii/gemma4-E4B-opt; with target cpu the "
-        "embedded demo checkpoint, built on first use.",
+        description="Checkpoint folder or hub id. Default: salve-mundii/gemma4-E4B-opt; with target cpu the embedded "
+        "demo checkpoint, which the first start builds.",
     )
     served_name: str = Field(
-        "", description="Model name that clients ask for. Default: the last part of the model's name."
+        "", description="Model name in clients' requests. Default: the last part of the model's name."
     )
     target: Target = Field(
-        Target.AUTO, description="What the engine runs on; auto: cuda where an NVIDIA driver is loaded."
+        Target.AUTO, description="What the engine runs on; auto is cuda where an NVIDIA driver is loaded."
     )
     deviate: Names = Field((), description="Contract keys that may differ in this run, for a baseline measurement.")
-    skip: Names = Field((), description="Findings of preflight to pass over, by name; they are logged all the same.")
+    skip: Names = Field((), description="Findings of preflight to skip, by name; they are logged all the same.")
     engine: str = Field(
-        "vllm", description="The engine's program: vLLM 0.20.2's `vllm`, by name on the PATH or by path."
+        "vllm", description=f"The engine's program: `vllm` of vLLM {ENGINE_VERSION}, by name on the PATH or by path."
     )
     engine_patches: UserPath | None = Field(
         None,
-        description="Folder of newer packages that go before the engine's own, for their security fixes. Default: the "
-        "one beside the engine's environment with `-patches` after its name, where there is one.",
+        description="Folder of newer packages that replace the engine's own, for their security fixes. Default: the "
+        "folder beside the engine's environment that has its name and `-patches`, where there is one.",
     )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
     port: Port = Field(8000, description="Port of the endpoint.")
@@ -79,11 +80,12 @@ class Settings(BaseModel):
         description="Port of servekit's own server: /livez /readyz /status /metrics. 0: any; the log names it.",
     )
     api_keys_file: UserPath | None = Field(
-        None, description="File of the keys clients may use, one a line. Default: one key is made in the state folder."
+        None,
+        description="File with clients' keys, one on each line. Default: servekit creates one in the state folder.",
     )
-    no_auth: bool = Field(default=False, description="Ask clients for no key; only on a loopback address.")
+    no_auth: bool = Field(default=False, description="Require no key; only on a loopback address.")
     expose_without_auth: bool = Field(
-        default=False, description="Consent to --no-auth on an address other hosts reach."
+        default=False, description="Allow --no-auth on an address that other hosts can reach."
     )
     tls_cert: UserPath | None = Field(
         None, description="PEM file of the certificate chain, for HTTPS by the engine's own server; with --tls-key."
@@ -94,7 +96,8 @@ class Settings(BaseModel):
         0, ge=0, description="Requests in the engine at once; more get 429. 0: twice the profile's max-num-seqs."
     )
     media_domains: Names = Field(
-        (), description="Host names images may be fetched from, comma-separated. Default: none, data: URLs only."
+        (),
+        description="Host names from which images may come, comma-separated. Default: none, data: URLs only.",
     )
     pass_env: Names = Field(
         (),
@@ -103,7 +106,7 @@ class Settings(BaseModel):
     )
     structured_outputs: Names = Field(
         (),
-        description="Kinds of structured output to open besides JSON and choices, comma-separated: regex, grammar, "
+        description="Kinds of structured output to allow besides JSON and choices, comma-separated: regex, grammar, "
         "structural_tag. Default: none.",
     )
     start_s: float = Field(1800, gt=0, description="Seconds the engine may take from its start until it is ready.")
@@ -111,44 +114,42 @@ class Settings(BaseModel):
     hang_s: float = Field(
         120, gt=0, description="Seconds an engine with work may make no progress before it counts as hung."
     )
-    canary_s: float = Field(
-        0, ge=0, description="Seconds after which an idle engine is asked for one token, again and again; 0: never."
-    )
+    canary_s: float = Field(0, ge=0, description="Seconds between requests for one token to an idle engine; 0: none.")
     silent_s: float = Field(
         10,
         gt=0,
-        description="Seconds the engine's server may answer nothing before /readyz is red; green again by itself.",
+        description="Seconds without an answer of the engine's server after which /readyz is 503, until it answers.",
     )
     state_dir: UserPath = Field(
         default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"),
-        description="Folder for what servekit remembers.",
+        description="Folder for servekit's state: keys, run files.",
     )
     cache_dir: UserPath = Field(
         default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"),
-        description="Folder for compile caches and the demo checkpoint; keep it between runs for a quick start.",
+        description="Folder for compile caches and the demo checkpoint; keep it between runs for a fast start.",
     )
     log_format: LogFormat = Field(LogFormat.TEXT, description="How the log is written.")
 
 
 def read_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """Return the settings; a flag that is None or empty was not given. Raise ConfigurationError with all mistakes."""
+    """Return the settings; a flag that is None or empty is not set. Raises ConfigurationError with every mistake."""
     variables = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
         if name.startswith(PREFIX) and value and not _SERVICE_LINK.match(name)
     }
     given = {name: value for name, value in flags.items() if value not in (None, (), "")}
-    mistakes = [_unknown(name) for name in variables if name not in Settings.model_fields]
+    findings = [_unknown(name) for name in variables if name not in Settings.model_fields]
     known = {name: value for name, value in variables.items() if name in Settings.model_fields}
     try:
         settings = Settings.model_validate(known | given)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             name = str(detail["loc"][0])
-            where = flag_of(name) if name in given else variable_of(name)
-            mistakes.append(_invalid(where, detail["msg"], detail["input"]))
-    if mistakes:
-        raise ConfigurationError(mistakes)
+            subject = flag_of(name) if name in given else variable_of(name)
+            findings.append(_invalid(subject, detail["msg"], detail["input"]))
+    if findings:
+        raise ConfigurationError(findings)
     return settings
 
 
@@ -162,14 +163,17 @@ def flag_of(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _invalid(where: str, message: str, got: object) -> Mistake:
+def _invalid(subject: str, message: str, got: object) -> Finding:
     remedy = "see servekit serve --help"
     if str(got).startswith("tcp://"):
-        remedy = "Kubernetes sets this for a service named servekit: enableServiceLinks: false in the pod ends it"
-    return Mistake(where=where, message=message[:1].lower() + message[1:], got=repr(got), remedy=remedy)
+        remedy = "Kubernetes sets this for a service named servekit: set enableServiceLinks: false in the pod"
+    return Finding(message[:1].lower() + message[1:], subject, got=repr(got), remedy=remedy)
 
 
-def _unknown(field: str) -> Mistake:
+def _unknown(field: str) -> Finding:
     near = difflib.get_close_matches(field, Settings.model_fields, n=1)
-    remedy = f"did you mean {variable_of(near[0])}?" if near else "see servekit serve --help"
-    return Mistake(where=variable_of(field), message="no such setting", remedy=remedy)
+    return Finding(
+        "no such setting",
+        variable_of(field),
+        remedy=f"did you mean {variable_of(near[0])}?" if near else "see servekit serve --help",
+    )

@@ -86,7 +86,7 @@ def test_commands_need_no_writable_root(client: docker.DockerClient, image: str)
     """`check`, `plan` and `--version` run with a read-only root, without network, rights or a home."""
     strict = {"read_only": True, "network_mode": "none", "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
     assert run(client, image, "--version", **strict).startswith(f"servekit {__version__}, for vLLM 0.20.2")
-    assert "all good" in run(client, image, "check", "--profile-only", **strict)
+    assert "all valid" in run(client, image, "check", "--profile-only", **strict)
     plan = json.loads(run(client, image, "plan", "--format", "json", **strict))
     assert plan["target"] == "cpu"
 

@@ -18,7 +18,7 @@ from servekit.profile import load_profile
 from servekit.serve.plan import build_plan
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.watch.running_contract import ContractItem
-from servekit.settings import Target, read_settings
+from servekit.settings import read_settings
 from tests.conftest import ROOT
 from tests.deploy.dashboard import NVML_ROW, expressions, metric_names, panels, rules
 from tests.deploy.prometheus import FOLDER
@@ -71,13 +71,7 @@ def test_every_name_of_servekit_exists() -> None:
 
 def names_of_servekit() -> set[str]:
     """Return every name servekit's own collectors give, with a guard that answers and an L4 that tells everything."""
-    plan = build_plan(
-        load_profile(ROOT / "vllm_config.yaml"),
-        read_settings({}, {}),
-        target=Target.CPU,
-        demo_model=Path("/demo"),
-        environ={},
-    )
+    plan = build_plan(load_profile(ROOT / "vllm_config.yaml"), read_settings({"target": "cpu"}, {}), {})
     board = StatusStore()
     board.enter(State.STARTING, "")
     board.see_phase(Phase.PREFLIGHT)

@@ -157,7 +157,7 @@ FAULTS = (
     ),
     Fault(
         "profile: broken YAML",
-        *(NEVER_UP, 2, "profile.yaml:14: not YAML"),
+        *(NEVER_UP, 2, "profile.yaml:14: error: not YAML"),
         engine="none",
         prepare=with_profile(lambda text: f"a: [\n{text}"),
     ),

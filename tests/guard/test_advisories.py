@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from servekit.profile import resolve
 from servekit.serve.watch.running_contract import ContractItem, compare_contract
 from tests.guard.conftest import GuardedEngine
 
@@ -164,4 +165,4 @@ def test_a_vulnerable_part_is_off_and_must_be(engine: GuardedEngine, key: str, o
 
 def item(key: str, effective: dict[str, Any]) -> ContractItem:
     """Return one item of the contract as an engine with this configuration meets it."""
-    return next(each for each in compare_contract({}, "demo", effective) if each.name == key)
+    return next(each for each in compare_contract(resolve({}, target="cpu"), "demo", effective) if each.name == key)

@@ -119,7 +119,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError) as caught:
         prepare_guard(settings, tmp_path / "run")
-    assert [mistake.where for mistake in caught.value.mistakes] == [
+    assert [finding.subject for finding in caught.value.findings] == [
         "SERVEKIT_MAX_BODY_MIB",
         "SERVEKIT_MAX_IN_FLIGHT",
         *["SERVEKIT_MEDIA_DOMAINS"] * 4,
@@ -133,7 +133,7 @@ def test_a_bad_key_file_is_told_with_its_lines(settings: GuardSettings, tmp_path
     path = tmp_path / "keys"
     path.touch(mode=0o600)
     path.write_text("short\n")
-    with pytest.raises(ConfigurationError, match=f"{path}:1: a key has"):
+    with pytest.raises(ConfigurationError, match=f"{path}:1: error: a key has"):
         prepare_guard(replace(settings, api_keys_file=path), tmp_path / "run")
     with pytest.raises(ConfigurationError, match="contradicts"):
         prepare_guard(replace(settings, api_keys_file=path, no_auth=True), tmp_path / "run")

@@ -167,9 +167,9 @@ def served_name() -> str:
 @pytest.fixture
 def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
     """The page of an endpoint that has just begun to start."""
-    settings = read_settings({"served_name": served_name}, {})
+    settings = read_settings({"served_name": served_name, "target": target}, {})
     profile = load_profile(root / "vllm_config.yaml")
-    plan = build_plan(profile, settings, target=target, demo_model=Path("/demo"), environ={})
+    plan = build_plan(profile, settings, {})
     clock, engine = Clock(), Engine()
     began = time.time() - 3600
     board = StatusStore(clock, lambda: began + clock())

@@ -18,7 +18,7 @@ from servekit.serve.plan import Plan, build_plan
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.watch.probe import ProbeError, ask_server
 from servekit.serve.watch.running_contract import ContractItem
-from servekit.settings import Target, read_settings
+from servekit.settings import read_settings
 
 ENGINE_METRICS = '# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine="0"} 3.0\n'
 
@@ -27,7 +27,7 @@ ENGINE_METRICS = '# TYPE vllm:num_requests_running gauge\nvllm:num_requests_runn
 def plan(root: Path) -> Plan:
     """The shipped profile on the CPU."""
     profile = load_profile(root / "vllm_config.yaml")
-    return build_plan(profile, read_settings({}, {}), target=Target.CPU, demo_model=Path("/demo"), environ={})
+    return build_plan(profile, read_settings({"target": "cpu"}, {}), {})
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 
 from servekit.demo.build import build_demo_model
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
-from servekit.preflight.findings import Finding
+from servekit.preflight.findings import Finding, in_order
+from servekit.profile import EngineArguments, resolve
 
-ARGUMENTS: Mapping[str, Any] = {
+VALUES: Mapping[str, Any] = {
     "gpu-memory-utilization": 0.9,
     "max-model-len": 20_000,
     "max-num-seqs": 1024,
@@ -21,6 +22,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "kv-cache-dtype": "fp8_e4m3",
     "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
 }
+ARGUMENTS = resolve(VALUES, target="cuda")
 SHARD = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LAYER = "model.language_model.layers"
@@ -58,7 +60,7 @@ class Patient:
         write_shard(path, content)
 
     def inspect(
-        self, *, target: str = "cuda", arguments: Mapping[str, Any] = ARGUMENTS
+        self, *, target: str = "cuda", arguments: EngineArguments = ARGUMENTS
     ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
         """Preflight the folder."""
         return inspect_checkpoint(
@@ -68,7 +70,7 @@ class Patient:
     def names(self, **options: Any) -> list[str]:
         """The names of the errors and warnings preflight finds, each once, errors first."""
         _, findings = self.inspect(**options)
-        return list(dict.fromkeys(finding.name for finding in findings if finding.severity != "note"))
+        return list(dict.fromkeys(finding.name for finding in in_order(findings) if finding.severity != "note"))
 
 
 def write_shard(path: Path, content: Mapping[str, tuple[str, list[int], bytes]]) -> None:
@@ -110,6 +112,6 @@ def patient_bf16(demo_bf16: Path, tmp_path: Path) -> Patient:
 
 
 @pytest.fixture(scope="session")
-def arguments() -> dict[str, Any]:
-    """The card's engine arguments."""
-    return dict(ARGUMENTS)
+def arguments() -> EngineArguments:
+    """The engine arguments of the model card."""
+    return ARGUMENTS

@@ -71,6 +71,16 @@ def test_missing_key_file(tmp_path: Path) -> None:
     assert found(None, secrets=[{"source": "keys"}]) == []
 
 
+def test_finding_has_the_line_of_its_key(tmp_path: Path) -> None:
+    """A finding names the first Compose file with the service, and the line of the key or of the service."""
+    other, path = tmp_path / "other.yaml", tmp_path / "compose.yaml"
+    other.write_text("services:\n  caddy: {}\n")
+    path.write_text("services:\n  servekit:\n    image: x\n    stop_grace_period: 1s\n")
+    project = {"services": {"servekit": SERVICE | {"stop_grace_period": "1s"}}}
+    (finding,) = check_project(project, compose=(2, 30), drain_s=60, margin_s=10, files=[path, other])
+    assert str(finding).startswith(f"{path}:4: error: services.servekit.stop_grace_period: is 1 s")
+
+
 def test_gpu_and_images() -> None:
     """A GPU is asked for by a reservation or by `gpus`; images are listed once."""
     reserved = {"services": {"a": {"deploy": {"resources": {"reservations": {"devices": [DEVICE]}}}}}}
@@ -93,7 +103,7 @@ def test_own_project_is_right(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for files, gpu in (((), True), (("compose.yaml", "compose.cpu.yaml"), False)):
         project, findings = read_project([Path(name) for name in files])
         assert project is not None, findings
-        assert check_project(project, compose=(2, 26), drain_s=60, margin_s=10) == ()
+        assert check_project(project, compose=(2, 26), drain_s=60, margin_s=10) == []
         assert reserves_gpu(project) is gpu
 
 

@@ -46,8 +46,8 @@ def test_each_lack_is_found(changes: dict[str, Any], expected: list[str]) -> Non
 
 def test_cdi_stands_in_for_the_runtime() -> None:
     """Devices by CDI are as good as the NVIDIA runtime; a container without a GPU needs neither."""
-    assert check_docker(CDI, gpu=True) == ()
-    assert check_docker(dataclasses.replace(CDI, cdi_devices=()), gpu=False) == ()
+    assert check_docker(CDI, gpu=True) == []
+    assert check_docker(dataclasses.replace(CDI, cdi_devices=()), gpu=False) == []
 
 
 def test_driver_of_the_host() -> None:

@@ -10,12 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servekit.preflight.memory.memory_plan import plan_cpu_memory
+from servekit.preflight.memory.memory_plan import plan_memory
+from servekit.profile import EngineArguments, resolve
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(150)]
 
@@ -27,12 +29,13 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
-ARGUMENTS: dict[str, Any] = {
+VALUES: dict[str, Any] = {
     "max-model-len": 20_000,
     "max-num-seqs": 16,
     "max-num-batched-tokens": 4096,
     "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
 }
+ARGUMENTS = resolve(VALUES, target="cpu")
 START_S = 120
 
 
@@ -154,14 +157,14 @@ def test_plan_agrees_with_an_unquantized_engine(demo_bf16: Path, patient_bf16: A
     """The pool the plan foresees for the unquantized model, other block size and shorter requests included, is real."""
     with serve(demo_bf16, "--block-size", "32", "--max-model-len", "3000") as engine:
         assert engine.comes_up(), engine.log.read_text()[-3000:]
-        _compare_with_plan(patient_bf16, engine, {**ARGUMENTS, "block-size": 32, "max-model-len": 3000})
+        _compare_with_plan(patient_bf16, engine, replace(ARGUMENTS, block_size=32, max_model_len=3000))
 
 
-def _compare_with_plan(patient: Any, engine: Engine, arguments: dict[str, Any] | None = None) -> None:
+def _compare_with_plan(patient: Any, engine: Engine, arguments: EngineArguments = ARGUMENTS) -> None:
     facts, _ = patient.inspect()
     assert facts is not None
     assert facts.text is not None
-    plan = plan_cpu_memory(facts.text, 0, arguments or ARGUMENTS, kv_space_gib=1)
+    plan = plan_memory(facts.text, 0, arguments, None, kv_space_gib=1)
     labels = dict(re.findall(r'(\w+)="([^"]*)"', _line(engine.metrics(), "vllm:cache_config_info")))
     log = engine.log.read_text()
     tokens = int(re.findall(r"KV cache size: ([\d,]+) tokens", log)[0].replace(",", ""))

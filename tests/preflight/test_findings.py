@@ -1,77 +1,126 @@
-"""Findings: their order, their text, what skipping does."""
+"""Findings: their order, their text, their lines, what skipping does."""
 
 import ast
+import io
 import json
 from pathlib import Path
 
+import click
 import pytest
 
+from servekit.errors import in_order, render
 from servekit.preflight.catalogue import CATALOGUE
-from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES
-from servekit.preflight.findings import (
-    Finding,
-    Severity,
-    error,
-    has_errors,
-    in_order,
-    note,
-    render,
-    unknown_names,
-    warning,
-    without,
-)
+from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES, MULTIMODAL_ARCHITECTURES
+from servekit.preflight.examine import examine
+from servekit.preflight.findings import error, has_errors, line_of, located, note, warning
+from servekit.preflight.start import Start
+from servekit.profile import resolve
+from servekit.settings import Target
 
 MIXED = (
     note("hub-download", "will be downloaded"),
     warning("gpu-processes", "two others", subject="NVIDIA L4"),
     error("port-taken", "8000 is taken", remedy="choose another", subject="--port"),
+    error("token-ids", "is 9", file="/m/config.json", line=3, key="eoi_token_id", got="9"),
+    error("config-invalid", "is not JSON", file="/m/config.json"),
 )
 
 
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
 def test_errors_come_first() -> None:
-    """Findings are shown by weight."""
-    assert [finding.severity for finding in in_order(MIXED)] == [Severity.ERROR, Severity.WARNING, Severity.NOTE]
+    """Findings are sorted by weight, then by file and line; those without come last."""
+    assert [finding.name for finding in in_order(MIXED)] == [
+        *("token-ids", "config-invalid", "port-taken", "gpu-processes", "hub-download"),
+    ]
 
 
 def test_text_names_everything() -> None:
-    """A person sees the severity, the name to skip it by, the subject, the message and the remedy."""
+    """A line has the place, the severity, the key or subject, the message, what was got, the remedy and the name."""
     assert render(MIXED).splitlines() == [
-        "error   port-taken: --port: 8000 is taken",
-        "        -> choose another",
-        "warning gpu-processes: NVIDIA L4: two others",
-        "note    hub-download: will be downloaded",
+        "note: will be downloaded  [hub-download]",
+        "warning: NVIDIA L4: two others  [gpu-processes]",
+        "error: --port: 8000 is taken; choose another  [port-taken]",
+        "/m/config.json:3: error: eoi_token_id: is 9 (got 9)  [token-ids]",
+        "/m/config.json: error: is not JSON  [config-invalid]",
     ]
-    assert str(MIXED[2]) == "error port-taken: --port: 8000 is taken; choose another"
+    assert str(MIXED[2]) == "error: --port: 8000 is taken; choose another  [port-taken]"
 
 
-def test_json_has_plain_strings() -> None:
-    """A finding becomes an object of strings."""
-    assert json.loads(json.dumps(MIXED[2].as_dict())) == {
-        "name": "port-taken",
-        "severity": "error",
-        "subject": "--port",
-        "message": "8000 is taken",
-        "remedy": "choose another",
-    }
+def test_terminal_gets_groups_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal each remedy has a line, severities stand apart, the totals follow; NO_COLOR leaves the layout."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = render(in_order(MIXED[1:3]), Terminal())
+    assert plain.splitlines() == [
+        "error: --port: 8000 is taken  [port-taken]",
+        "    choose another",
+        "",
+        "warning: NVIDIA L4: two others  [gpu-processes]",
+        "",
+        "1 error, 1 warning",
+    ]
+    monkeypatch.delenv("NO_COLOR")
+    coloured = render(in_order(MIXED[1:3]), Terminal())
+    assert coloured.startswith("\x1b[1;31merror\x1b[0m: --port")
+    assert click.unstyle(coloured) == plain
+    assert render((), Terminal()) == ""
 
 
-def test_skipping_splits_and_keeps() -> None:
+def test_json_has_plain_values() -> None:
+    """A finding becomes a JSON object; without a subject, that is the file's name."""
+    given = {"name": "port-taken", "severity": "error", "message": "8000 is taken", "remedy": "choose another"}
+    empty = {"got": "", "file": "", "line": 0, "key": ""}
+    assert json.loads(json.dumps(MIXED[2].as_dict())) == {**given, **empty, "subject": "--port"}
+    assert (MIXED[3].as_dict()["subject"], MIXED[3].as_dict()["line"]) == ("config.json", 3)
+
+
+def test_skipping_splits_and_keeps(tmp_path: Path) -> None:
     """Skipped findings do not count, but the caller gets them for its log."""
-    kept, skipped = without(MIXED, {"port-taken"})
-    assert has_errors(MIXED)
-    assert not has_errors(kept)
-    assert [finding.name for finding in skipped] == ["port-taken"]
+    start = Start(
+        target=Target.CPU,
+        profile=tmp_path / "profile.yaml",
+        model="/no/such",
+        values={},
+        arguments=resolve({}, target=Target.CPU),
+        addresses={},
+        cache_dir=tmp_path,
+        skip=("model-missing", "cpu-memory", "cpu-library"),
+    )
+    found = examine(start)
+    assert not has_errors(found.findings)
+    assert "model-missing" in [finding.name for finding in found.skipped]
 
 
-def test_wrong_names_to_skip_are_found() -> None:
-    """A name no finding has is told, in the order given."""
-    assert unknown_names(["gpu-ecc", "gpu-ec", "x"]) == ("gpu-ec", "x")
+@pytest.mark.parametrize(
+    ("key", "line"), [("a", 2), ("a.b", 3), ("a.b_c", 4), ("a.none", 2), ("none", 0), ("", 0), ("a.b.c", 3)]
+)
+def test_line_of_a_key(tmp_path: Path, key: str, line: int) -> None:
+    """The line is that of the key, or of the innermost part of it that is there, in JSON and in YAML."""
+    path = tmp_path / "file"
+    for text in ('{\n"a": {\n"b": 1,\n"b-c": 2}}', "# text\na:\n  b: 1\n  b-c: 2\n"):
+        path.write_text(text)
+        assert line_of(path, key) == line
+    assert located(error("token-ids", "x", key="a.b"), path).line == line_of(path, "a.b")
+
+
+def test_file_that_cannot_be_read_has_no_line(tmp_path: Path) -> None:
+    """A file that is not there, or is neither JSON nor YAML, gives no line and no traceback."""
+    path = tmp_path / "file"
+    assert line_of(path, "a") == 0
+    path.write_text("{{{")
+    assert line_of(path, "a") == 0
 
 
 def test_findings_outside_the_catalogue_cannot_be_made() -> None:
     """A name must stand in the catalogue, else nobody could look it up."""
-    with pytest.raises(ValueError, match="no catalogue"):
-        Finding("gpu-smoke", Severity.ERROR, "it smokes")
+    with pytest.raises(ValueError, match="not a finding of the catalogue"):
+        error("gpu-smoke", "it smokes")
 
 
 def test_every_name_of_the_catalogue_is_used(root: Path) -> None:
@@ -88,10 +137,10 @@ def test_architectures_are_those_of_the_installed_engine(root: Path) -> None:
     )
     if registry is None:
         pytest.skip("needs .venv-engine")
-    wanted = {"_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS"}
-    names: set[object] = set()
+    names: dict[str, set[object]] = {"_TEXT_GENERATION_MODELS": set(), "_MULTIMODAL_MODELS": set()}
     for statement in ast.parse(registry.read_text()).body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") in wanted:
+        if isinstance(statement, ast.Assign) and (name := getattr(statement.targets[0], "id", "")) in names:
             assert isinstance(statement.value, ast.Dict)
-            names.update(key.value for key in statement.value.keys if isinstance(key, ast.Constant))
-    assert names == KNOWN_ARCHITECTURES
+            names[name].update(key.value for key in statement.value.keys if isinstance(key, ast.Constant))
+    assert set().union(*names.values()) == KNOWN_ARCHITECTURES
+    assert names["_MULTIMODAL_MODELS"] == MULTIMODAL_ARCHITECTURES

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from servekit.preflight.findings import Finding
+from servekit.preflight.host.gpu_rules import gpu_model
 from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, survey_gpus, visible_gpus
 from servekit.preflight.host.host_facts import (
     COMPILE_CACHE_BYTES,
@@ -20,6 +21,9 @@ from servekit.preflight.host.host_facts import (
     inspect_host,
 )
 from servekit.preflight.memory.gpu_models import GIB, MIB
+from servekit.preflight.start import Start
+from servekit.profile import resolve
+from servekit.settings import Target
 
 L4 = GpuFacts(
     index=0,
@@ -46,15 +50,22 @@ def host(tmp_path: Path) -> Path:
 
 def inspect(host: Path, target: str = "cuda", **options: Any) -> tuple[HostFacts, tuple[Finding, ...]]:
     """Inspect the made-up host."""
-    defaults: dict[str, Any] = {
-        "arguments": {"gpu-memory-utilization": 0.9},
-        "addresses": {},
-        "cache_dir": host,
-        "environ": {},
-        "survey": lambda: SURVEY,
-        "root": host,
-    }
-    return inspect_host(target, **{**defaults, **options})
+    about = {name: options.pop(name) for name in ("weights_bytes", "downloads", "environ") if name in options}
+    values = options.pop("values", {"gpu-memory-utilization": 0.9})
+    start = Start(
+        **{
+            "target": Target(target),
+            "profile": Path("p.yaml"),
+            "model": "m",
+            "values": values,
+            "arguments": resolve(values, target=target),
+            "addresses": {},
+            "cache_dir": host,
+            "survey": SURVEY if target == "cuda" else None,
+            **options,
+        }
+    )
+    return inspect_host(start, root=host, **{"environ": {}, **about})
 
 
 def names(host: Path, target: str = "cuda", **options: Any) -> list[str]:
@@ -64,22 +75,21 @@ def names(host: Path, target: str = "cuda", **options: Any) -> list[str]:
 
 def with_gpu(**changes: Any) -> Any:
     """A survey of one altered L4."""
-    return lambda: dataclasses.replace(SURVEY, gpus=(dataclasses.replace(L4, **changes),))
+    return dataclasses.replace(SURVEY, gpus=(dataclasses.replace(L4, **changes),))
 
 
 def test_an_l4_alone_is_fine(host: Path) -> None:
-    """One healthy, idle L4 with a new driver has no findings; its card is what a program may use."""
+    """One healthy, idle L4 with a new driver has no findings; the plan counts what a program may use."""
     facts, findings = inspect(host)
     assert findings == ()
-    assert facts.card is not None
-    assert facts.card.usable_bytes / GIB == pytest.approx(22.03, abs=0.01)
+    assert gpu_model(L4).usable_bytes / GIB == pytest.approx(22.03, abs=0.01)
     assert facts.as_dict()["gpu"]["capability"] == "8.9"
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"capability": (8, 6)}, ["gpu-capability"]),
+        ({"capability": (8, 6)}, []),
         ({"free_bytes": 10 * GIB, "processes": (7,)}, ["gpu-memory", "gpu-processes"]),
         ({"processes": (7, 8)}, ["gpu-processes"]),
         ({"uncorrected_errors": 2}, ["gpu-ecc"]),
@@ -93,12 +103,18 @@ def test_each_fault_of_a_gpu_is_found(host: Path, changes: dict[str, Any], expec
     assert names(host, survey=with_gpu(**changes)) == expected
 
 
+def test_an_explicit_cache_frees_nothing(host: Path) -> None:
+    """vLLM compares free memory with its share also where kv-cache-memory-bytes sets the cache."""
+    values = {"gpu-memory-utilization": 0.9, "kv-cache-memory-bytes": GIB}
+    assert names(host, survey=with_gpu(free_bytes=10 * GIB), values=values) == ["gpu-memory"]
+
+
 def test_old_driver_is_found(host: Path) -> None:
     """A driver of CUDA 12 cannot run an engine built for CUDA 13."""
-    assert names(host, survey=lambda: dataclasses.replace(SURVEY, driver="550.54", cuda=(12, 4))) == ["gpu-driver"]
+    assert names(host, survey=dataclasses.replace(SURVEY, driver="550.54", cuda=(12, 4))) == ["gpu-driver"]
 
 
-@pytest.mark.parametrize("survey", [lambda: None, lambda: dataclasses.replace(SURVEY, gpus=())])
+@pytest.mark.parametrize("survey", [None, dataclasses.replace(SURVEY, gpus=())])
 def test_target_cuda_needs_a_gpu(host: Path, survey: Any) -> None:
     """Without NVML or without a GPU target cuda is an error."""
     facts, (finding,) = inspect(host, survey=survey)
@@ -120,10 +136,10 @@ def test_visibility_is_cudas(setting: str | None, visible: list[int]) -> None:
 
 def test_exactly_one_gpu_must_be_visible(host: Path) -> None:
     """Two GPUs are an error whose remedy names one of them; choosing one is right."""
-    _, (finding,) = inspect(host, survey=lambda: TWO)
+    _, (finding,) = inspect(host, survey=TWO)
     assert finding.name == "gpu-visible"
     assert "CUDA_VISIBLE_DEVICES=GPU-aaaa" in finding.remedy
-    facts, findings = inspect(host, survey=lambda: TWO, environ={"CUDA_VISIBLE_DEVICES": "1"})
+    facts, findings = inspect(host, survey=TWO, environ={"CUDA_VISIBLE_DEVICES": "1"})
     assert findings == ()
     assert facts.gpu is not None
     assert facts.gpu.index == 1

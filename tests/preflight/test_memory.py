@@ -2,21 +2,19 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from servekit.preflight.checkpoint.text_config import FULL, SLIDING, TextConfig, TextConfigError, parse_text_config
+from servekit.preflight.host.gpu_rules import check_capability
 from servekit.preflight.memory.gpu_models import GIB, GpuModel, parse_gpu_model
 from servekit.preflight.memory.kv_layout import LayoutError, kv_layout
-from servekit.preflight.memory.memory_plan import (
-    Overheads,
-    UnplannedError,
-    kv_element_bytes,
-    plan_cpu_memory,
-    plan_memory,
-)
+from servekit.preflight.memory.memory_plan import MemoryPlan, UnplannedError, kv_element_bytes
+from servekit.preflight.memory.memory_plan import plan_memory as plan_any_memory
 from servekit.preflight.memory.memory_report import check_plan, plan_as_dict, render_plan
+from servekit.profile import EngineArguments, resolve
 
 E4B = {
     "hidden_size": 2560,
@@ -52,12 +50,17 @@ def text() -> Callable[..., TextConfig]:
     return lambda **changes: parse_text_config({**E4B, **changes})
 
 
+def plan_memory(text: TextConfig, weights_bytes: int, arguments: EngineArguments, gpu: GpuModel) -> MemoryPlan:
+    """Plan with the KV cache that the profile asks for."""
+    return plan_any_memory(text, weights_bytes, arguments, gpu, kv_cache_dtype=arguments.kv_cache_dtype)
+
+
 def names(findings: Any) -> list[str]:
     """The names of findings."""
     return [finding.name for finding in findings]
 
 
-def test_plan_agrees_with_the_measured_w4a16_engine(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_plan_agrees_with_the_measured_w4a16_engine(e4b: TextConfig, arguments: EngineArguments) -> None:
     """W4A16 with FP8 KV: 6.36 GiB, 527,665 tokens and 26.38 requests were measured."""
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
     assert plan.available_bytes / GIB == pytest.approx(6.36, rel=0.02)
@@ -70,101 +73,121 @@ def test_layout_alone_is_exact(e4b: TextConfig) -> None:
     layout = kv_layout(e4b, block_tokens=16, element_bytes=1)
     per_request = layout.blocks_at_most(20_000, 4096)
     assert (layout.owners, layout.block_bytes, per_request) == (24, 131_072, 1975)
-    assert layout.blocks_of(round(6.36 * GIB)) / per_request == pytest.approx(26.38, rel=0.001)
+    assert round(6.36 * GIB) // layout.block_bytes / per_request == pytest.approx(26.38, rel=0.001)
 
 
-def test_plan_agrees_with_the_measured_baseline(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_plan_agrees_with_the_measured_baseline(e4b: TextConfig, arguments: EngineArguments) -> None:
     """BF16 at the same budget left 0.94 GiB, not enough for two requests of full length."""
-    baseline = {**arguments, "kv-cache-dtype": "auto", "quantization": None}
+    baseline = replace(arguments, kv_cache_dtype="auto", quantization=None)
     plan = plan_memory(e4b, round(BF16_GIB * GIB), baseline, BUDGET)
     assert plan.available_bytes / GIB == pytest.approx(0.94, abs=0.05)  # 14.62 GiB of weights are rounded, too
-    (finding,) = check_plan(plan, BUDGET)
+    (finding,) = check_plan(plan)
     assert (finding.name, str(finding.severity)) == ("memory-bottleneck", "warning")
 
 
-def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: EngineArguments) -> None:
     """The plan tells whether the KV cache or max-num-seqs runs out first."""
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
     assert "the KV cache: full with 35" in plan_as_dict(plan)["first_bottleneck"]
-    few = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "max-num-seqs": 64}, BUDGET)
+    few = plan_memory(e4b, round(W4A16_GIB * GIB), replace(arguments, max_num_seqs=64), BUDGET)
     assert "max-num-seqs: 64 requests" in plan_as_dict(few)["first_bottleneck"]
 
 
 @pytest.mark.parametrize(("share", "tight"), [(0.9, False), (0.93, False), (0.94, True), (0.95, True)])
-def test_too_large_a_share_of_an_l4(e4b: TextConfig, arguments: dict[str, Any], *, share: float, tight: bool) -> None:
-    """The card's 0.9 leaves an L4 enough beside the budget; more than 0.93 does not, and the remedy says so."""
-    card = parse_gpu_model("l4")
-    plan = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "gpu-memory-utilization": share}, card)
-    found = {finding.name: finding for finding in check_plan(plan, card)}
+def test_too_large_a_share_of_an_l4(e4b: TextConfig, arguments: EngineArguments, *, share: float, tight: bool) -> None:
+    """The model card's 0.9 leaves an L4 enough beside the budget; more than 0.93 does not, and the remedy says so."""
+    plan = plan_memory(
+        e4b, round(W4A16_GIB * GIB), replace(arguments, gpu_memory_utilization=share), parse_gpu_model("l4")
+    )
+    found = {finding.name: finding for finding in check_plan(plan)}
     assert ("memory-headroom" in found) is tight
     if tight:
         assert found["memory-headroom"].remedy == "set gpu-memory-utilization to 0.93 or less"
 
 
-def test_max_num_seqs_costs_memory(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_max_num_seqs_costs_memory(e4b: TextConfig, arguments: EngineArguments) -> None:
     """Fewer sequences leave more for the cache, by the sampler's rows."""
     many = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
-    few = plan_memory(e4b, round(W4A16_GIB * GIB), {**arguments, "max-num-seqs": 256}, BUDGET)
+    few = plan_memory(e4b, round(W4A16_GIB * GIB), replace(arguments, max_num_seqs=256), BUDGET)
     assert few.available_bytes - many.available_bytes == 768 * 262_144 * 14
 
 
-def test_profile_that_holds_no_request_is_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_profile_that_holds_no_request_is_an_error(e4b: TextConfig, arguments: EngineArguments) -> None:
     """One request of full length must fit; the remedy names the length that does."""
-    plan = plan_memory(e4b, round(BF16_GIB * GIB), {**arguments, "max-model-len": 131_072}, BUDGET)
-    (finding,) = check_plan(plan, BUDGET)
+    plan = plan_memory(e4b, round(BF16_GIB * GIB), replace(arguments, max_model_len=131_072), BUDGET)
+    (finding,) = check_plan(plan)
     assert finding.name == "memory-one-request"
     longest = plan.longest_request
     assert f"max-model-len to {longest} " in finding.remedy
-    shorter = plan_memory(e4b, round(BF16_GIB * GIB), {**arguments, "max-model-len": longest}, BUDGET)
+    shorter = plan_memory(e4b, round(BF16_GIB * GIB), replace(arguments, max_model_len=longest), BUDGET)
     assert shorter.fits_one
 
 
-def test_weights_beyond_the_budget_are_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
-    """A model that is larger than the card is told as such."""
+def test_weights_beyond_the_budget_are_an_error(e4b: TextConfig, arguments: EngineArguments) -> None:
+    """A model larger than the GPU is an error."""
     plan = plan_memory(e4b, 30 * GIB, arguments, BUDGET)
-    (finding,) = check_plan(plan, BUDGET)
+    (finding,) = check_plan(plan)
     assert finding.name == "memory-weights"
     assert plan.pool_tokens == 0
 
 
-def test_card_without_fp8_is_an_error(e4b: TextConfig, arguments: dict[str, Any]) -> None:
-    """An A10 has the memory but no FP8."""
-    card = parse_gpu_model("a10")
-    plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, card)
-    assert names(check_plan(plan, card, "fp8_e4m3")) == ["gpu-capability", "memory-bottleneck"]
+@pytest.mark.parametrize(("dtype", "expected"), [("fp8_e4m3", ["gpu-capability"]), ("auto", []), ("bfloat16", [])])
+def test_gpu_without_fp8_is_an_error_for_an_fp8_cache_only(dtype: str, expected: list[str]) -> None:
+    """An A10 has the memory but no FP8, which a cache of another type does not need."""
+    assert names(check_capability(parse_gpu_model("a10"), dtype)) == expected
+    assert names(check_capability(parse_gpu_model("l4"), dtype)) == []
 
 
-def test_overheads_can_be_set(e4b: TextConfig, arguments: dict[str, Any]) -> None:
-    """The measured constants are parameters."""
-    none = Overheads(graphs_bytes=0, base_bytes=0, sampler_bytes_per_logit=0)
-    plan = plan_memory(e4b, GIB, arguments, BUDGET, overheads=none)
-    assert plan.available_bytes == plan.budget_bytes - GIB
+def test_overheads_are_in_the_plan(e4b: TextConfig, arguments: EngineArguments) -> None:
+    """What weights, overheads and cache take is the budget."""
+    plan = plan_memory(e4b, GIB, arguments, BUDGET)
+    assert plan.available_bytes + plan.graphs_bytes + plan.sampler_bytes + plan.base_bytes + GIB == plan.budget_bytes
 
 
-def test_eager_mode_has_no_graphs(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_eager_mode_has_no_graphs(e4b: TextConfig, arguments: EngineArguments) -> None:
     """With enforce-eager no CUDA graphs take memory."""
-    assert plan_memory(e4b, GIB, {**arguments, "enforce-eager": True}, BUDGET).graphs_bytes == 0
+    assert plan_memory(e4b, GIB, replace(arguments, enforce_eager=True), BUDGET).graphs_bytes == 0
 
 
-def test_explicit_cache_sizes_win(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_explicit_cache_sizes_win(e4b: TextConfig, arguments: EngineArguments) -> None:
     """kv-cache-memory-bytes and num-gpu-blocks-override set the pool, as in vLLM."""
-    sized = plan_memory(e4b, GIB, {**arguments, "kv-cache-memory-bytes": 2 * GIB}, BUDGET)
+    sized = plan_memory(e4b, GIB, replace(arguments, kv_cache_memory_bytes=2 * GIB), BUDGET)
     assert sized.available_bytes == 2 * GIB
-    assert plan_memory(e4b, GIB, {**arguments, "num-gpu-blocks-override": 4000}, BUDGET).blocks == 4000
+    assert plan_memory(e4b, GIB, replace(arguments, num_gpu_blocks_override=4000), BUDGET).blocks == 4000
 
 
-def test_automatic_length_takes_what_fits(e4b: TextConfig, arguments: dict[str, Any]) -> None:
-    """max-model-len -1 is the longest context that fits."""
-    plan = plan_memory(e4b, round(BF16_GIB * GIB), {**arguments, "max-model-len": -1}, BUDGET)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"kv_cache_memory_bytes": 40 * GIB}, ["memory-cache"]),
+        ({"num_gpu_blocks_override": 40 * GIB // 131_072}, ["memory-cache"]),
+        ({"kv_cache_memory_bytes": 8 * GIB}, ["memory-bottleneck", "memory-headroom"]),
+        ({"kv_cache_memory_bytes": 6 * GIB}, ["memory-bottleneck"]),
+    ],
+)
+def test_explicit_cache_sizes_must_fit_the_gpu(
+    e4b: TextConfig, arguments: EngineArguments, changes: dict[str, Any], expected: list[str]
+) -> None:
+    """A cache that the profile sets is compared with the GPU, beside the weights and what else the engine holds."""
+    plan = plan_memory(e4b, round(W4A16_GIB * GIB), replace(arguments, **changes), parse_gpu_model("l4"))
+    assert names(check_plan(plan)) == expected
+
+
+def test_automatic_length_takes_what_fits(e4b: TextConfig) -> None:
+    """max-model-len auto, as the profile gives it for -1 too, is the longest context that fits."""
+    arguments = resolve({"max-model-len": "auto", "kv-cache-dtype": "fp8_e4m3"}, target="cuda")
+    plan = plan_memory(e4b, round(BF16_GIB * GIB), arguments, BUDGET)
     assert plan.fits_one
-    assert 20_000 < plan.max_model_len < 131_072
+    assert plan.max_model_len == 131_072
+    short = plan_memory(e4b, round(18.4 * GIB), replace(arguments, enforce_eager=True), BUDGET)
+    assert (short.fits_one, 0 < short.max_model_len < 131_072) == (True, True)
 
 
-def test_cpu_pool_is_set_directly(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_cpu_pool_is_set_directly(e4b: TextConfig) -> None:
     """On the CPU the pool is what VLLM_CPU_KVCACHE_SPACE says, in blocks of 128 tokens, and never FP8."""
-    plan = plan_cpu_memory(e4b, GIB, arguments, kv_space_gib=1)
+    plan = plan_any_memory(e4b, GIB, resolve({}, target="cpu"), None, kv_space_gib=1)
     assert plan.available_bytes == GIB
-    assert plan.layout.block_bytes == 128 * 2 * 2 * 512 * 2 * 4
+    assert plan.block_bytes == 128 * 2 * 2 * 512 * 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -225,31 +248,35 @@ def test_unknown_cache_dtype_is_not_guessed() -> None:
         kv_element_bytes("nvfp4", "bfloat16")
 
 
-def test_several_gpus_are_not_planned(e4b: TextConfig, arguments: dict[str, Any]) -> None:
-    """The plan is for one GPU."""
-    with pytest.raises(UnplannedError, match="one GPU"):
-        plan_memory(e4b, GIB, {**arguments, "tensor-parallel-size": 2}, BUDGET)
+def test_the_plan_counts_vllms_own_batch(e4b: TextConfig) -> None:
+    """What the profile leaves out of the batch is vLLM's default, by the GPU's memory and on the CPU."""
+    h100 = parse_gpu_model("h100")
+    large = resolve({}, target="cuda", gpu_name=h100.name, gpu_bytes=h100.usable_bytes)
+    assert (large.max_num_seqs, large.max_num_batched_tokens) == (1024, 8192)
+    assert plan_memory(e4b, GIB, large, h100).sampler_bytes == 1024 * 262_144 * 14
+    on_cpu = plan_any_memory(e4b, GIB, resolve({}, target="cpu"), None, kv_space_gib=1)
+    assert on_cpu.max_num_seqs == 128
 
 
 @pytest.mark.parametrize(
     ("given", "name", "gib"),
     [("l4", "L4", 22.03), ("NVIDIA L4", "L4", 22.03), ("H100", "H100 80GB", 79.18), ("24GiB", "24GiB", 24)],
 )
-def test_cards_are_found(given: str, name: str, gib: float) -> None:
-    """A card goes by its short name, its full name or an amount of memory."""
-    card = parse_gpu_model(given)
-    assert card.name == name
-    assert card.usable_bytes / GIB == pytest.approx(gib)
+def test_gpus_are_found(given: str, name: str, gib: float) -> None:
+    """A GPU goes by its short name, its full name or an amount of memory."""
+    gpu = parse_gpu_model(given)
+    assert gpu.name == name
+    assert gpu.usable_bytes / GIB == pytest.approx(gib)
 
 
 @pytest.mark.parametrize("given", ["", "l5", "24", "0GiB", "24 XiB", "-3GiB"])
-def test_unknown_cards_are_refused_with_the_known(given: str) -> None:
+def test_unknown_gpus_are_rejected_with_the_known(given: str) -> None:
     """A wrong name is answered with those known."""
     with pytest.raises(ValueError, match=r"l4, .*24GiB"):
         parse_gpu_model(given)
 
 
-def test_plan_is_shown_and_exported(e4b: TextConfig, arguments: dict[str, Any]) -> None:
+def test_plan_is_shown_and_exported(e4b: TextConfig, arguments: EngineArguments) -> None:
     """The table is aligned and the dictionary is JSON."""
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
     lines = render_plan(plan).splitlines()

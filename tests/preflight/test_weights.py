@@ -18,6 +18,7 @@ from servekit.preflight.checkpoint.text_config import parse_text_config
 from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
 from servekit.preflight.memory.gpu_models import GIB, GpuModel
 from servekit.preflight.memory.memory_plan import plan_memory
+from servekit.profile import EngineArguments
 
 MEANT_GIB = 20.2
 LIMITS = {"image": 3, "audio": 0, "video": 0}
@@ -64,7 +65,7 @@ def test_weights_agree_with_the_measured_engine(*, quantized: bool, measured_gib
     ],
 )
 def test_plan_from_headers_alone_agrees_with_the_measured_engines(
-    arguments: dict[str, Any], *, quantized: bool, budget_gib: float, available_gib: float
+    arguments: EngineArguments, *, quantized: bool, budget_gib: float, available_gib: float
 ) -> None:
     """With the weights estimated too, what is left for the KV cache is within 2 % of what vLLM logged on two hosts.
 
@@ -73,9 +74,9 @@ def test_plan_from_headers_alone_agrees_with_the_measured_engines(
     model = SIZES["e4b"]
     config = model_config(model, vocabulary(model.text.vocabulary).special, quantized=quantized)
     text = parse_text_config(_section(config, "text_config"))
-    own = {} if quantized else {"kv-cache-dtype": "auto", "quantization": None}
+    dtype = "fp8_e4m3" if quantized else "auto"
     budget = GpuModel("H100", 80 * GIB, round(budget_gib / 0.9 * GIB))
-    plan = plan_memory(text, sizes(quantized=quantized).total_bytes, arguments | own, budget)
+    plan = plan_memory(text, sizes(quantized=quantized).total_bytes, arguments, budget, kv_cache_dtype=dtype)
     assert plan.available_bytes / GIB == pytest.approx(available_gib, rel=0.02)
 
 

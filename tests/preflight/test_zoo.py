@@ -3,10 +3,13 @@
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from servekit.profile import EngineArguments, resolve
 
 LAYER = "model.language_model.layers"
 SHARD = "model.safetensors"
@@ -301,13 +304,13 @@ def test_whole_checkpoints_have_no_findings(patient: Any, demo_bf16: Path) -> No
     """The demo checkpoints, quantized and not, are found whole."""
     assert patient.names() == []
     patient.folder = demo_bf16
-    assert patient.names(arguments={"max-model-len": 20_000}) == []
+    assert patient.names(arguments=resolve({"max-model-len": 20_000}, target="cuda")) == []
 
 
 def test_dropped_projections_stop_an_unquantized_checkpoint(patient_bf16: Any) -> None:
     """An unquantized checkpoint saved by transformers 5.8 lacks projections vLLM insists on."""
     without_tensor(f"{LAYER}.5.self_attn.k_proj.weight")(patient_bf16)
-    assert patient_bf16.names(arguments={}) == ["kv-shared-weights"]
+    assert patient_bf16.names(arguments=resolve({}, target="cuda")) == ["kv-shared-weights"]
 
 
 def test_dropped_projections_are_harmless_when_quantized(patient: Any) -> None:
@@ -328,7 +331,7 @@ def test_calibrated_scales_are_sound_without_shared_layers(patient_bf16: Any) ->
     """Calibrated KV scales are wrong only where layers share a cache."""
     text(num_kv_shared_layers=0)(patient_bf16)
     with_tensor(f"{LAYER}.0.self_attn.k_scale", "BF16", [1], BF16_TWO)(patient_bf16)
-    assert patient_bf16.names(arguments={}) == []
+    assert patient_bf16.names(arguments=resolve({}, target="cuda")) == []
 
 
 @pytest.mark.parametrize(("target", "severity"), [("cuda", "warning"), ("cpu", "error")])
@@ -340,18 +343,26 @@ def test_declared_cache_format_weighs_by_target(patient: Any, target: str, sever
     assert [(finding.name, str(finding.severity)) for finding in findings] == [("kv-cache-scheme", severity)]
 
 
-def test_text_only_profile_needs_no_images(patient: Any, arguments: dict[str, Any]) -> None:
+def test_text_only_model_cannot_keep_a_promise_of_images(patient: Any, arguments: EngineArguments) -> None:
+    """Where the profile allows images, a model of text alone is an error before the start."""
+    patient.config(lambda config: config.update(architectures=["Gemma4ForCausalLM"]))
+    assert "architecture-text-only" in patient.names()
+    none = replace(arguments, limit_mm_per_prompt={"image": 0, "audio": 0, "video": 0})
+    assert "architecture-text-only" not in patient.names(arguments=none)
+
+
+def test_text_only_profile_needs_no_images(patient: Any, arguments: EngineArguments) -> None:
     """Without images neither the tower nor the processor is asked for."""
     without_part("vision_tower")(patient)
     without_file("processor_config.json")(patient)
-    none = {**arguments, "limit-mm-per-prompt": {"image": 0, "audio": 0, "video": 0}}
+    none = replace(arguments, limit_mm_per_prompt={"image": 0, "audio": 0, "video": 0})
     assert patient.names(arguments=none) == []
 
 
-def test_template_of_the_profile_stands_in(patient: Any, arguments: dict[str, Any]) -> None:
+def test_template_of_the_profile_stands_in(patient: Any, arguments: EngineArguments) -> None:
     """A chat template named by the profile replaces the checkpoint's."""
     without_file("chat_template.jinja")(patient)
-    assert patient.names(arguments={**arguments, "chat-template": "mine.jinja"}) == []
+    assert patient.names(arguments=replace(arguments, chat_template="mine.jinja")) == []
 
 
 def test_every_finding_tells_what_to_do(patient: Any) -> None:
@@ -359,5 +370,6 @@ def test_every_finding_tells_what_to_do(patient: Any) -> None:
     cut(1000)(patient)
     _, (finding, *_) = patient.inspect()
     assert finding.remedy
-    assert finding.subject == SHARD
-    assert "shard-truncated: model.safetensors: " in str(finding)
+    assert finding.file == str(patient.folder / SHARD)
+    assert str(finding).startswith(f"{finding.file}: error: ")
+    assert str(finding).endswith("[shard-truncated]")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from servekit.profile import Value, load_profile, render
-from servekit.profile.engine_args import Argument, engine_arguments
+from servekit.profile.argument_table import Argument, engine_arguments
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -92,11 +92,11 @@ def sample_values(argument: Argument) -> list[Value]:
         "float": [0.5, 2, 1e-05, -0.25],
         "str": ["plain", "two words", "-Odd", "--under_score", "a.b=c", "-x.y", 'q"uote', "ümlaut", "{braces}"],
         "json": [{"a": {"b_c": [1, "two", True]}}, {}],
+        "json_list": [["*"], ["a", "b"]],
         "json_or_str": [{"a": 1}, "text"],
+        "limits": [{"image": 3, "audio": 0}, {}],
     }
     values = samples[argument.kind]
-    if argument.kind == "json" and isinstance(argument.default, list):
-        return [["*"], ["a", "b"]]
     if argument.many or argument.repeat:
         values = [value for value in values if argument.repeat or not str(value).startswith("-")]
         return [values[:1], values[:3]]

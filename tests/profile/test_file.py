@@ -16,14 +16,14 @@ Refused = Callable[..., list[str]]
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"", ": is empty; start from the vllm_config.yaml that comes with servekit"),
-        (b" \n\n", ": is empty; start from the vllm_config.yaml that comes with servekit"),
-        (b"# no\n", ": holds nothing but comments; start from the vllm_config.yaml that comes with servekit"),
-        (b"- seed\n", ":1: is not a mapping; write `key: value` lines"),
-        (b"\nseed\n", ":2: is not a mapping; write `key: value` lines"),
-        (b"*a\n", ":1: is not a mapping; write `key: value` lines"),
-        (b"seed: 1\ndtype: \xff\n", ":2: is not UTF-8 (got byte 0xff); save the file as UTF-8 text"),
-        ("seed: 1\n".encode("utf-16"), ":1: holds a NUL byte; save the file as UTF-8 text"),
+        (b"", ": error: is empty; start from the vllm_config.yaml that comes with servekit"),
+        (b" \n\n", ": error: is empty; start from the vllm_config.yaml that comes with servekit"),
+        (b"# no\n", ": error: contains only comments; start from the vllm_config.yaml that comes with servekit"),
+        (b"- seed\n", ":1: error: is not a mapping; write `key: value` lines"),
+        (b"\nseed\n", ":2: error: is not a mapping; write `key: value` lines"),
+        (b"*a\n", ":1: error: is not a mapping; write `key: value` lines"),
+        (b"seed: 1\ndtype: \xff\n", ":2: error: is not UTF-8 (got byte 0xff); save the file as UTF-8 text"),
+        ("seed: 1\n".encode("utf-16"), ":1: error: contains a NUL byte; save the file as UTF-8 text"),
     ],
 )
 def test_not_a_mapping(refused: Refused, write: Write, contents: bytes, message: str) -> None:
@@ -35,31 +35,31 @@ def test_not_a_mapping(refused: Refused, write: Write, contents: bytes, message:
 
 def test_byte_order_mark_and_document_start_are_taken(write: Write, smallest: str) -> None:
     """What editors put before the first line does no harm."""
-    assert load_profile(write("\ufeff---\n" + smallest + "...\n")).max_num_seqs == 1024
+    assert load_profile(write("\ufeff---\n" + smallest + "...\n")).arguments["max-num-seqs"] == 1024
 
 
 def test_missing_file(refused: Refused, write: Write) -> None:
     """A path that leads nowhere is said to."""
     path = write("").with_name("absent.yaml")
-    assert refused(path) == ["absent.yaml: does not exist; name the profile with --config FILE"]
+    assert refused(path) == ["absent.yaml: error: does not exist; name the profile with --config FILE"]
 
 
 def test_directory_and_device(refused: Refused, write: Write) -> None:
     """What is no regular file is refused without opening it: a pipe would block."""
     folder = write("").with_name("folder.yaml")
     folder.mkdir()
-    assert refused(folder) == ["folder.yaml: is a directory; name the file in it"]
+    assert refused(folder) == ["folder.yaml: error: is a directory; name the file in it"]
     os.mkfifo("pipe.yaml")
-    assert refused(Path("pipe.yaml")) == ["pipe.yaml: is not a regular file; give the path of a YAML file"]
+    assert refused(Path("pipe.yaml")) == ["pipe.yaml: error: is not a regular file; give the path of a YAML file"]
 
 
 def test_wrong_ending(refused: Refused, write: Write, smallest: str) -> None:
     """A name that vLLM would not take is told along with the mistakes inside."""
     path = write(smallest + "seed: x\n").rename("profile.json")
     assert refused(path) == [
-        'profile.json:8: seed: must be a whole number (got "x")',
+        'profile.json:8: error: seed: must be a whole number (got "x")',
         (
-            "profile.json: does not end in .yaml or .yml (got .json); "
+            "profile.json: error: does not end in .yaml or .yml (got .json); "
             "rename it to profile.yaml: vLLM takes no other ending"
         ),
     ]
@@ -73,7 +73,9 @@ def test_unreadable(refused: Refused, write: Write, smallest: str, monkeypatch: 
         raise PermissionError(13, "anything")
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert refused(path) == ["profile.yaml: cannot be read: Permission denied; check the path and its permissions"]
+    assert refused(path) == [
+        "profile.yaml: error: cannot be read: Permission denied; check the path and its permissions"
+    ]
     assert refused(Path("a\0b.yaml"))[0].endswith("check the path and its permissions")
 
 
@@ -83,7 +85,7 @@ def test_large_file_is_refused_unread(refused: Refused, write: Write) -> None:
     start = time.monotonic()
     assert refused(path) == [
         (
-            "profile.yaml: is too large for a profile (got 10000000 bytes); "
+            "profile.yaml: error: is too large for a profile (got 10000000 bytes); "
             "a profile has at most 65536 bytes; is this the right file?"
         )
     ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from servekit.errors import ConfigurationError
 from servekit.profile import Value, load_profile, render
-from servekit.profile.engine_args import engine_arguments
+from servekit.profile.argument_table import engine_arguments
 
 names = st.sampled_from(sorted(engine_arguments()))
 words = st.one_of(
@@ -81,10 +81,10 @@ def check(path: Path, contents: bytes) -> None:
     try:
         profile = load_profile(path)
     except ConfigurationError as error:
-        mistakes, words = error.mistakes, []
+        mistakes, words = error.findings, []
     else:
         mistakes, words = (), list(render(profile.arguments))
     assert mistakes or words
-    assert all(mistake.message and mistake.where.startswith(str(path)) for mistake in mistakes)
+    assert all(mistake.message and mistake.file == str(path) for mistake in mistakes)
     assert all("\0" not in word for word in words)
     assert all(isinstance(os.fsencode(word), bytes) for word in words)

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from servekit.profile import CONTRACT, profile_schema
-from servekit.profile.engine_args import engine_arguments
+from servekit.profile import CONTRACT
+from servekit.profile.argument_table import engine_arguments
+from servekit.profile.json_schema import profile_schema
 from servekit.profile.reserved import RESERVED
 
 

@@ -18,10 +18,10 @@ BROKEN_LINES = [
     ("seed:", "8: seed: has no value; give it one, or leave the key out for vLLM's default"),
     ("seed: ~", "8: seed: has no value (got ~); give it one, or leave the key out for vLLM's default"),
     ("seed: null", "8: seed: has no value (got null); give it one, or leave the key out for vLLM's default"),
-    ("seed: &a 1", "8: seed: anchors are not taken (got &a); take it out"),
-    ("seed: *a", "8: seed: aliases are not taken (got *a); write the value out"),
-    ("seed: !!int 1", "8: seed: tags are not taken (got tag:yaml.org,2002:int); write the value without it"),
-    ("<<: {a: 1}", "8: <<: merge keys are not taken; write the keys out"),
+    ("seed: &a 1", "8: seed: anchors are not allowed (got &a); take it out"),
+    ("seed: *a", "8: seed: aliases are not allowed (got *a); write the value out"),
+    ("seed: !!int 1", "8: seed: tags are not allowed (got tag:yaml.org,2002:int); write the value without it"),
+    ("<<: {a: 1}", "8: <<: merge keys are not allowed; write the keys out"),
     ("on: 1", "8: on: YAML 1.1 reads on as true; put the key in quotes"),
     ("? \n: 1", "8: has no value; begin the line with a key"),
     ("? [a]\n: 1", "8: a key must be a word; write `key: value`"),
@@ -31,8 +31,8 @@ BROKEN_LINES = [
         "8: hf-overrides.a.b: has no value; give it one, or leave the key out for vLLM's default",
         "8: hf-overrides.a: is given twice, first in line 8; keep one of them",
     ),
-    ('tokenizer: "\\0"', "8: tokenizer: holds a character that no program argument can hold; take it out"),
-    ('tokenizer: "\\ud800"', "8: tokenizer: holds a character that no program argument can hold; take it out"),
+    ('tokenizer: "\\0"', "8: tokenizer: contains a character that no program argument can hold; take it out"),
+    ('tokenizer: "\\ud800"', "8: tokenizer: contains a character that no program argument can hold; take it out"),
     ("hf-overrides: " + "[" * 40, "8: is nested more than 20 levels deep; check the brackets"),
     ("---\nseed: 1", "8: a second document begins here; keep one document in the file"),
     # syntax
@@ -70,9 +70,9 @@ BROKEN_LINES = [
         ),
     ),
     ('seed: "\\q"', "8: not YAML: found unknown escape character 'q'; put the text in single quotes"),
-    ('seed: "\\UFFFFFFFF"', "8: holds a character that YAML does not allow; take it out"),
-    ("seed: \x07", "8: holds a character that YAML does not allow (got U+0007); take it out"),
-    ("seed: \x00", "8: holds a NUL byte; save the file as UTF-8 text"),
+    ('seed: "\\UFFFFFFFF"', "8: contains a character that YAML does not allow; take it out"),
+    ("seed: \x07", "8: contains a character that YAML does not allow (got U+0007); take it out"),
+    ("seed: \x00", "8: contains a NUL byte; save the file as UTF-8 text"),
     # words that do not mean what they seem to
     (
         "enforce-eager: on",
@@ -93,6 +93,7 @@ BROKEN_LINES = [
         "seed: 0x10",
         '8: seed: YAML 1.1 reads 0x10 as 16 (got 0x10); write 16 if you mean that, 10 if not, or "0x10" for the text',
     ),
+    ("seed: 0x_", '8: seed: could be a number or a text (got 0x_); write "0x_" in quotes for the text'),
     (
         "seed: 1_000",
         '8: seed: not every YAML reader takes _ inside a number (got 1_000); write 1000, or "1_000" for the text',
@@ -151,14 +152,14 @@ BROKEN_LINES = [
     ),
     (
         "gpu-memory-utilisation: 0.9",
-        "8: gpu-memory-utilisation: is no argument of vLLM 0.20.2; did you mean gpu-memory-utilization?",
+        "8: gpu-memory-utilisation: is not a vLLM 0.20.2 argument; did you mean gpu-memory-utilization?",
     ),
-    ("gpu-memory: 0.9", "8: gpu-memory: is no argument of vLLM 0.20.2; did you mean gpu-memory-utilization?"),
-    ("tp: 2", "8: tp: is no argument of vLLM 0.20.2; did you mean tensor-parallel-size?"),
-    ("--seed: 3", "8: --seed: is no argument of vLLM 0.20.2; did you mean seed?"),
-    ("quite-another: 3", "8: quite-another: is no argument of vLLM 0.20.2; take it out"),
-    ("seed.a: 3", "8: seed.a: is no argument of vLLM 0.20.2; nest the keys under `seed:`"),
-    ("zzzz.a: 3", "8: zzzz.a: is no argument of vLLM 0.20.2; nest the keys"),
+    ("gpu-memory: 0.9", "8: gpu-memory: is not a vLLM 0.20.2 argument; did you mean gpu-memory-utilization?"),
+    ("tp: 2", "8: tp: is not a vLLM 0.20.2 argument; did you mean tensor-parallel-size?"),
+    ("--seed: 3", "8: --seed: is not a vLLM 0.20.2 argument; did you mean seed?"),
+    ("quite-another: 3", "8: quite-another: is not a vLLM 0.20.2 argument; take it out"),
+    ("seed.a: 3", "8: seed.a: is not a vLLM 0.20.2 argument; nest the keys under `seed:`"),
+    ("zzzz.a: 3", "8: zzzz.a: is not a vLLM 0.20.2 argument; nest the keys"),
     (
         "no-enable-prefix-caching: false",
         (
@@ -166,7 +167,7 @@ BROKEN_LINES = [
             "write `enable-prefix-caching: true` or `enable-prefix-caching: false`"
         ),
     ),
-    ("no-seed: true", "8: no-seed: is no argument of vLLM 0.20.2; did you mean seed?"),
+    ("no-seed: true", "8: no-seed: is not a vLLM 0.20.2 argument; did you mean seed?"),
     # types, choices and limits
     ("enforce-eager: 'true'", '8: enforce-eager: must be true or false (got "true"); write true without quotes'),
     ("enforce-eager: 1", "8: enforce-eager: must be true or false (got 1)"),
@@ -210,11 +211,11 @@ BROKEN_LINES = [
     ("chat-template: ''", '8: chat-template: vLLM reads this as no value (got ""); leave the key out'),
     (
         "compilation-config:\n  modee: 3",
-        "9: compilation-config.modee: is no key of compilation-config; did you mean mode?",
+        "9: compilation-config.modee: is not a key of compilation-config; did you mean mode?",
     ),
     (
         "compilation-config: '{\"zzz\": 3}'",
-        "8: compilation-config.zzz: is no key of compilation-config; take it out",
+        "8: compilation-config.zzz: is not a key of compilation-config; take it out",
     ),
     # keys that are not a profile's
     ("port: 8000", "8: port: cannot be set in a profile: servekit sets the port; set SERVEKIT_PORT or --port instead"),
@@ -294,26 +295,29 @@ BROKEN_LINES = [
 def test_refused(refused: Refused, write: Write, smallest: str, broken: tuple[str, ...]) -> None:
     """Each mistake is refused with the one line that says where it is, what was got and what to do."""
     line, *messages = broken
-    assert refused(write(smallest + line + "\n")) == [f"profile.yaml:{message}" for message in messages]
+    assert refused(write(smallest + line + "\n")) == [in_profile(message) for message in messages]
 
 
 def test_contract_missing(refused: Refused, write: Write) -> None:
     """A file without the contract's keys is told each of them."""
     assert refused(write("seed: 1\n")) == [
         (
-            "profile.yaml: kv-cache-dtype: is missing; "
+            "profile.yaml: error: kv-cache-dtype: is missing; "
             "write `kv-cache-dtype: fp8_e4m3`, or allow it with --deviate kv-cache-dtype"
         ),
         (
-            "profile.yaml: quantization: is missing; "
+            "profile.yaml: error: quantization: is missing; "
             "write `quantization: compressed-tensors`, or allow it with --deviate quantization"
         ),
         (
-            "profile.yaml: limit-mm-per-prompt: is missing; "
+            "profile.yaml: error: limit-mm-per-prompt: is missing; "
             "write `limit-mm-per-prompt: {image: 3, audio: 0, video: 0}`, "
             "or allow it with --deviate limit-mm-per-prompt"
         ),
-        "profile.yaml: max-num-seqs: is missing; write `max-num-seqs: 1024`, or allow it with --deviate max-num-seqs",
+        (
+            "profile.yaml: error: max-num-seqs: is missing; "
+            "write `max-num-seqs: 1024`, or allow it with --deviate max-num-seqs"
+        ),
     ]
 
 
@@ -374,7 +378,7 @@ def test_contract_changed(
     """A changed value of the contract is one mistake at its line."""
     (line,) = refused(write(smallest.replace(old, new)))
     if message:
-        assert line == f"profile.yaml:{message}"
+        assert line == in_profile(message)
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(refused: Refused, write: Write) -> None:
@@ -383,15 +387,21 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(refused: Refused, write: 
         "max-num-seqs: 256\nport: 80\nseed:\nenforce-eager: on\nsed: 1\ndtype: x\n"
         "kv-cache-dtype: !!str fp8_e4m3\nquantization: compressed-tensors\nquantization: awq\n"
     )
-    heads = [line.split(": ")[:2] for line in refused(path)]
+    heads = [line.split(": ")[:3] for line in refused(path)]
     assert heads == [
-        ["profile.yaml:1", "max-num-seqs"],
-        ["profile.yaml:2", "port"],
-        ["profile.yaml:3", "seed"],
-        ["profile.yaml:4", "enforce-eager"],
-        ["profile.yaml:5", "sed"],
-        ["profile.yaml:6", "dtype"],
-        ["profile.yaml:7", "kv-cache-dtype"],
-        ["profile.yaml:9", "quantization"],
-        ["profile.yaml", "limit-mm-per-prompt"],
+        ["profile.yaml:1", "error", "max-num-seqs"],
+        ["profile.yaml:2", "error", "port"],
+        ["profile.yaml:3", "error", "seed"],
+        ["profile.yaml:4", "error", "enforce-eager"],
+        ["profile.yaml:5", "error", "sed"],
+        ["profile.yaml:6", "error", "dtype"],
+        ["profile.yaml:7", "error", "kv-cache-dtype"],
+        ["profile.yaml:9", "error", "quantization"],
+        ["profile.yaml", "error", "limit-mm-per-prompt"],
     ]
+
+
+def in_profile(message: str) -> str:
+    """Return the whole line of a mistake that is given as `LINE: MESSAGE`."""
+    line, _, rest = message.partition(": ")
+    return f"profile.yaml:{line}: error: {rest}"

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from servekit.errors import ExitCode
+from servekit.profile import Value, resolve
+from servekit.serve.guard import GuardSettings
 from servekit.serve.plan import Plan
 from servekit.serve.status import Status, StatusStore
 from servekit.serve.supervisor import Supervisor
@@ -27,14 +29,24 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
     def make(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60, silent_s: float = 10) -> Plan:
         argv = (sys.executable, str(FAKE), "serve", "/models/m", "--served-model-name", "m")
         address = ("--host", "127.0.0.1", "--port", str(free_port), "--shutdown-timeout", str(drain_s))
+        values: dict[str, Value] = {
+            "quantization": "compressed-tensors",
+            "max-num-seqs": 1024,
+            "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+        }
         return Plan(
             target=Target.CPU,
             profile=Path("vllm_config.yaml"),
             model="/models/m",
-            demo=False,
+            values=values,
+            arguments=resolve(values, target="cpu"),
+            addresses={},
+            cache_dir=Path("/nowhere"),
             served_name="m",
             argv=(*argv, *address, *faults),
             environment={},
+            inherited={},
+            withheld={},
             host="127.0.0.1",
             port=free_port,
             observe_host="127.0.0.1",
@@ -42,14 +54,8 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
             start_s=start_s,
             drain_s=drain_s,
             patience=HangPolicy(hang_s, silent_s=silent_s),
-            authentication=True,
-            certificate=None,
-            arguments={
-                "kv-cache-dtype": "auto",
-                "quantization": "compressed-tensors",
-                "max-num-seqs": 1024,
-                "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
-            },
+            guard=GuardSettings(Path("/nowhere"), max_in_flight=2048),
+            run_dir=Path("/nowhere"),
         )
 
     return make

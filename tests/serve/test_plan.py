@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from servekit.preflight.host.gpus import GpuSurvey
+from servekit.preflight.start import find_engine_patches, make_start
 from servekit.profile import load_profile
 from servekit.serve.guard import INSIDE
 from servekit.serve.plan import (
@@ -14,9 +15,7 @@ from servekit.serve.plan import (
     Plan,
     build_plan,
     connectable,
-    detect_target,
     engine_environment,
-    find_engine_patches,
 )
 from servekit.settings import Settings, Target, read_settings
 
@@ -37,9 +36,9 @@ class MakePlan:
         self, target: Target, file: str = "vllm_config.yaml", environ: Mapping[str, str] | None = None, **flags: object
     ) -> Plan:
         """Return the plan for these flags and variables."""
-        settings = read_settings(flags, environ or {})
+        settings = read_settings({"target": target, "cache_dir": "/cache"} | flags, environ or {})
         profile = load_profile(self._root / file, deviate=settings.deviate)
-        return build_plan(profile, settings, target=target, demo_model=Path("/cache/demo"), environ=environ or {})
+        return build_plan(profile, settings, environ or {}, survey=lambda: None)
 
 
 def test_cuda_renders_the_card(plan: MakePlan) -> None:
@@ -86,9 +85,9 @@ def test_cpu_deviates_by_name_and_starts_fast(plan: MakePlan) -> None:
     """On the CPU the cache type is a named deviation, and what makes the start quick is listed."""
     made = plan(Target.CPU)
     assert [(d.key, d.wanted, d.used) for d in made.deviations] == [("kv-cache-dtype", "fp8_e4m3", "auto")]
-    assert made.contract["kv-cache-dtype"] == "auto"
+    assert made.arguments.contract["kv-cache-dtype"] == "auto"
     assert [a.key for a in made.adjustments] == ["enforce-eager", "skip-mm-profiling"]
-    assert (made.model, made.demo, made.served_name) == ("/cache/demo", True, "gemma4-demo")
+    assert (made.model, made.demo, made.served_name) == ("/cache/gemma4-tiny-w4a16-seed0", True, "gemma4-demo")
     assert "--kv-cache-dtype auto" in " ".join(made.argv)
     assert made.environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert made.environment["HF_HUB_OFFLINE"] == "1"
@@ -109,7 +108,7 @@ def test_baseline_deviates_where_asked(plan: MakePlan) -> None:
     made = plan(Target.CUDA, "profiles/fp16-baseline.yaml", deviate=("quantization", "kv-cache-dtype"))
     assert {d.key for d in made.deviations} == {"quantization", "kv-cache-dtype"}
     assert "--quantization" not in made.argv
-    assert made.contract == {
+    assert made.arguments.contract == {
         "kv-cache-dtype": "auto",
         "quantization": None,
         "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
@@ -170,14 +169,17 @@ def test_telemetry_is_off_and_redirects_are_not_followed(plan: MakePlan) -> None
     assert environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
-def test_target_is_detected() -> None:
+def test_target_is_detected(root: Path) -> None:
     """Without a choice NVML decides; a choice is a choice."""
     driver = GpuSurvey("580.95", (13, 0), ())
-    assert detect_target(read_settings({}, {}), lambda: driver) is Target.CUDA, (
-        "the missing GPU is for preflight to tell"
-    )
-    assert detect_target(read_settings({}, {}), lambda: None) is Target.CPU
-    assert detect_target(read_settings({"target": "cpu"}, {}), lambda: driver) is Target.CPU
+    profile = load_profile(root / "vllm_config.yaml")
+
+    def target(survey: GpuSurvey | None, **flags: object) -> Target:
+        return make_start(profile, read_settings(flags, {}), {}, survey=lambda: survey).target
+
+    assert target(driver) is Target.CUDA, "the missing GPU is for preflight to report"
+    assert target(None) is Target.CPU
+    assert target(driver, target="cpu") is Target.CPU
 
 
 @pytest.mark.parametrize(

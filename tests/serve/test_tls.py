@@ -58,7 +58,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     """Files that are not there are told both at once."""
     with pytest.raises(ConfigurationError) as caught:
         load_certificate(tmp_path / "a", tmp_path / "b")
-    assert len(caught.value.mistakes) == 2
+    assert len(caught.value.findings) == 2
 
 
 def test_pair_that_does_not_fit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: the only place that sees all rooms, and the only one where an error becomes an exit code."""
+"""The command line: it alone sees all rooms, and it alone turns an error into an exit code."""
 
 import dataclasses
 import json
@@ -15,12 +15,13 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.options import settings_options
-from servekit.errors import ExitCode, ServekitError
+from servekit.errors import ExitCode, ServekitError, render
 from servekit.logs import configure_logging
 from servekit.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from servekit.demo.sizes import Size
+    from servekit.preflight.memory.gpu_models import GpuModel
     from servekit.preflight.memory.memory_plan import MemoryPlan
     from servekit.serve.plan import Plan
 
@@ -31,23 +32,20 @@ _FORMAT = click.option("--format", "output", type=click.Choice(["text", "json"])
 
 
 def main() -> NoReturn:
-    """Run the command line and end with the exit code that fits."""
+    """Run the command line, and exit with the code of its result."""
     try:
         command.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(ExitCode.CONFIGURATION)
     except click.ClickException as error:
         error.show()
         sys.exit(ExitCode.CONFIGURATION)
     except click.exceptions.Abort:
         sys.exit(128 + signal.SIGINT)
     except ServekitError as error:
-        click.echo(str(error), err=True)
+        click.echo(render(error.findings, sys.stderr) or f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - whatever it is, it is servekit's own fault
+    except Exception:  # noqa: BLE001 - servekit raises no other error on purpose
         traceback.print_exc()
-        click.echo("this is a bug of servekit's own: please report the lines above", err=True)
+        click.echo("this is a bug in servekit: please report the lines above", err=True)
         sys.exit(ExitCode.BUG)
     sys.exit(ExitCode.STOPPED)
 
@@ -55,9 +53,9 @@ def main() -> NoReturn:
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nExamples:\n"
-    "  servekit check                          is vllm_config.yaml right?\n"
-    "  servekit plan --target cpu              what would be started, and where?\n"
-    "  servekit serve                          start the endpoint and stay with it\n"
+    "  servekit check                          is vllm_config.yaml valid?\n"
+    "  servekit plan --target cpu              what would start, and where?\n"
+    "  servekit serve                          start the endpoint and supervise it\n"
     "  servekit probe ready && echo serving    for health checks\n",
 )
 @click.version_option(__version__, message=f"servekit %(version)s, for vLLM {ENGINE_VERSION}")
@@ -71,35 +69,46 @@ def command() -> None:
     "  servekit check --profile-only                        the file alone\n"
     "  servekit check --model /models/m --format json | jq .findings\n"
     "  servekit check --config profiles/fp16-baseline.yaml --deviate quantization --deviate kv-cache-dtype\n"
-    "\b\nExit codes: 0 all good, 2 the profile, a flag or a variable is wrong, 3 it would not run here."
+    "\b\nExit codes: 0 no errors, 2 the profile, a flag or a variable is wrong, 3 the start would fail here."
 )
 @click.option("--profile-only", is_flag=True, help="Check the profile, not the checkpoint and the host.")
 @_FORMAT
 @settings_options(_PLAN_FIELDS)
 def check(output: str, *, profile_only: bool, **flags: Any) -> None:
-    """Check everything before a start: every mistake and finding at once. Needs no engine."""
+    """Check everything before a start, and report all mistakes and findings. Needs no engine."""
     from servekit.profile import load_profile
 
     settings = read_settings(flags, os.environ)
     profile = load_profile(settings.config, deviate=settings.deviate)
+    if output == "text":
+        from servekit.cli.output import memory_text, profile_text
+
+        click.echo(profile_text(profile))
+    elif profile_only:
+        click.echo(json.dumps({"profile": str(profile.path), "arguments": dict(profile.arguments)}, indent=2))
     if profile_only:
-        from servekit.cli.output import profile_text
-
-        shown = {"profile": str(profile.path), "arguments": dict(profile.arguments)}
-        click.echo(json.dumps(shown, indent=2) if output == "json" else profile_text(profile))
         return
-    from servekit.cli.output import examination_text, profile_text
-    from servekit.demo.build import ensure_demo_model
     from servekit.preflight.examine import examine
-    from servekit.run import start_of
+    from servekit.preflight.start import make_start
 
-    made = _make_plan(settings)
-    if made.demo:
+    if settings.tls_cert or settings.tls_key:
+        from servekit.serve.tls import load_certificate
+
+        load_certificate(settings.tls_cert, settings.tls_key)
+    start = make_start(profile, settings, os.environ)
+    if start.demo:
+        from servekit.demo.build import ensure_demo_model
+
         ensure_demo_model(settings.cache_dir)
-    start = dataclasses.replace(start_of(made, settings), engine="")
-    found = examine(start, skip=settings.skip)
-    text = f"{profile_text(profile)}\n{examination_text(found)}"
-    click.echo(json.dumps(found.as_dict(), indent=2) if output == "json" else text)
+    found = examine(dataclasses.replace(start, engine=""))
+    if output == "json":
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        click.echo(render(found.findings, sys.stdout) or "no problems found")
+        for finding in found.skipped:
+            click.echo(f"skipped (--skip): {finding}")
+        if found.memory:
+            click.echo(f"\n{memory_text(found.memory)}")
     if found.failed:
         sys.exit(ExitCode.PREFLIGHT)
 
@@ -109,22 +118,28 @@ def check(output: str, *, profile_only: bool, **flags: Any) -> None:
     "  servekit plan --target cuda\n"
     "  servekit plan --format json | jq .argv\n"
     "  servekit plan --model /models/gemma4-E4B-opt --gpu l4      will it fit, and how much?\n"
-    "\b\nExit codes: 0 planned, 2 wrong profile, flag or variable."
+    "\b\nExit codes: 0 planned, 2 the profile, a flag or a variable is wrong."
 )
 @click.option(
-    "--gpu", metavar="CARD", help="Plan the memory for this GPU: l4, a10, h100, ... or an amount such as 24GiB."
+    "--gpu", metavar="MODEL", help="Plan the memory for this GPU: l4, a10, h100, ... or an amount such as 24GiB."
 )
 @_FORMAT
 @settings_options(_PLAN_FIELDS)
 def plan(output: str, gpu: str | None, **flags: Any) -> None:
-    """Show what `serve` would do: arguments, environment, addresses, deadlines, memory. Needs no engine."""
+    """Show what `serve` would start: arguments, environment, addresses, deadlines, memory. Needs no engine."""
     from servekit.cli.output import memory_text, plan_text
+    from servekit.preflight.memory.memory_report import plan_as_dict
+    from servekit.profile import load_profile
+    from servekit.serve.plan import build_plan
 
     settings = read_settings(flags if gpu is None else {**flags, "target": "cuda"}, os.environ)
-    made = _make_plan(settings)
-    memory, why = _plan_memory(made, settings, gpu)
-    shown = made.describe() | {"memory": memory and _memory_dict(memory)}
-    click.echo(json.dumps(shown, indent=2) if output == "json" else f"{plan_text(made)}\n{memory_text(memory, why)}")
+    profile = load_profile(settings.config, deviate=settings.deviate)
+    made = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
+    memory, why = _plan_memory(made)
+    if output == "json":
+        click.echo(json.dumps(made.describe() | {"memory": memory and plan_as_dict(memory)}, indent=2))
+    else:
+        click.echo(f"{plan_text(made)}\n{memory_text(memory, why)}")
 
 
 @command.command(
@@ -132,15 +147,19 @@ def plan(output: str, gpu: str | None, **flags: Any) -> None:
     "  servekit doctor                                          the project of this folder, compose.yaml\n"
     "  servekit doctor -f compose.yaml -f compose.cpu.yaml      without a GPU\n"
     "  servekit doctor --env-file tenant-b.env\n"
-    "\b\nExit codes: 0 all good, 3 `docker compose up` would fail, or end badly."
+    "\b\nExit codes: 0 no errors, 3 `docker compose up` would fail, or lose requests when it stops."
 )
 @click.option(
-    "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Compose file, as of docker."
+    "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Compose file, as for docker compose."
 )
-@click.option("--env-file", type=click.Path(path_type=Path), help="Variables for the Compose files, as of docker.")
+@click.option(
+    "--env-file",
+    type=click.Path(path_type=Path),
+    help="Variables for the Compose files, as for docker compose.",
+)
 @_FORMAT
 def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
-    """Check Docker, the driver and the Compose project of this host, before the first `up`. Changes nothing."""
+    """Check Docker, the driver and the Compose project before the first `docker compose up`. Changes nothing."""
     from servekit.cli.output import diagnosis_text
     from servekit.preflight.docker.doctor import diagnose
     from servekit.serve.plan import STOP_MARGIN_S
@@ -157,17 +176,19 @@ def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
     "  servekit serve --target cpu                          the embedded demo checkpoint, no GPU needed\n"
     "  servekit serve --model /models/gemma4-E4B-opt        a checkpoint folder on the GPU\n"
     "\b\nExit codes: 0 stopped and drained, 2 configuration, 3 preflight, 4 not started, 5 engine died,\n"
-    "6 engine hung, 7 contract broken, 8 drain ran out, 70 a bug of servekit's own."
+    "6 engine hung, 7 contract broken, 8 drain ran out, 70 a bug in servekit."
 )
 @settings_options(_PLAN_FIELDS)
 def serve(**flags: Any) -> None:
-    """Start the engine, watch it, and serve until asked to stop (SIGTERM, SIGINT)."""
+    """Start the engine, watch it, and serve until SIGTERM or SIGINT."""
     settings = read_settings(flags, os.environ)
     configure_logging(settings.log_format)
-    made = _make_plan(settings)
+    from servekit.profile import load_profile
     from servekit.run import serve_plan
+    from servekit.serve.plan import build_plan
 
-    sys.exit(serve_plan(made, settings, on_stop_signal=_on_stop_signals))
+    profile = load_profile(settings.config, deviate=settings.deviate)
+    sys.exit(serve_plan(build_plan(profile, settings, os.environ), on_stop_signal=_on_stop_signals))
 
 
 @command.command(
@@ -194,23 +215,23 @@ def probe(question: str, **flags: Any) -> None:
     epilog="\b\nExamples:\n"
     "  servekit key                        where the keys are\n"
     '  curl -H "Authorization: Bearer $(servekit key --show)" http://127.0.0.1:8000/v1/models\n'
-    "  servekit key --new --keep-old       a new key; the old ones stay valid until the next --new\n"
+    "  servekit key --new --keep-old       a new key; the old keys stay valid until the next --new\n"
 )
 @click.option("--show", is_flag=True, help="Print the first key of the file instead of its path.")
-@click.option("--new", is_flag=True, help="Put a new key into the file; a running endpoint takes it up in a second.")
-@click.option("--keep-old", is_flag=True, help="With --new: leave the old keys valid beside the new one.")
+@click.option("--new", is_flag=True, help="Put a new key into the file; a running endpoint uses it within a second.")
+@click.option("--keep-old", is_flag=True, help="With --new: keep the old keys valid.")
 @settings_options(_KEY_FIELDS)
 def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
-    """Tell where the clients' keys are; show or replace the key."""
+    """Print the path of the key file; show or replace the key."""
     from servekit.serve.guard.keys import load_keys, own_key_file, rotate_key
 
     settings = read_settings(flags, os.environ)
     path = settings.api_keys_file or own_key_file(settings.state_dir)
     if keep_old and not new:
-        raise click.UsageError("--keep-old goes with --new")
+        raise click.UsageError("--keep-old needs --new")
     if new:
         rotate_key(path, keep_old=keep_old)
-        click.echo(f"a new key is in {path}", err=True)
+        click.echo(f"new key in {path}", err=True)
     click.echo(load_keys(path)[0] if show else path)
 
 
@@ -221,7 +242,7 @@ def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
 )
 def schema() -> None:
     """Print the JSON Schema of the profile."""
-    from servekit.profile import profile_schema
+    from servekit.profile.json_schema import profile_schema
 
     click.echo(json.dumps(profile_schema(), indent=2))
 
@@ -241,7 +262,7 @@ def schema() -> None:
 )
 @click.option("--bf16", is_flag=True, help="Unquantized weights instead of W4A16.")
 def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
-    """Write a Gemma-4 checkpoint with random weights into DIRECTORY."""
+    """Write a Gemma 4 checkpoint with random weights into DIRECTORY."""
     from servekit.demo.build import build_demo_model
 
     build_demo_model(
@@ -249,42 +270,23 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     )
 
 
-def _make_plan(settings: Settings) -> "Plan":
-    from servekit.demo.build import demo_directory
-    from servekit.profile import load_profile
-    from servekit.serve.plan import build_plan, detect_target
-
-    profile = load_profile(settings.config, deviate=settings.deviate)
-    target = detect_target(settings)
-    return build_plan(
-        profile,
-        settings,
-        target=target,
-        demo_model=demo_directory(settings.cache_dir),
-        environ=os.environ,
-    )
-
-
-def _plan_memory(plan: "Plan", settings: Settings, gpu: str | None) -> "tuple[MemoryPlan | None, str]":
+def _plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, str]":
     """Return the memory plan, or None and why there is none."""
     from servekit.preflight.examine import examine
-    from servekit.preflight.memory.gpu_models import parse_gpu_model
-    from servekit.run import start_of
 
-    try:
-        card = parse_gpu_model(gpu) if gpu else None
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--gpu") from error
     if plan.demo and not Path(plan.model).exists():
-        return None, "the demo checkpoint is built on first use"
-    found = examine(dataclasses.replace(start_of(plan, settings), addresses={}, engine=""), card=card)
+        return None, "the demo checkpoint does not exist yet; the first start builds it"
+    found = examine(dataclasses.replace(plan, addresses={}, engine=""))
     return found.memory, next((finding.message for finding in found.findings), "")
 
 
-def _memory_dict(memory: "MemoryPlan") -> dict[str, Any]:
-    from servekit.preflight.memory.memory_report import plan_as_dict
+def _gpu(name: str) -> "GpuModel":
+    from servekit.preflight.memory.gpu_models import parse_gpu_model
 
-    return plan_as_dict(memory)
+    try:
+        return parse_gpu_model(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--gpu") from error
 
 
 def _on_stop_signals(stop: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""Settings as command line options: one description serves the model, `--help` and the documentation."""
+"""Settings as command line options: the model, `--help` and the documentation share one description."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from servekit.settings import Settings, flag_of, variable_of
 
 
 def settings_options(fields: tuple[str, ...]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each of the settings `fields`; the value None says it was not given."""
+    """Add an option to a command for each of the settings `fields`; None means that the option is not set."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in reversed(fields):

@@ -1,4 +1,4 @@
-"""The demo checkpoint: a Gemma 4 of random weights that every tool takes for a real one.
+"""The demo checkpoint: a Gemma 4 with random weights that every tool accepts as a real one.
 
 `tiny` lets servekit be tried on any machine in seconds; `e4b` has the shapes and sizes of
 google/gemma-4-E4B-it, for measurements on a GPU that do not depend on what the weights say.
@@ -23,7 +23,7 @@ from servekit.demo.shard_writer import Shard, index, shards, write_shard
 from servekit.demo.sizes import SIZES, Gemma4, Size
 from servekit.demo.tensor_list import tensors
 from servekit.demo.vocabulary import Vocabulary, tokenizer, vocabulary
-from servekit.errors import ConfigurationError, Mistake
+from servekit.errors import ConfigurationError, Finding
 
 GENERATOR = 1
 """Version of what this package writes: raise it with every change that gives other bytes for a seed."""
@@ -47,7 +47,7 @@ def build_demo_model(
 
     The same arguments give the same bytes. With `quantized` it is W4A16 in compressed-tensors format (10.1 GB
     for e4b, 7.4 MB for tiny), without it BF16 (16.0 GB, 15.6 MB). `directory` appears at once and complete, or
-    not at all. `progress` is told a line for every GB.
+    not at all. `progress` gets a line for every GB.
 
     Raises `ConfigurationError` where `directory` holds something, or its disk has not enough room.
     """
@@ -175,10 +175,10 @@ def _refuse_occupied(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise ConfigurationError([Mistake(str(directory), "is a file", remedy="name a new folder")])
+        raise ConfigurationError([Finding("is a file", file=str(directory), remedy="name a new folder")])
     if any(directory.iterdir()):
         raise ConfigurationError(
-            [Mistake(str(directory), "the folder is not empty", remedy="name a new one, or empty it first")]
+            [Finding("the folder is not empty", file=str(directory), remedy="name a new one, or empty it first")]
         )
 
 
@@ -187,9 +187,9 @@ def _refuse_small_disk(directory: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise ConfigurationError(
             [
-                Mistake(
-                    str(directory.parent),
+                Finding(
                     f"the checkpoint needs {needed_bytes / 1e9:.1f} GB",
+                    file=str(directory.parent),
                     got=f"{free_bytes / 1e9:.1f} GB free",
                     remedy="make room, or name a folder on another disk",
                 )

@@ -39,7 +39,7 @@ class Tensor:
 
     def chunks(self, seed: int) -> Iterator[bytes]:
         """Its bytes in order, drawn from `seed` and its name: the same whatever else the checkpoint holds."""
-        source = Random(f"{seed}:{self.name}")  # noqa: S311 -- weights are no secrets, and must be reproducible
+        source = Random(f"{seed}:{self.name}")  # noqa: S311 -- weights are not secret, and must be reproducible
         count = prod(self.shape)
         width = self.shape[-1] if self.shape else 1
         for start in range(0, count, CHUNK_ELEMENTS):
@@ -78,7 +78,7 @@ def shards(tensors: Sequence[Tensor], *, limit_bytes: int) -> list[Shard]:
 
 
 def write_shard(path: Path, shard: Shard, *, seed: int, written: Callable[[int], None]) -> None:
-    """Write one file; `written` is told the bytes of each chunk."""
+    """Write one file; `written` gets the number of bytes of each chunk."""
     with path.open("wb") as file:
         file.write(_header(shard.tensors))
         for tensor in shard.tensors:

@@ -10,7 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
 
-from servekit.errors import Mistake, PreflightError
+from servekit.errors import Finding, PreflightError
 from servekit.observe.metrics import exposition
 from servekit.observe.page import CONTENT_SECURITY_POLICY, render_page
 from servekit.serve.plan import Plan
@@ -142,12 +142,12 @@ class Server:
         try:
             self._server: WSGIServer = make_server(host, port, application, bound, _QuietHandler)
         except OSError as error:
-            mistake = Mistake(
-                where=f"{host}:{port}",
-                message=f"servekit's own server cannot listen here: {error.strerror}",
+            finding = Finding(
+                f"servekit's own server cannot listen here: {error.strerror}",
+                f"{host}:{port}",
                 remedy="choose another --observe-host or --observe-port, or stop what listens there",
             )
-            raise PreflightError(str(mistake)) from error
+            raise PreflightError([finding]) from error
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="observe", daemon=True)
 
     @property

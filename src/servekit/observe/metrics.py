@@ -56,7 +56,7 @@ class StatusCollector(Collector):
             "servekit_contract",
             "The values that must hold in the running engine.",
             ("item", "wanted"),
-            ((item, str(wanted)) for item, wanted in self._plan.contract.items()),
+            ((item, str(wanted)) for item, wanted in self._plan.arguments.contract.items()),
         )
         if status.contract:
             met = GaugeMetricFamily(

@@ -81,7 +81,7 @@ def _contract(plan: Plan, status: Status) -> list[Element]:
     if status.contract:
         rows = [(i.name, i.wanted, _shown(i.got), i.met) for i in status.contract]
     else:
-        rows = [(name, wanted, "not asked yet", None) for name, wanted in plan.contract.items()]
+        rows = [(name, wanted, "not asked yet", None) for name, wanted in plan.arguments.contract.items()]
     verdicts = {True: ("met", "met"), False: ("not met", "broken"), None: ("open", "why")}
     body = _element("tbody")
     for name, wanted, got, met in rows:

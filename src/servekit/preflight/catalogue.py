@@ -1,34 +1,37 @@
-"""Every name a finding can have, and what it means: what `--skip` takes and what the documentation lists."""
+"""Every name of a finding, with its meaning: the names for `--skip`, which the documentation lists."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from servekit import ENGINE_VERSION
+
 CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "engine-missing": "The engine's program is not there.",
-        "engine-patches": "The folder of newer packages for the engine is not there, or its Pillow is too old.",
+        "engine-missing": "The engine's program does not exist.",
+        "engine-patches": "The folder of newer packages for the engine does not exist, or its Pillow is too old.",
         # Where the model is.
         "model-missing": "The model's folder does not exist.",
         "model-name": "The model is neither a folder nor a hub id such as `owner/name`.",
-        "hub-offline": "The model is not in the local cache, and the hub must not be asked.",
-        "hub-unreachable": "The model is not in the local cache, and the hub does not answer or does not give it.",
-        "hub-download": "The model is not in the local cache; the engine will download it at the start.",
+        "hub-offline": "The model is not in the local cache, and offline mode forbids a download.",
+        "hub-unreachable": "The model is not in the local cache, and the hub does not answer or denies access.",
+        "hub-download": "The model is not in the local cache; the engine downloads it during the start.",
         # config.json.
         "config-missing": "The checkpoint has no config.json.",
         "config-invalid": "config.json is not a JSON object.",
-        "architecture-unknown": "vLLM 0.20.2 has no model of this architecture.",
-        "architecture-unplanned": "The architecture is no Gemma 4: tensors and memory cannot be checked.",
+        "architecture-unknown": f"vLLM {ENGINE_VERSION} has no model of this architecture.",
+        "architecture-unplanned": "The architecture is not a Gemma 4: preflight checks neither tensors nor memory.",
+        "architecture-text-only": "The profile allows images, and the model takes text only.",
         "text-config-invalid": "The text configuration lacks values or contradicts itself.",
         "vision-config": "The vision configuration lacks what vLLM reads from it.",
         "token-ids": "A special token id of config.json lies outside the vocabulary.",
         "context-length": "`max-model-len` is longer than the model's own context.",
         # quantization_config.
-        "quantization-missing": "The profile asks for a quantized checkpoint, this one is not.",
+        "quantization-missing": "The profile needs a quantized checkpoint, this one is not quantized.",
         "quantization-method": "The checkpoint is quantized by another method than the profile says.",
         "quantization-format": "The compressed-tensors format is not pack-quantized.",
         "quantization-groups": "quantization_config has no usable config_groups.",
-        "quantization-bits": "vLLM 0.20.2 has no weight-only kernel for these weights.",
+        "quantization-bits": f"vLLM {ENGINE_VERSION} has no weight-only kernel for these weights.",
         "quantization-scheme": "The scheme is not symmetric int4 in groups of 128.",
         "quantization-activations": "Activations are quantized too; the profile is made for W4A16.",
         "ignore-list": "A part that must stay at full precision is not in the ignore list.",
@@ -44,7 +47,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "weights-consolidated": "A consolidated*.safetensors file makes vLLM read the folder as a Mistral one.",
         "index-invalid": "The index of the shards cannot be read.",
         "index-stale": "The index and the shards disagree about which tensor is where.",
-        "shard-missing": "A shard named by the index is not there.",
+        "shard-missing": "A shard that the index names does not exist.",
         "shard-stray": "A safetensors file is not named by the index.",
         "shard-empty": "A safetensors file is empty.",
         "shard-pointer": "A safetensors file is a Git LFS pointer, not the weights.",
@@ -59,7 +62,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "tensor-unquantized": "A layer should be quantized, but its plain weight is stored.",
         "tensor-quantized": "A layer is stored quantized, but nothing says so or the ignore list denies it.",
         "scale-missing": "A quantized layer comes without its scales or zero points.",
-        "kv-shared-weights": "The projections of KV-shared layers were dropped; vLLM refuses an unquantized model.",
+        "kv-shared-weights": "The projections of KV-shared layers were dropped; vLLM rejects an unquantized model.",
         "tower-missing": "The configured vision or audio tower has no or not all weights.",
         # Companions.
         "tokenizer-missing": "The checkpoint has no tokenizer.",
@@ -68,12 +71,12 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "tokenizer-config": "tokenizer_config.json is missing or cannot be read.",
         "processor-missing": "Images are allowed, but the checkpoint has no processor configuration.",
         "processor-invalid": "The processor configuration cannot be read or has another number of image tokens.",
-        "chat-template": "The checkpoint has no chat template: every chat request would be refused.",
+        "chat-template": "The checkpoint has no chat template: every chat request would fail.",
         "generation-config": "generation_config.json is missing or cannot be read.",
         # Host.
         "gpu-missing": "NVML finds no NVIDIA GPU.",
         "gpu-visible": "Not exactly one GPU is visible.",
-        "gpu-capability": "The GPU's compute capability is below 8.9: it has no FP8.",
+        "gpu-capability": "The KV cache is FP8, and the GPU's compute capability is below 8.9.",
         "gpu-mig": "The GPU is split by MIG.",
         "gpu-memory": "Less memory is free on the GPU than `gpu-memory-utilization` claims.",
         "gpu-processes": "Other processes use the GPU.",
@@ -89,6 +92,8 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "shared-memory": "The shared memory is too small for the engine's queues.",
         # Memory plan.
         "memory-weights": "The weights do not fit the budget.",
+        "memory-cache": "The KV cache that the profile sets does not fit the GPU.",
+        "memory-known-shapes": "The default model's files are not here; its memory is planned from its known shapes.",
         "memory-one-request": "The KV cache cannot hold one request of full length.",
         "memory-layout": "vLLM cannot lay out a KV cache for this configuration.",
         "memory-unplanned": "The memory cannot be planned.",
@@ -100,7 +105,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "docker-engine": "The Docker Engine is too old.",
         "docker-compose": "Docker Compose is missing or too old.",
         "docker-gpu": "Docker has neither the NVIDIA runtime nor CDI devices.",
-        "docker-image": "The image is not there.",
+        "docker-image": "The image is not on this host.",
         "docker-platform": "The image or the engine is not for linux/amd64.",
         "compose-gpus": "The Compose file asks for GPUs in a way this Compose ignores.",
         "compose-grace": "Docker would kill the container before its drain is over.",

@@ -1,45 +1,26 @@
-"""All of preflight at once: checkpoint, host and memory plan of one start, before anything is started."""
+"""All of preflight: checkpoint, host and memory plan of one start, before anything starts."""
 
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
 from servekit.preflight.checkpoint.hub import hub_cache_folder, is_offline
-from servekit.preflight.findings import Finding, error, has_errors, in_order, without
+from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
+from servekit.preflight.host.gpu_rules import check_capability
 from servekit.preflight.host.host_facts import HostFacts, inspect_host
 from servekit.preflight.host.patches import check_patches
 from servekit.preflight.memory.capacity import plan_capacity
-from servekit.preflight.memory.gpu_models import GpuModel
-from servekit.preflight.memory.memory_plan import MemoryPlan, batched_tokens
+from servekit.preflight.memory.memory_plan import MemoryPlan
 from servekit.preflight.memory.memory_report import plan_as_dict
+from servekit.preflight.start import DEFAULT_MODEL, Start
+from servekit.settings import Target
 
 _DOWNLOAD_BYTES = 10_200_000_000
-"""What the engine will download of gemma4-E4B-opt: 9.33 GB by its card, with room for the rest."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """What is about to be started, as far as preflight is concerned."""
-
-    target: str
-    """`cuda` or `cpu`."""
-    model: str
-    arguments: Mapping[str, Any]
-    """The engine's arguments under their dashed names."""
-    addresses: Mapping[str, tuple[str, int]]
-    """Flags and the (host, port) they want."""
-    cache_dir: Path
-    engine: str = ""
-    """The engine's program; empty: not looked for."""
-    engine_patches: Path | None = None
-    """The folder of packages that go before the engine's own."""
-    kv_space_gib: int = 1
-    """VLLM_CPU_KVCACHE_SPACE, of the CPU engine."""
+"""What the engine will download of gemma4-E4B-opt: 9.33 GB by its model card, with room for the rest."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +29,7 @@ class Examination:
 
     findings: tuple[Finding, ...]
     skipped: tuple[Finding, ...]
-    """Findings the user asked to pass over; they are told all the same."""
+    """Findings that the user skips; they are reported all the same."""
     checkpoint: CheckpointFacts | None
     host: HostFacts
     memory: MemoryPlan | None
@@ -59,7 +40,7 @@ class Examination:
         return has_errors(self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give everything as JSON-able values."""
+        """Return everything as JSON-able values."""
         return {
             "findings": [finding.as_dict() for finding in self.findings],
             "skipped": [finding.as_dict() for finding in self.skipped],
@@ -69,10 +50,8 @@ class Examination:
         }
 
 
-def examine(
-    start: Start, *, skip: Collection[str] = (), card: GpuModel | None = None, environ: Mapping[str, str] = os.environ
-) -> Examination:
-    """Judge a start; `card` plans the memory for that GPU instead of the one in this host."""
+def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examination:
+    """Check the checkpoint, the host and the memory for a start."""
     hub_cache = hub_cache_folder(environ)
     checkpoint, found = inspect_checkpoint(
         start.model,
@@ -82,30 +61,31 @@ def examine(
         target=start.target,
     )
     findings = [*_check_engine(start), *found]
-    weights = checkpoint.weights(start.arguments, batched_tokens(start.arguments, card)) if checkpoint else None
+    weights = checkpoint.weights(start.arguments) if checkpoint else None
     host, found = inspect_host(
-        start.target,
-        arguments=start.arguments,
-        addresses=start.addresses,
-        cache_dir=start.cache_dir,
+        start,
         downloads={hub_cache: _DOWNLOAD_BYTES} if any(each.name == "hub-download" for each in findings) else {},
         weights_bytes=weights.total_bytes if weights else 0,
-        kv_space_gib=start.kv_space_gib,
         environ=environ,
     )
     findings += found
-    memory = None
-    wanted = card or host.card
-    if checkpoint and (wanted or start.target == "cpu"):
+    known, memory = checkpoint, None
+    if checkpoint is None and start.model == DEFAULT_MODEL and start.gpu:
+        from servekit.preflight.memory.default_model import default_checkpoint  # its imports are for this case only
+
+        known = default_checkpoint()
+        findings.append(note("memory-known-shapes", "planned from the known shapes of the model; no file was read"))
+    if start.gpu:
+        dtype = known.kv_cache_dtype(start.arguments) if known else start.arguments.kv_cache_dtype
+        findings += check_capability(start.gpu, dtype)
+    if known and (start.gpu or start.target is Target.CPU):
         memory, found = plan_capacity(
-            checkpoint,
-            start.arguments,
-            wanted,
-            kv_space_gib=start.kv_space_gib,
-            memory_bytes=host.memory_bytes,
+            known, start.arguments, start.gpu, kv_space_gib=start.kv_space_gib, host_bytes=host.memory_bytes
         )
         findings += found
-    kept, skipped = without(in_order(findings), skip)
+    found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)
+    kept = tuple(each for each in found if each.name not in start.skip)
+    skipped = tuple(each for each in found if each.name in start.skip)
     return Examination(kept, skipped, checkpoint, host, memory)
 
 

@@ -1,71 +1,34 @@
-"""Findings: what preflight has to say, each under a stable name, with what to do about it."""
+"""The findings of preflight, each under a name of the catalogue, and the line that each is about."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
+import yaml
+
+from servekit.errors import Finding, Severity, in_order
 from servekit.preflight.catalogue import CATALOGUE
 
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml, where PyYAML has it, is ten times as fast."""
 
-class Severity(StrEnum):
-    """How much a finding weighs: errors stop the start, warnings and notes are told."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    NOTE = "note"
+__all__ = ["Finding", "Severity", "error", "has_errors", "in_order", "line_of", "located", "note", "warning"]
 
 
-_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
+def _named(severity: Severity, name: str, message: str, *, subject: str = "", **details: Any) -> Finding:
+    if name not in CATALOGUE:
+        raise ValueError(f"{name!r} is not a finding of the catalogue")
+    return Finding(message, subject, severity=severity, name=name, **details)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One result of preflight.
-
-    `name` is a key of `catalogue.CATALOGUE`, which is also what `--skip` takes; `subject` is the file, the GPU
-    or the address it is about.
-    """
-
-    name: str
-    severity: Severity
-    message: str
-    remedy: str = ""
-    subject: str = ""
-
-    def __post_init__(self) -> None:
-        if self.name not in CATALOGUE:
-            raise ValueError(f"finding {self.name!r} stands in no catalogue")
-
-    def __str__(self) -> str:
-        """`severity name: subject: message; remedy`."""
-        subject = f"{self.subject}: " if self.subject else ""
-        remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.severity} {self.name}: {subject}{self.message}{remedy}"
-
-    def as_dict(self) -> dict[str, str]:
-        """Give the finding as plain strings, for JSON."""
-        return {
-            "name": self.name,
-            "severity": str(self.severity),
-            "subject": self.subject,
-            "message": self.message,
-            "remedy": self.remedy,
-        }
-
-
-def error(name: str, message: str, *, remedy: str = "", subject: str = "") -> Finding:
-    """Make a finding that stops the start."""
-    return Finding(name, Severity.ERROR, message, remedy, subject)
-
-
-def warning(name: str, message: str, *, remedy: str = "", subject: str = "") -> Finding:
-    """Make a finding that does not stop the start but should be looked at."""
-    return Finding(name, Severity.WARNING, message, remedy, subject)
-
-
-def note(name: str, message: str, *, remedy: str = "", subject: str = "") -> Finding:
-    """Make a finding that is good to know."""
-    return Finding(name, Severity.NOTE, message, remedy, subject)
+error = partial(_named, Severity.ERROR)
+"""Make a finding that stops the start."""
+warning = partial(_named, Severity.WARNING)
+"""Make a finding that does not stop the start but needs attention."""
+note = partial(_named, Severity.NOTE)
+"""Make a finding that is good to know."""
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
@@ -73,34 +36,27 @@ def has_errors(findings: Iterable[Finding]) -> bool:
     return any(finding.severity is Severity.ERROR for finding in findings)
 
 
-def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first, then warnings, then notes; within one severity as they were found."""
-    return tuple(sorted(findings, key=lambda finding: _ORDER[finding.severity]))
+def located(finding: Finding, path: Path) -> Finding:
+    """Return the finding with the file that it is about, and the line of its key there."""
+    return replace(finding, file=str(path), line=finding.line or line_of(path, finding.key))
 
 
-def without(findings: Iterable[Finding], skip: Collection[str]) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
-    """Split into those that count and those the user asked to skip by name.
+def line_of(path: Path, key: str) -> int:
+    """Return the line of the dotted `key` in a JSON or YAML file, or of the innermost part of it that is there.
 
-    The caller logs the second part: a skipped finding is never silent.
+    0 where there is none, or the file cannot be read. Dashes and underscores count as equal, as they do for vLLM.
     """
-    every = tuple(findings)
-    return (
-        tuple(finding for finding in every if finding.name not in skip),
-        tuple(finding for finding in every if finding.name in skip),
-    )
-
-
-def unknown_names(skip: Iterable[str]) -> tuple[str, ...]:
-    """Names given to `--skip` that no finding has, in the order given."""
-    return tuple(name for name in skip if name not in CATALOGUE)
-
-
-def render(findings: Sequence[Finding]) -> str:
-    """Write findings for a person: one line each and its remedy below, errors first."""
-    lines: list[str] = []
-    for finding in in_order(findings):
-        subject = f"{finding.subject}: " if finding.subject else ""
-        lines.append(f"{finding.severity:<8}{finding.name}: {subject}{finding.message}")
-        if finding.remedy:
-            lines.append(f"{'':<8}-> {finding.remedy}")
-    return "\n".join(lines)
+    line = 0
+    if not key:
+        return line
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), _LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return line
+    for part in key.replace("_", "-").split("."):
+        entries = node.value if isinstance(node, yaml.MappingNode) else ()
+        found = [entry for entry in entries if str(entry[0].value).replace("_", "-") == part]
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line

@@ -3,29 +3,29 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
-from servekit.errors import Mistake
+from servekit.errors import Finding
+from servekit.profile.argument_table import engine_arguments
 from servekit.profile.mistakes import WHOLE_FILE, Mistakes, shown
 from servekit.profile.values import Lines, Value
 
-CONTRACT: Mapping[str, object] = MappingProxyType(
+CONTRACT: Final[Mapping[str, object]] = MappingProxyType(
     {
         "kv-cache-dtype": "fp8_e4m3",
         "quantization": "compressed-tensors",
-        "limit-mm-per-prompt": {"image": 3},
+        "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
         "max-num-seqs": 1024,
     }
 )
 """What the endpoint promises. Missing or different is an error, unless the key is named as a deviation."""
 
-STRUCTURED_OUTPUTS_BACKEND = "guidance"
+STRUCTURED_OUTPUTS_BACKEND: Final = "guidance"
 """The one backend of structured output. With vLLM's `auto` the first request chooses for the engine's life, and a later
 grammar that this one cannot compile ends EngineCore; docs/results.md compares it with xgrammar."""
 
-CLOSED_MODALITIES = ("audio", "video")
-"""The model's other modalities. vLLM 0.20.2 allows 999 items of a modality that the limits leave out."""
-
-UNLIMITED = 999
+UNLIMITED: Final = 999
+"""What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt does not list (config/multimodal.py)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,20 @@ class Deviation:
     reason: str
 
 
+CPU_DEVIATION: Final = Deviation(
+    key="kv-cache-dtype",
+    wanted=CONTRACT["kv-cache-dtype"],
+    used="auto",
+    reason="the CPU engine has no FP8 KV cache with chunked prefill and prefix caching",
+)
+"""The CPU build of vLLM 0.20.2 falls back silently without those two (v1/attention/backends/cpu_attn.py)."""
+
+
 def note_unknown_deviations(deviate: Collection[str], mistakes: Mistakes) -> None:
-    """Note every key of `deviate` that is no part of the contract."""
+    """Add a mistake for every key of `deviate` that is not part of the contract."""
     for key in sorted(set(deviate) - set(CONTRACT)):
         remedy = f"it can be one of {', '.join(CONTRACT)}"
-        mistakes.add_mistake(Mistake("--deviate", "is not a key of the contract", got=key, remedy=remedy))
+        mistakes.found.append(Finding("is not a key of the contract", "--deviate", got=key, remedy=remedy))
 
 
 def note_broken_contract(
@@ -52,54 +61,41 @@ def note_broken_contract(
     *,
     skip: Collection[str],
 ) -> None:
-    """Note every contract value that `arguments` lacks or changes, except for the keys in `skip`."""
+    """Add a mistake for every contract value that `arguments` lacks or changes, except for the keys in `skip`."""
     for key, wanted in CONTRACT.items():
-        if key in skip:
+        used = arguments.get(key)
+        if key in skip or used == wanted:
             continue
-        if key == "limit-mm-per-prompt":
-            _note_limits(arguments.get(key), lines, mistakes)
-        elif key not in arguments:
-            mistakes.add(WHOLE_FILE, "is missing", key=key, remedy=_remedy(key, f"{key}: {wanted}"))
-        elif arguments[key] != wanted:
+        if isinstance(wanted, dict) and isinstance(used, dict):
+            _note_limits(key, wanted, used, lines, mistakes)
+        elif key in arguments:
             message = f"the contract of this endpoint is {wanted}"
-            remedy = _remedy(key, f"{key}: {wanted}")
-            mistakes.add(lines[key,], message, key=key, got=shown(arguments[key]), remedy=remedy)
+            mistakes.add(lines[key,], message, key=key, got=shown(used), remedy=_remedy(key, f"{key}: {wanted}"))
+        else:
+            flow = str(wanted).replace("'", "")  # a mapping as YAML writes it
+            mistakes.add(WHOLE_FILE, "is missing", key=key, remedy=_remedy(key, f"{key}: {flow}"))
 
 
-def deviations(
-    arguments: Mapping[str, Value], deviate: Collection[str], defaults: Mapping[str, Value]
-) -> tuple[Deviation, ...]:
-    """Give the deviations that were allowed and are really there, in the order of the contract."""
+def deviations(arguments: Mapping[str, Value], deviate: Collection[str]) -> tuple[Deviation, ...]:
+    """Return the deviations that are allowed and take place, in the order of the contract."""
+    used = {key: arguments.get(key, engine_arguments()[key].default) for key in CONTRACT if key in deviate}
     return tuple(
-        Deviation(key, wanted, used, "--deviate")
-        for key, wanted in CONTRACT.items()
-        if key in deviate and not _met(key, wanted, used := arguments.get(key, defaults.get(key)))
+        Deviation(key, CONTRACT[key], value, "--deviate") for key, value in used.items() if value != CONTRACT[key]
     )
 
 
-def _met(key: str, wanted: object, used: Value) -> bool:
-    if key == "limit-mm-per-prompt":
-        return used == {"image": 3} | dict.fromkeys(CLOSED_MODALITIES, 0)
-    return used == wanted
-
-
-def _note_limits(limits: Value, lines: Lines, mistakes: Mistakes) -> None:
-    key = "limit-mm-per-prompt"
-    wanted = {"image": 3} | dict.fromkeys(CLOSED_MODALITIES, 0)
-    if not isinstance(limits, dict):
-        flow = ", ".join(f"{modality}: {count}" for modality, count in wanted.items())
-        mistakes.add(WHOLE_FILE, "is missing", key=key, remedy=_remedy(key, f"{key}: {{{flow}}}"))
-        return
+def _note_limits(
+    key: str, wanted: Mapping[str, int], limits: Mapping[str, Value], lines: Lines, mistakes: Mistakes
+) -> None:
     for modality, count in wanted.items():
-        line = lines.get((key, modality), lines[key,])
-        name = f"{key}.{modality}"
-        remedy = _remedy(key, f"{modality}: {count}", below="" if modality in limits else f" under {key}")
+        name, line = f"{key}.{modality}", lines.get((key, modality), lines[key,])
         if modality not in limits:
             message = f"is missing, and vLLM allows {UNLIMITED} items of a kind that is left out"
+            remedy = _remedy(key, f"{modality}: {count}", below=f" under {key}")
             mistakes.add(line, message, key=name, remedy=remedy)
         elif limits[modality] != count:
-            message = f"the contract of this endpoint is {count}"
-            mistakes.add(line, message, key=name, got=shown(limits[modality]), remedy=remedy)
+            message, got = f"the contract of this endpoint is {count}", shown(limits[modality])
+            mistakes.add(line, message, key=name, got=got, remedy=_remedy(key, f"{modality}: {count}"))
 
 
 def _remedy(key: str, line: str, below: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Arguments of vLLM that a profile cannot set: servekit sets them itself, or its guarantees would not hold."""
+"""Arguments of vLLM that a profile cannot set: servekit sets them itself, or could not keep its guarantees."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,9 +13,10 @@ def _setting(name: str, flag: str) -> str:
 TAKE_OUT = "take it out"
 MULTI_HOST = ("this endpoint is one engine on one GPU", TAKE_OUT)
 TLS = ("servekit sets HTTPS up", "see docs/security.md for HTTPS, with servekit or with Caddy in front")
-GUARD = ("the guard that protects every route stands there", TAKE_OUT)
-ROUTES = ("the guard answers 404 on those routes whatever it says", TAKE_OUT)
+GUARD = ("reserved for servekit's guard, which protects every route", TAKE_OUT)
+ROUTES = ("the guard answers 404 on those routes in any case", TAKE_OUT)
 PRIVACY = ("would put what users write and read into the log", TAKE_OUT)
+ATTENTION_BACKEND = "Gemma 4 mixes two head sizes, and vLLM chooses the one backend that is right for both"
 SOCKETS = ("opens ports that the guard does not see", TAKE_OUT)
 
 RESERVED: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -31,15 +32,18 @@ RESERVED: Mapping[str, tuple[str, str]] = MappingProxyType(
             "vLLM logs its keys and leaves routes open; the guard keeps them",
             _setting("API_KEYS_FILE", "--api-keys-file"),
         ),
-        "hf-token": ("would show in the list of processes", "set HF_TOKEN in the environment instead"),
+        "hf-token": (
+            "every user of this host would see it in the process list",
+            "set HF_TOKEN in the environment instead",
+        ),
         "shutdown-timeout": ("servekit derives it from its own drain", _setting("DRAIN_S", "--drain-s")),
         "allowed-media-domains": ("servekit sets it", _setting("MEDIA_DOMAINS", "--media-domains")),
         "allowed-local-media-path": ("would let a request read files of this host", TAKE_OUT),
         "log-config-file": ("servekit reads the engine's log", _setting("LOG_FORMAT", "--log-format")),
         "disable-log-stats": ("without vLLM's counters servekit cannot see a hung engine", TAKE_OUT),
         "middleware": GUARD,
-        "root-path": ("the guard decides by the path that a client asks for", TAKE_OUT),
-        "allow-credentials": ("clients show a bearer key, never a cookie", TAKE_OUT),
+        "root-path": ("the guard decides by the path of the request", TAKE_OUT),
+        "allow-credentials": ("clients send a bearer key, never a cookie", TAKE_OUT),
         "disable-fastapi-docs": ROUTES,
         "enable-offline-docs": ROUTES,
         "enable-tokenizer-info-endpoint": ROUTES,
@@ -53,7 +57,7 @@ RESERVED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "enable-log-outputs": PRIVACY,
         "enable-log-deltas": PRIVACY,
         "grpc": ("the guard protects HTTP only", TAKE_OUT),
-        "headless": ("an engine without an API server answers nobody", TAKE_OUT),
+        "headless": ("an engine without an API server cannot answer requests", TAKE_OUT),
         "tokens-only": ("the endpoint answers the OpenAI routes", TAKE_OUT),
         "api-server-count": ("the guard counts requests in one API server", TAKE_OUT),
         "tool-server": ("would let a request run code or call other hosts", TAKE_OUT),
@@ -61,10 +65,7 @@ RESERVED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "kv-events-config": SOCKETS,
         "ec-transfer-config": SOCKETS,
         "weight-transfer-config": SOCKETS,
-        "attention-backend": (
-            "Gemma 4 mixes two head sizes, and vLLM chooses the one backend that is right for both",
-            TAKE_OUT,
-        ),
+        "attention-backend": (ATTENTION_BACKEND, TAKE_OUT),
         "master-addr": MULTI_HOST,
         "master-port": MULTI_HOST,
         "node-rank": MULTI_HOST,

@@ -1,19 +1,26 @@
 """What an unquoted word of YAML means, and the words that do not mean what they seem to.
 
-vLLM reads its file with PyYAML, that is YAML 1.1: `on` is true, `0777` is 511, `1:30` is 90, and `1e-5` is text.
-A word that means the same to a person, to YAML 1.1 and to YAML 1.2 is taken; the others are refused with the
-spelling to use instead.
+vLLM reads its file with PyYAML, which implements YAML 1.1: `on` is true, `0777` is 511, `1:30` is 90, `1e-5` is text.
+servekit takes a word that means the same to a person, to YAML 1.1 and to YAML 1.2. It rejects every other word, and
+names the spelling to use instead.
 """
 
 import math
 import re
+from typing import Final
 
 from servekit.profile.values import Value
 
-DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-EXPONENT = re.compile(r"([-+]?[0-9]+)(\.[0-9]*)?[eE]([-+]?)([0-9]+)")
-LONGEST_WHOLE, LONGEST_FRACTION = 18, 40  # the first fits 64 bits
-TAG = "tag:yaml.org,2002:"
+DECIMAL: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+EXPONENT: Final = re.compile(r"([-+]?[0-9]+)(\.[0-9]*)?[eE]([-+]?)([0-9]+)")
+LONGEST: Final = {"int": 18, "float": 40}
+"""The most characters of a number; 18 digits fit into 64 bits."""
+TAG: Final = "tag:yaml.org,2002:"
+TRAPS: Final = {
+    "null": ("has no value", "give it one, or leave the key out for vLLM's default"),
+    "timestamp": ("YAML reads this as a date", 'write "{word}" in quotes for the text'),
+}
+SIGN: Final = ("YAML gives this sign a meaning of its own", 'write "{word}" in quotes')
 
 
 class ScalarTrapError(ValueError):
@@ -26,25 +33,19 @@ class ScalarTrapError(ValueError):
 
 
 def plain_value(word: str, tag: str) -> Value:
-    """Give the value of the unquoted `word`, to which PyYAML's resolver gave `tag`.
+    """Return the value of the unquoted `word`, to which PyYAML's resolver gave `tag`.
 
     Raises ScalarTrapError where the word is ambiguous.
     """
-    match tag.removeprefix(TAG):
-        case "null":
-            raise ScalarTrapError("has no value", "give it one, or leave the key out for vLLM's default")
-        case "bool":
-            return _boolean(word)
-        case "int":
-            return _whole(word)
-        case "float":
-            return _fraction(word)
-        case "str":
-            return _text(word)
-        case "timestamp":
-            raise ScalarTrapError("YAML reads this as a date", f'write "{word}" in quotes for the text')
-        case _:
-            raise ScalarTrapError("YAML gives this sign a meaning of its own", f'write "{word}" in quotes')
+    kind = tag.removeprefix(TAG)
+    if kind == "str":
+        return _text(word)
+    if kind == "bool":
+        return _boolean(word)
+    if kind in LONGEST:
+        return _number(word, kind)
+    message, remedy = TRAPS.get(kind, SIGN)
+    raise ScalarTrapError(message, remedy.format(word=word))
 
 
 def _boolean(word: str) -> bool:
@@ -55,32 +56,20 @@ def _boolean(word: str) -> bool:
     raise ScalarTrapError(f"YAML 1.1 reads {word} as {meant}", f'write {meant}, or "{word}" in quotes for the text')
 
 
-def _whole(word: str) -> int:
-    if len(word) > LONGEST_WHOLE:
+def _number(word: str, kind: str) -> int | float:
+    if len(word) > LONGEST[kind]:
         raise ScalarTrapError(f"is a number of {len(word)} digits", "check it")
-    if DECIMAL.fullmatch(word):
-        return int(word)
     if ":" in word:
-        raise _sexagesimal(word)
-    digits = word.replace("_", "").lower()
-    if DECIMAL.fullmatch(digits):
         raise ScalarTrapError(
-            "not every YAML reader takes _ inside a number", f'write {int(digits)}, or "{word}" for the text'
+            "YAML 1.1 reads this as a number of base 60", f'write "{word}" in quotes for the text, or the number'
         )
-    value = int(digits, 0) if digits.lstrip("+-")[1:2] in ("x", "b") else int(digits, 8)
-    raise ScalarTrapError(
-        f"YAML 1.1 reads {word} as {value}",
-        f'write {value} if you mean that, {digits.lstrip("+-0xb") or 0} if not, or "{word}" for the text',
-    )
-
-
-def _fraction(word: str) -> float:
-    if len(word) > LONGEST_FRACTION:
-        raise ScalarTrapError(f"is a number of {len(word)} digits", "check it")
-    if ":" in word:
-        raise _sexagesimal(word)
-    lowered = word.lower().lstrip("+-")
-    value = math.inf if lowered in (".inf", ".nan") else float(word.replace("_", ""))
+    digits = word.replace("_", "").lower()
+    if kind == "float":
+        value: int | float = math.inf if digits.lstrip("+-") in (".inf", ".nan") else float(digits)
+    elif DECIMAL.fullmatch(digits):
+        value = int(digits)
+    else:
+        raise _other_base(word, digits)
     if not math.isfinite(value):
         raise ScalarTrapError("is not a finite number", "give a number")
     if "_" in word:
@@ -90,20 +79,25 @@ def _fraction(word: str) -> float:
     return value
 
 
+def _other_base(word: str, digits: str) -> ScalarTrapError:
+    try:
+        value = int(digits, 0) if digits.lstrip("+-")[1:2] in ("x", "b") else int(digits, 8)
+    except ValueError:  # YAML 1.1 takes `0x_` for a number, which has no digits
+        return ScalarTrapError("could be a number or a text", f'write "{word}" in quotes for the text')
+    plain = digits.lstrip("+-0xb") or 0
+    return ScalarTrapError(
+        f"YAML 1.1 reads {word} as {value}", f'write {value} if you mean that, {plain} if not, or "{word}" for the text'
+    )
+
+
 def _text(word: str) -> str:
-    if number := EXPONENT.fullmatch(word):
-        whole, fraction, sign, exponent = number.groups()
-        fraction = fraction if fraction and fraction != "." else ".0"
-        spelling = f"{whole}{fraction}e{sign or '+'}{exponent}"
-        if not math.isfinite(float(spelling)):
-            raise ScalarTrapError("could be a number or a text", f'write "{word}" in quotes for the text')
+    number = EXPONENT.fullmatch(word)
+    if not number:
+        return word
+    whole, fraction, sign, exponent = number.groups()
+    spelling = f"{whole}{fraction if fraction and fraction != '.' else '.0'}e{sign or '+'}{exponent}"
+    if math.isfinite(float(spelling)):
         raise ScalarTrapError(
             f"YAML 1.1 reads {word} as text, not as a number", f'write {spelling}, or "{word}" for the text'
         )
-    return word
-
-
-def _sexagesimal(word: str) -> ScalarTrapError:
-    return ScalarTrapError(
-        "YAML 1.1 reads this as a number of base 60", f'write "{word}" in quotes for the text, or the number'
-    )
+    raise ScalarTrapError("could be a number or a text", f'write "{word}" in quotes for the text')

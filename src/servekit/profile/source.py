@@ -1,22 +1,24 @@
 """A YAML file as values that know their lines, read more strictly than PyYAML reads it.
 
-PyYAML keeps the last of two equal keys, turns `key:` into None and forgets where anything stood. Here PyYAML
-only cuts the text into events; this walk gives them their meaning and notes every mistake on its way.
+PyYAML keeps the last of two equal keys, turns `key:` into None and forgets the lines. Here it only composes its graph
+of nodes; a walk over the nodes gives them their meaning and finds every mistake.
 """
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from servekit.profile.contents import TEMPLATE, UnreadableError, read_text
-from servekit.profile.mistakes import WHOLE_FILE, Mistakes
+from servekit.profile.contents import TEMPLATE, read_text
+from servekit.profile.mistakes import WHOLE_FILE, Mistakes, UnreadableError
 from servekit.profile.scalars import ScalarTrapError, plain_value
 from servekit.profile.values import KeyPath, Lines, Value
 
 DEEPEST = 20
+_LINES = "write `key: value` lines"
+UNSAYABLE = re.compile("[\0\ud800-\udfff]")
 
 REMEDIES = {
     r"character '\\t'": "indent with spaces, not with a tab",
@@ -32,170 +34,171 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What stands in the file: values by key in file order, and the line of each key, nested ones too."""
+    """The contents of the file: values by key in file order, and the line of each key, nested ones too."""
 
     values: dict[str, Value] = field(default_factory=dict)
     lines: Lines = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
-    """Keys with a mistake in their value, which therefore need no further checking."""
+    """Keys with a mistake in their value, which therefore need no further checks."""
 
 
 def read_source(path: Path, mistakes: Mistakes) -> Source:
-    """Read the YAML mapping in the file `path`.
+    """Read the YAML mapping in the file `path`, and add every mistake to `mistakes`.
 
-    What is wrong is added to `mistakes`. Raises UnreadableError, after adding the mistake, where nothing can
-    be said about the rest of the file.
+    Raises UnreadableError where a mistake hides the rest of the file.
     """
-    text = read_text(path, mistakes)
-    walk = _Walk(text, mistakes)
+    loader = _Loader(read_text(path, mistakes), mistakes)
+    walk = _Walk(mistakes, loader.graph)
     try:
-        walk.document()
+        if not loader.check_node():
+            raise mistakes.unreadable(WHOLE_FILE, "contains only comments", remedy=TEMPLATE)
+        loader.get_node()
+        if loader.check_node():
+            line = _line(loader.peek_event())
+            raise mistakes.unreadable(line, "a second document begins here", remedy="keep one document in the file")
     except yaml.MarkedYAMLError as error:
-        _note_syntax(error, mistakes)
-        raise UnreadableError from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # ValueError: PyYAML's scanner hands `"\UFFFFFFFF"` to chr().
-        line = walk.loader.line + 1
-        mistakes.add(line, "holds a character that YAML does not allow", remedy="take it out")
-        raise UnreadableError from error
+        raise _syntax_error(error, mistakes) from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML's scanner passes `"\UFFFFFFFF"` to chr()
+        line = loader.line + 1
+        raise mistakes.unreadable(
+            line, "contains a character that YAML does not allow", remedy="take it out"
+        ) from error
+    finally:
+        if loader.root:
+            walk.mapping(loader.root, ())
     return walk.source
 
 
-def _note_syntax(error: yaml.MarkedYAMLError, mistakes: Mistakes) -> None:
+def _syntax_error(error: yaml.MarkedYAMLError, mistakes: Mistakes) -> UnreadableError:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else WHOLE_FILE
     problem = error.problem or "cannot be understood"
     if error.context_mark and error.context_mark.line + 1 != line:
         problem += f" {error.context}, which begins in line {error.context_mark.line + 1}"
-    remedy = next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, problem)), "")
-    mistakes.add(line, f"not YAML: {problem}", remedy=remedy)
+    return mistakes.unreadable(
+        line,
+        f"not YAML: {problem}",
+        remedy=next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, problem)), ""),
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader, for files that a profile can be.
+
+    It keeps the root while that is incomplete, so that a syntax error hides no mistake before it, and what the nodes
+    themselves forget: anchors, aliases and tags, as message, remedy and text.
+    """
+
+    peek_event: Any
+    get_event: Any
+
+    def __init__(self, text: str, mistakes: Mistakes) -> None:
+        super().__init__(text)
+        self.mistakes = mistakes
+        self.depth = 0
+        self.root: Any = None
+        self.graph: dict[Any, list[tuple[str, str, str]]] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node, as PyYAML does; `index` is the key's node of a value, None for a key."""
+        event: Any = self.peek_event()
+        self.root = self.root or parent
+        is_key, nested = parent is not None and index is None, isinstance(event, yaml.CollectionStartEvent)
+        checks = (
+            (parent is None and not isinstance(event, yaml.MappingStartEvent), "is not a mapping", _LINES),
+            (is_key and not isinstance(event, yaml.ScalarEvent), "a key must be a word", "write `key: value`"),
+            (nested and self.depth > DEEPEST, f"is nested more than {DEEPEST} levels deep", "check the brackets"),
+        )
+        for wrong, message, remedy in checks:
+            if wrong:
+                line = _line(index if isinstance(index, yaml.Node) else event)
+                raise self.mistakes.unreadable(line, message, remedy=remedy)
+        if isinstance(event, yaml.AliasEvent):
+            alias = yaml.ScalarNode("", "", self.get_event().start_mark, style="'")
+            self.graph[alias] = [("aliases are not allowed", "write the value out", f"*{event.anchor}")]
+            return alias
+        refused = []
+        if event.anchor is not None:
+            refused.append(("anchors are not allowed", "take it out", f"&{event.anchor}"))
+        if event.tag is not None:
+            refused.append(("tags are not allowed", "write the value without it", event.tag))
+            event.style = "'"  # so that a tagged word counts as text
+        event.anchor = event.tag = None
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        self.graph[node] = refused
+        return node
 
 
 class _Walk:
-    """One pass over the events of a document."""
+    """One pass over the nodes of the document."""
 
-    def __init__(self, text: str, mistakes: Mistakes) -> None:
+    def __init__(self, mistakes: Mistakes, graph: dict[Any, list[tuple[str, str, str]]]) -> None:
         self.source = Source()
         self.mistakes = mistakes
-        try:
-            self.loader: Any = yaml.SafeLoader(text)
-        except yaml.reader.ReaderError as error:
-            line = text[: error.position].count("\n") + 1
-            got = f"U+{error.character:04X}"
-            mistakes.add(line, "holds a character that YAML does not allow", got=got, remedy="take it out")
-            raise UnreadableError from error
+        self.graph = graph
 
-    def document(self) -> None:
-        """Walk the only document of the file, which must be a mapping."""
-        self.loader.get_event()
-        if not self.loader.check_event(yaml.DocumentStartEvent):
-            self._give_up(WHOLE_FILE, "holds nothing but comments", TEMPLATE)
-        self.loader.get_event()
-        event = self.loader.get_event()
-        if not isinstance(event, yaml.MappingStartEvent):
-            self._give_up(self._line(event), "is not a mapping", "write `key: value` lines")
-        self._refuse_graph(event, ())
-        self._mapping(())
-        self.loader.get_event()
-        if self.loader.check_event(yaml.DocumentStartEvent):
-            line = self._line(self.loader.peek_event())
-            self._give_up(line, "a second document begins here", "keep one document in the file")
-
-    def _value(self, event: Any, path: KeyPath) -> Value:
-        self._refuse_graph(event, path)
-        if isinstance(event, yaml.ScalarEvent):
-            return self._scalar(event, path)
-        if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(path)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self._list(path)
-        return None  # an alias, refused above
-
-    def _mapping(self, path: KeyPath) -> dict[str, Value]:
+    def mapping(self, node: Any, path: KeyPath) -> dict[str, Value]:
+        """Return the values of a mapping; those of the root go into the source."""
         values: dict[str, Value] = {} if path else self.source.values
-        self._refuse_depth(path)
-        while not self.loader.check_event(yaml.MappingEndEvent):
-            event = self.loader.get_event()
-            key = self._key(event, path)
-            if key is None:
-                self._value(self.loader.get_event(), (*path, event.value))
-                continue
-            inner = (*path, key)
-            if inner in self.source.lines:
-                first = self.source.lines[inner]
-                self._note(event, inner, f"is given twice, first in line {first}", "keep one of them")
-                self._value(self.loader.get_event(), inner)
-                continue
-            self.source.lines[inner] = self._line(event)
-            values[key] = self._value(self.loader.get_event(), inner)
-        self.loader.get_event()
+        for key, value in node.value:
+            inner = (*path, key.value)
+            if self._is_key(key, inner):
+                self.source.lines[inner] = _line(key)
+                values[key.value] = self._value(value, inner)
+            else:
+                self._value(value, inner)  # for its mistakes
         return values
 
-    def _list(self, path: KeyPath) -> list[Value]:
-        values: list[Value] = []
-        self._refuse_depth(path)
-        while not self.loader.check_event(yaml.SequenceEndEvent):
-            event = self.loader.get_event()
-            inner = (*path, f"[{len(values)}]")
-            self.source.lines[inner] = self._line(event)
-            values.append(self._value(event, inner))
-        self.loader.get_event()
-        return values
-
-    def _key(self, event: Any, path: KeyPath) -> str | None:
-        """Give the key, or None, noted as a mistake, where the word does not stand for itself."""
-        if not isinstance(event, yaml.ScalarEvent):
-            self._give_up(self._line(event), "a key must be a word", "write `key: value`")
-        self._refuse_graph(event, (*path, event.value))
-        if event.style is None and event.value == "<<":
-            self._note(event, (*path, "<<"), "merge keys are not taken", "write the keys out")
-            return None
-        if event.style is None:
+    def _value(self, node: Any, path: KeyPath) -> Value:
+        self._refuse_graph(node, path)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            items = {(*path, f"[{index}]"): item for index, item in enumerate(node.value)}
+            self.source.lines.update({inner: _line(item) for inner, item in items.items()})
+            return [self._value(item, inner) for inner, item in items.items()]
+        if node.style is None:
             try:
-                plain_value(event.value, self._tag(event))
+                return plain_value(node.value, node.tag)
             except ScalarTrapError as trap:
-                remedy = "begin the line with a key" if not event.value else "put the key in quotes"
-                self._note(event, (*path, event.value), trap.message, remedy)
-                return None
-        return str(event.value)
+                self._note(node, path, trap.message, trap.remedy, node.value)
+        elif UNSAYABLE.search(node.value):
+            self._note(node, path, "contains a character that no program argument can hold", "take it out")
+        return str(node.value)
 
-    def _scalar(self, event: Any, path: KeyPath) -> Value:
-        if event.style is None and not event.tag:
-            try:
-                return plain_value(event.value, self._tag(event))
-            except ScalarTrapError as trap:
-                self._note(event, path, trap.message, trap.remedy, event.value)
-                return None
-        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in event.value):
-            self._note(event, path, "holds a character that no program argument can hold", "take it out")
-        return str(event.value)
+    def _is_key(self, node: Any, path: KeyPath) -> bool:
+        """Whether the word stands for itself and for the first time; if not, add the mistake."""
+        self._refuse_graph(node, path)
+        problem = _ambiguity(node)
+        if not problem and path in self.source.lines:
+            problem = (f"is given twice, first in line {self.source.lines[path]}", "keep one of them")
+        if problem:
+            self._note(node, path, *problem)
+        return not problem
 
-    def _refuse_graph(self, event: Any, path: KeyPath) -> None:
-        if isinstance(event, yaml.AliasEvent):
-            self._note(event, path, "aliases are not taken", "write the value out", f"*{event.anchor}")
-            return
-        if event.anchor is not None:
-            self._note(event, path, "anchors are not taken", "take it out", f"&{event.anchor}")
-        if event.tag is not None:
-            self._note(event, path, "tags are not taken", "write the value without it", event.tag)
+    def _refuse_graph(self, node: Any, path: KeyPath) -> None:
+        for message, remedy, got in self.graph[node]:
+            self._note(node, path, message, remedy, got)
 
-    def _refuse_depth(self, path: KeyPath) -> None:
-        if len(path) > DEEPEST:
-            line = self.source.lines[path]
-            self._give_up(line, f"is nested more than {DEEPEST} levels deep", "check the brackets")
-
-    def _tag(self, event: Any) -> str:
-        return str(self.loader.resolve(yaml.ScalarNode, event.value, (True, False)))
-
-    def _note(self, event: Any, path: KeyPath, message: str, remedy: str, got: str = "") -> None:
+    def _note(self, node: Any, path: KeyPath, message: str, remedy: str, got: str = "") -> None:
         self.source.broken.update(path[:1])
-        key = ".".join(path).replace(".[", "[")
-        self.mistakes.add(self._line(event), message, key=key, got=got, remedy=remedy)
+        self.mistakes.add(_line(node), message, key=".".join(path).replace(".[", "["), got=got, remedy=remedy)
 
-    def _give_up(self, line: int, message: str, remedy: str) -> NoReturn:
-        self.mistakes.add(line, message, remedy=remedy)
-        raise UnreadableError
 
-    @staticmethod
-    def _line(event: Any) -> int:
-        return int(event.start_mark.line) + 1
+def _ambiguity(key: Any) -> tuple[str, str] | None:
+    """Return why a key does not stand for itself, and what to do."""
+    if key.style is None and key.value == "<<":
+        return "merge keys are not allowed", "write the keys out"
+    try:
+        if key.style is None:
+            plain_value(key.value, key.tag)
+    except ScalarTrapError as trap:
+        return trap.message, "put the key in quotes" if key.value else "begin the line with a key"
+    return None
+
+
+def _line(place: Any) -> int:
+    return int(place.start_mark.line) + 1

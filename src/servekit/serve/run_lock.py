@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from servekit.errors import Mistake, PreflightError
+from servekit.errors import Finding, PreflightError
 from servekit.serve.guard.keys import OWNER_ONLY_FOLDER
 
 
@@ -20,10 +20,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            mistake = Mistake(
-                where=str(folder),
-                message="another servekit runs with this state folder and this port",
+            finding = Finding(
+                "another servekit runs with this state folder and this port",
+                str(folder),
                 remedy="choose another --port or --state-dir, or stop the other one",
             )
-            raise PreflightError(str(mistake)) from error
+            raise PreflightError([finding]) from error
         yield

@@ -5,7 +5,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from servekit.errors import ConfigurationError, Mistake
+from servekit.errors import ConfigurationError, Finding
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ def load_certificate(chain: Path | None, key: Path | None) -> Certificate | None
         return None
     if chain is None or key is None:
         missing, given = ("--tls-cert", "--tls-key") if chain is None else ("--tls-key", "--tls-cert")
-        raise ConfigurationError([Mistake(missing, "is missing", remedy=f"{given} is given: both or neither")])
+        raise ConfigurationError([Finding("is missing", missing, remedy=f"{given} is given: both or neither")])
     mistakes = []
     for flag, path in (("--tls-cert", chain), ("--tls-key", key)):
         try:
             path.read_bytes()
         except OSError as error:
-            mistakes.append(Mistake(flag, f"cannot be read: {error.strerror}", got=str(path), remedy="name a PEM file"))
+            mistakes.append(Finding(f"cannot be read: {error.strerror}", flag, got=str(path), remedy="name a PEM file"))
     if mistakes:
         raise ConfigurationError(mistakes)
     try:
@@ -47,7 +47,7 @@ def load_certificate(chain: Path | None, key: Path | None) -> Certificate | None
     except (ssl.SSLError, ValueError) as error:
         remedy = "PEM files: the chain with the server's certificate first, and its key without a passphrase"
         message = f"no certificate and key that fit each other: {error}"
-        raise ConfigurationError([Mistake("--tls-cert, --tls-key", message, remedy=remedy)]) from error
+        raise ConfigurationError([Finding(message, "--tls-cert, --tls-key", remedy=remedy)]) from error
     return Certificate(chain.absolute(), key.absolute(), hashlib.sha256(der).hexdigest())
 
 

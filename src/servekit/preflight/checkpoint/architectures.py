@@ -3,9 +3,11 @@
 Source: vLLM 0.20.2, model_executor/models/registry.py, its text generation and multimodal models.
 """
 
-from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
-KNOWN_ARCHITECTURES: Final = frozenset(
-    (files("servekit.preflight") / "architectures.txt").read_text(encoding="utf-8").split()
-)
+_ROWS: Final = Path(__file__).parents[1].joinpath("architectures.txt").read_text(encoding="utf-8").splitlines()
+
+KNOWN_ARCHITECTURES: Final = frozenset(row.split()[0] for row in _ROWS)
+MULTIMODAL_ARCHITECTURES: Final = frozenset(row.split()[0] for row in _ROWS if row.endswith(" multimodal"))
+"""Those that take more than text."""

@@ -1,11 +1,20 @@
-"""The checkpoint, judged from its headers and configuration alone: no weight is read."""
+"""The checkpoint, judged by its headers and configuration alone: no weight is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from servekit.preflight.checkpoint.config_file import DTYPE_BYTES, ModelConfig, check_config, read_config
+from servekit.preflight.checkpoint.architectures import MULTIMODAL_ARCHITECTURES
+from servekit.preflight.checkpoint.config_file import (
+    CONFIG,
+    DTYPE_BYTES,
+    ModelConfig,
+    check_context,
+    check_token_ids,
+    check_vision,
+    read_config,
+)
 from servekit.preflight.checkpoint.hub import hub_status, locate_model
 from servekit.preflight.checkpoint.kv_scales import check_kv_scales
 from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignore_list, check_quantization
@@ -13,17 +22,20 @@ from servekit.preflight.checkpoint.shard_header import Tensor
 from servekit.preflight.checkpoint.shards import read_shards
 from servekit.preflight.checkpoint.tensors import check_tensors
 from servekit.preflight.checkpoint.text_config import TextConfig
-from servekit.preflight.checkpoint.tokenizer_files import check_companions
+from servekit.preflight.checkpoint.tokenizer_files import (
+    check_generation,
+    check_processor,
+    check_template,
+    check_tokenizer,
+)
 from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
-from servekit.preflight.findings import Finding, in_order
-
-UNLIMITED: Final = 999
-"""What vLLM 0.20.2 allows of a modality that limit-mm-per-prompt leaves out (config/multimodal.py)."""
+from servekit.preflight.findings import Finding, error, located
+from servekit.profile import EngineArguments
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint is: where, which model, what it stores."""
+    """A checkpoint: its folder, its model and its tensors."""
 
     folder: Path
     revision: str
@@ -41,13 +53,20 @@ class CheckpointFacts:
         """Bytes of all tensors in the shards."""
         return sum(tensor.size_bytes for tensor in self.tensors)
 
-    def model_dtype(self, arguments: Mapping[str, Any]) -> str:
-        """Return the dtype vLLM will compute in: the profile's, or the checkpoint's, float32 lowered to bfloat16."""
-        asked = arguments.get("dtype", "auto")
-        dtype = self.config.dtype if asked == "auto" else str(asked)
-        return "bfloat16" if asked == "auto" and dtype not in {"bfloat16", "float16"} else dtype
+    def model_dtype(self, arguments: EngineArguments) -> str:
+        """Return the dtype vLLM computes in: the profile's, or the checkpoint's with float32 lowered to bfloat16."""
+        if arguments.dtype != "auto":
+            return arguments.dtype
+        return self.config.dtype if self.config.dtype in {"bfloat16", "float16"} else "bfloat16"
 
-    def weights(self, arguments: Mapping[str, Any], max_num_batched_tokens: int) -> WeightSizes | None:
+    def kv_cache_dtype(self, arguments: EngineArguments) -> str:
+        """Return the dtype of the KV cache: the profile's, unless the checkpoint dictates one.
+
+        With a kv_cache_scheme vLLM 0.20.2 uses FP8 whatever the profile says (layers/attention/attention.py).
+        """
+        return "fp8" if (self.config.quantization or {}).get("kv_cache_scheme") else arguments.kv_cache_dtype
+
+    def weights(self, arguments: EngineArguments) -> WeightSizes | None:
         """Size the weights on the GPU under this profile; None for other models than Gemma 4."""
         if self.text is None:
             return None
@@ -56,12 +75,12 @@ class CheckpointFacts:
             self.text,
             self.scheme,
             dtype_bytes=DTYPE_BYTES.get(self.model_dtype(arguments), 2),
-            limits=modality_limits(arguments),
-            max_num_batched_tokens=max_num_batched_tokens,
+            limits=arguments.limit_mm_per_prompt,
+            max_num_batched_tokens=arguments.max_num_batched_tokens,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the facts as JSON-able values."""
+        """Return the facts as values that JSON can hold."""
         scheme = self.scheme
         return {
             "folder": str(self.folder),
@@ -77,23 +96,10 @@ class CheckpointFacts:
         }
 
 
-def modality_limits(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Items per prompt of image, audio and video, as vLLM reads `limit-mm-per-prompt`."""
-    if arguments.get("language-model-only"):
-        return {"image": 0, "audio": 0, "video": 0}
-    given = arguments.get("limit-mm-per-prompt")
-    limits = dict.fromkeys(("image", "audio", "video"), UNLIMITED)
-    for modality, value in given.items() if isinstance(given, Mapping) else ():
-        count = value.get("count") if isinstance(value, Mapping) else value
-        if type(count) is int:
-            limits[modality] = count
-    return limits
-
-
 def inspect_checkpoint(
     model: str,
     *,
-    arguments: Mapping[str, Any],
+    arguments: EngineArguments,
     hub_cache: Path,
     offline: bool,
     target: str = "cuda",
@@ -101,55 +107,54 @@ def inspect_checkpoint(
 ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
     """Judge the checkpoint of a folder or a hub id against a profile's arguments.
 
-    `arguments` are the profile's validated engine arguments under their dashed names. Returns None with the reasons
-    when there is nothing to judge: no such model, no readable config.json.
+    Returns None with the reasons where there is nothing to judge: no such model, no readable config.json.
     """
-    location, findings = locate_model(
+    location, missing = locate_model(
         model,
         hub_cache=hub_cache,
         offline=offline,
-        revision=str(arguments.get("revision") or "main"),
+        revision=arguments.revision or "main",
         ask_hub=ask_hub,
     )
     if location is None:
-        return None, findings
-    config, config_findings = read_config(location.folder)
-    tensors, shard_findings = read_shards(location.folder)
-    if config is None:
-        return None, in_order((*config_findings, *shard_findings))
-    scheme, more = _judge(config, tensors, location.folder, arguments, target)
-    if any(finding.name.startswith(("shard-", "weights-", "index-")) for finding in shard_findings):
-        # tensors of a damaged shard are missing too: one cause, one finding
-        more = [finding for finding in more if finding.name not in {"tensor-missing", "tower-missing"}]
-    facts = CheckpointFacts(location.folder, location.revision, config, scheme, tensors)
-    return facts, in_order((*config_findings, *shard_findings, *more))
+        return None, missing
+    folder = location.folder
+    config, findings = read_config(folder)
+    tensors, shard_findings = read_shards(folder)
+    findings += shard_findings
+    facts = None
+    if config:
+        limits, length = arguments.limit_mm_per_prompt, arguments.max_model_len
+        scheme, more = check_quantization(config.quantization, arguments.quantization)
+        findings += more
+        if tensors and (scheme or config.quantization is None):
+            # the tensors of a damaged shard are missing too: one cause, one finding
+            damaged = any(not finding.name.startswith("tensor-") for finding in shard_findings)
+            caused = {"tensor-missing", "tower-missing"} if damaged else set()
+            findings += (f for f in check_tensors(tensors, config, scheme, limits) if f.name not in caused)
+        findings += [
+            *check_kv_scales(tensors, config.text, config.quantization, target),
+            *_check_modality(config, limits["image"]),
+            *check_vision(config, limits["image"]),
+            *check_tokenizer(folder, config),
+            *check_template(folder, own_template=bool(arguments.chat_template)),
+            *check_generation(folder),
+            *(check_processor(folder, config) if limits["image"] and config.vision is not None else ()),
+            *(check_ignore_list(scheme, config.text, audio=config.audio is not None) if scheme else ()),
+            *(check_token_ids(config.raw, config.text) if config.text else ()),
+            *(check_context(config.text, length) if config.text and isinstance(length, int) else ()),
+        ]
+        facts = CheckpointFacts(folder, location.revision, config, scheme, tensors)
+    return facts, tuple(located(each, folder / each.file) if each.file else each for each in findings)
 
 
-def _judge(
-    config: ModelConfig,
-    tensors: tuple[Tensor, ...],
-    folder: Path,
-    arguments: Mapping[str, Any],
-    target: str,
-) -> tuple[WeightScheme | None, list[Finding]]:
-    limits = modality_limits(arguments)
-    max_model_len = arguments.get("max-model-len")
-    findings = list(
-        check_config(
-            config,
-            max_model_len=max_model_len if type(max_model_len) is int else None,
-            images=limits["image"],
+def _check_modality(config: ModelConfig, images: int) -> Iterator[Finding]:
+    if images and config.architecture not in MULTIMODAL_ARCHITECTURES:
+        yield error(
+            "architecture-text-only",
+            f"{config.architecture} takes text only, and limit-mm-per-prompt allows {images} images: the running "
+            "engine could not keep that",
+            file=CONFIG,
+            key="architectures",
+            remedy="serve a multimodal model, or set every limit to 0 with --deviate limit-mm-per-prompt",
         )
-    )
-    wanted = arguments.get("quantization")
-    scheme, more = check_quantization(config.quantization, str(wanted) if wanted else None)
-    findings.extend(more)
-    if scheme:
-        findings.extend(check_ignore_list(scheme, config.text, audio=config.audio is not None))
-    if tensors and (scheme or config.quantization is None):
-        findings.extend(check_tensors(tensors, config, scheme, limits))
-    findings.extend(check_kv_scales(tensors, config.text, config.quantization, target))
-    findings.extend(
-        check_companions(folder, config, images=limits["image"], own_template=bool(arguments.get("chat-template")))
-    )
-    return scheme, findings

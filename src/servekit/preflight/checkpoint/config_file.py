@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES
 from servekit.preflight.checkpoint.text_config import ARCHITECTURES, TextConfig, TextConfigError, parse_text_config
 from servekit.preflight.findings import Finding, error, warning
 
 CONFIG: Final = "config.json"
 DTYPE_BYTES: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
+_ORIGINAL: Final = "take the config.json of the original model"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What config.json says. `text` is None for other models than Gemma 4 and for a broken text configuration."""
+    """The contents of config.json. `text` is None for models other than Gemma 4 and for a broken text configuration."""
 
     architecture: str
     text: TextConfig | None
@@ -27,75 +29,61 @@ class ModelConfig:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def read_config(folder: Path) -> tuple[ModelConfig | None, tuple[Finding, ...]]:
-    """Read the folder's config.json; None when there is nothing to go on."""
-    path = folder / CONFIG
-    try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        missing = error(
-            "config-missing",
-            f"{folder} has no {CONFIG}",
-            subject=CONFIG,
-            remedy="give the folder of a checkpoint",
-        )
-        return None, (missing,)
-    except (OSError, ValueError, RecursionError) as problem:
-        return None, (_invalid(f"cannot be read: {problem}"),)
-    if not isinstance(raw, dict):
-        return None, (_invalid(f"must hold a JSON object, not {type(raw).__name__}"),)
-    return _from_object(raw)
-
-
-def _invalid(message: str) -> Finding:
-    return error("config-invalid", message, subject=CONFIG, remedy="download the checkpoint again")
-
-
-def _from_object(raw: dict[str, Any]) -> tuple[ModelConfig | None, tuple[Finding, ...]]:
+def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
+    """Read the folder's config.json; None where it names no model."""
+    raw, findings = _read(folder)
     names = raw.get("architectures")
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    if findings:
+        return None, findings
     if architecture not in KNOWN_ARCHITECTURES:
-        unknown = error(
-            "architecture-unknown",
-            f"vLLM 0.20.2 has no model {architecture or 'without a name in architectures'!r}",
-            subject=CONFIG,
-            remedy=f"serve a model of one of its architectures, here {ARCHITECTURES[0]}",
-        )
-        return None, (unknown,)
-    text_object = _section(raw, "text_config") or (raw if "hidden_size" in raw else {})
-    dtype = _dtype(raw) or _dtype(text_object) or "bfloat16"
-    findings: list[Finding] = []
+        return None, [
+            error(
+                "architecture-unknown",
+                f"vLLM {ENGINE_VERSION} has no model {architecture!r}" if architecture else "does not name a model",
+                file=CONFIG,
+                key="architectures",
+                remedy=f"serve a model of one of vLLM's architectures, here {ARCHITECTURES[0]}",
+            )
+        ]
+    section = _section(raw, "text_config") or (raw if "hidden_size" in raw else {})
     text = None
-    if architecture not in ARCHITECTURES:
-        findings.append(
-            warning(
-                "architecture-unplanned",
-                f"{architecture} is no Gemma 4: its tensors and its memory are not checked",
-                subject=CONFIG,
-            )
-        )
-    else:
-        try:
-            text = parse_text_config(text_object)
-        except TextConfigError as problem:
-            findings.append(
-                error(
-                    "text-config-invalid",
-                    f"text_config: {problem}",
-                    subject=CONFIG,
-                    remedy="take the config.json of the original model",
+    try:
+        text = parse_text_config(section) if architecture in ARCHITECTURES else None
+        if text is None:
+            findings = [
+                warning(
+                    "architecture-unplanned",
+                    f"{architecture} is not a Gemma 4: preflight checks neither its tensors nor its memory",
+                    file=CONFIG,
+                    key="architectures",
                 )
-            )
-    config = ModelConfig(
+            ]
+    except TextConfigError as problem:
+        findings = [error("text-config-invalid", str(problem), file=CONFIG, key="text_config", remedy=_ORIGINAL)]
+    return ModelConfig(
         architecture=architecture,
         text=text,
-        dtype=dtype,
+        dtype=_dtype(raw) or _dtype(section) or "bfloat16",
         vision=_section(raw, "vision_config"),
         audio=_section(raw, "audio_config"),
         quantization=_section(raw, "quantization_config") or _section(raw, "compression_config"),
         raw=raw,
-    )
-    return config, tuple(findings)
+    ), findings
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
+    try:
+        raw = json.loads((folder / CONFIG).read_bytes())
+    except FileNotFoundError:
+        return {}, [error("config-missing", "does not exist", file=CONFIG, remedy="give the folder of a checkpoint")]
+    except (OSError, ValueError, RecursionError) as problem:
+        message, line = f"cannot be read: {problem}", getattr(problem, "lineno", 0)
+    else:
+        if isinstance(raw, dict):
+            return raw, []
+        message, line = f"must hold a JSON object, not {type(raw).__name__}", 0
+    return {}, [error("config-invalid", message, file=CONFIG, line=line, remedy="download the checkpoint again")]
 
 
 def _section(raw: Mapping[str, Any], key: str) -> dict[str, Any] | None:
@@ -108,30 +96,30 @@ def _dtype(section: Mapping[str, Any]) -> str:
     return value.removeprefix("torch.") if isinstance(value, str) else ""
 
 
-def check_config(config: ModelConfig, *, max_model_len: int | None, images: int) -> Iterator[Finding]:
-    """Find what contradicts the profile or would stop vLLM; `images` is the limit per prompt."""
-    text = config.text
-    if text and max_model_len and max_model_len > text.max_position_embeddings:
+def check_context(text: TextConfig, max_model_len: int) -> Iterator[Finding]:
+    """Find a context length that is longer than the model's own."""
+    longest = text.max_position_embeddings
+    if max_model_len > longest:
         yield error(
             "context-length",
-            f"max-model-len {max_model_len:,} is longer than max_position_embeddings {text.max_position_embeddings:,}",
-            subject=CONFIG,
-            remedy=f"set max-model-len to {text.max_position_embeddings} or less",
+            f"must be at most the model's max_position_embeddings {longest:,}",
+            key="max-model-len",
+            got=f"{max_model_len:,}",
+            remedy=f"write {longest} or less",
         )
-    yield from _check_vision(config, images)
-    if text:
-        yield from _check_token_ids(config.raw, text)
 
 
-def _check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
+def check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
+    """Find what vLLM lacks for images; `images` is the limit per prompt."""
     if config.architecture != ARCHITECTURES[0]:
         return
     if config.vision is None:
         yield error(
             "vision-config",
-            "vision_config is missing: vLLM 0.20.2 builds the vision tower from it",
-            subject=CONFIG,
-            remedy="take the config.json of the original model",
+            f"is missing: vLLM {ENGINE_VERSION} builds the vision tower from it",
+            file=CONFIG,
+            key="vision_config",
+            remedy=_ORIGINAL,
         )
         return
     length = config.vision.get("default_output_length")
@@ -139,21 +127,26 @@ def _check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
         # vLLM 0.20.2 reads it unguarded for the number of image tokens (models/gemma4_mm.py)
         yield error(
             "vision-config",
-            f"vision_config.default_output_length must be the number of tokens of an image, not {length!r}",
-            subject=CONFIG,
-            remedy="add it (280 for gemma-4-E4B)",
+            "must be the number of tokens of an image",
+            file=CONFIG,
+            key="vision_config.default_output_length",
+            got=repr(length),
+            remedy="write 280, as gemma-4-E4B has",
         )
     if images and type(config.raw.get("image_token_id")) is not int:
-        yield error("token-ids", "image_token_id is missing", subject=CONFIG, remedy="take the original config.json")
+        yield error("token-ids", "is missing", file=CONFIG, key="image_token_id", remedy=_ORIGINAL)
 
 
-def _check_token_ids(raw: Mapping[str, Any], text: TextConfig) -> Iterator[Finding]:
+def check_token_ids(raw: Mapping[str, Any], text: TextConfig) -> Iterator[Finding]:
+    """Find special tokens outside the vocabulary."""
     for key in ("image_token_id", "boi_token_id", "eoi_token_id", "audio_token_id", "video_token_id"):
         value = raw.get(key)
         if type(value) is int and not 0 <= value < text.vocab_size:
             yield error(
                 "token-ids",
-                f"{key} {value} lies outside the vocabulary of {text.vocab_size:,}",
-                subject=CONFIG,
-                remedy="the configuration and the weights are of different models",
+                f"lies outside the vocabulary of {text.vocab_size:,}",
+                file=CONFIG,
+                key=key,
+                got=str(value),
+                remedy="take the configuration and the weights of one model",
             )

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, the local cache of the Hugging Face hub, or the hub itself.
+"""Where a model's files are: in a folder, in the local cache of the Hugging Face hub, or on the hub.
 
 The cache's layout is that of huggingface_hub ("Manage huggingface_hub cache-system"): `models--OWNER--NAME/` with
 `refs/REVISION`, which holds a commit, and `snapshots/COMMIT/` with the files.
@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import urllib3
 
 from servekit.preflight.findings import Finding, error, note
 
@@ -40,12 +38,14 @@ def hub_cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
-    """Whether the environment forbids asking the hub."""
+    """Whether the environment forbids requests to the hub."""
     return any(environ.get(key, "").upper() in _TRUE for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def hub_status(model: str, revision: str, endpoint: str = DEFAULT_ENDPOINT) -> str:
-    """Ask the hub once for config.json; empty when it would give it, otherwise the reason why not."""
+    """Request config.json from the hub once; return the reason for a failure, empty where there is none."""
+    import urllib3  # only for a request to the hub: its imports take time
+
     url = f"{endpoint.rstrip('/')}/{model}/resolve/{revision}/config.json"
     timeout = urllib3.Timeout(total=HUB_TIMEOUT_S)
     try:
@@ -54,8 +54,8 @@ def hub_status(model: str, revision: str, endpoint: str = DEFAULT_ENDPOINT) -> s
     except urllib3.exceptions.HTTPError as problem:
         return f"{endpoint} does not answer within {HUB_TIMEOUT_S} s ({type(problem).__name__})"
     if answer.status in {401, 403}:
-        return f"{endpoint} refuses {model} (HTTP {answer.status}): it is private, gated or does not exist"
-    if answer.status >= 400:  # noqa: PLR2004 - the range HTTP gives to errors
+        return f"{endpoint} denies access to {model} (HTTP {answer.status}): it is private, gated or does not exist"
+    if answer.status >= 400:  # noqa: PLR2004 - HTTP's range of errors
         return f"{endpoint} has no {model} with a config.json (HTTP {answer.status})"
     return ""
 
@@ -68,46 +68,30 @@ def locate_model(
     revision: str = "main",
     ask_hub: Callable[[str, str], str] = hub_status,
 ) -> tuple[ModelLocation | None, tuple[Finding, ...]]:
-    """Find the model's files; None when there are none on this machine, with the findings that say why."""
+    """Find the model's files; None when there are none on this machine, with the finding that says why."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return ModelLocation(folder), ()
+    cached = _cached(model, hub_cache, revision) if _HUB_ID.fullmatch(model) else None
+    return cached, () if cached else (_absent(model, hub_cache, "" if offline else revision, ask_hub),)
+
+
+def _absent(model: str, hub_cache: Path, revision: str, ask_hub: Callable[[str, str], str]) -> Finding:
+    """Find out why there is no such model; without a revision, offline mode forbids a request to the hub."""
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        missing = error(
-            "model-missing", "no such folder", subject=model, remedy="give the folder that holds config.json"
-        )
-        return None, (missing,)
+        return error("model-missing", "no such folder", subject=model, remedy="give the folder that holds config.json")
     if not _HUB_ID.fullmatch(model):
-        wrong = error(
+        return error(
             "model-name",
-            f"neither a folder nor a hub id (got {model!r})",
+            "is neither a folder nor a hub id",
+            subject="--model",
+            got=repr(model),
             remedy="give a folder, or an id such as owner/name",
         )
-        return None, (wrong,)
-    if cached := _cached(model, hub_cache, revision):
-        return cached, ()
-    return None, (_not_cached(model, hub_cache, revision, offline=offline, ask_hub=ask_hub),)
-
-
-def _cached(model: str, hub_cache: Path, revision: str) -> ModelLocation | None:
-    repository = hub_cache / f"models--{model.replace('/', '--')}"
-    commit = revision if _COMMIT.fullmatch(revision) else ""
-    if not commit:
-        try:
-            commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            return None
-    snapshot = repository / "snapshots" / commit
-    return ModelLocation(snapshot, commit) if commit and snapshot.is_dir() else None
-
-
-def _not_cached(
-    model: str, hub_cache: Path, revision: str, *, offline: bool, ask_hub: Callable[[str, str], str]
-) -> Finding:
-    if offline:
+    if not revision:
         return error(
             "hub-offline",
-            f"not in the cache {hub_cache}, and offline mode forbids asking the hub",
+            f"not in the cache {hub_cache}, and offline mode forbids a download",
             subject=model,
             remedy="download it on a machine with a network and mount that cache, or give a folder",
         )
@@ -120,7 +104,19 @@ def _not_cached(
         )
     return note(
         "hub-download",
-        f"not in the cache {hub_cache}: the engine will download it at the start; its contents were not checked",
+        f"not in the cache {hub_cache}: the engine downloads it during the start; preflight did not check its contents",
         subject=model,
-        remedy="download it first to have it checked and the start within its deadline",
+        remedy="download it first: preflight then checks it, and the start meets its deadline",
     )
+
+
+def _cached(model: str, hub_cache: Path, revision: str) -> ModelLocation | None:
+    repository = hub_cache / f"models--{model.replace('/', '--')}"
+    commit = revision if _COMMIT.fullmatch(revision) else ""
+    if not commit:
+        try:
+            commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return None
+    snapshot = repository / "snapshots" / commit
+    return ModelLocation(snapshot, commit) if commit and snapshot.is_dir() else None

@@ -3,6 +3,7 @@
 Source: vLLM 0.20.2, models/gemma4_mm.py, hf_to_vllm_mapper and packed_modules_mapping.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,25 +29,17 @@ VISION_PROJECTOR: Final = "embed_vision"
 AUDIO_PROJECTOR: Final = "embed_audio"
 LM_HEAD: Final = "lm_head"
 _PARTS: Final = (VISION, AUDIO, VISION_PROJECTOR, AUDIO_PROJECTOR, LM_HEAD)
-_TEXT_PREFIXES: Final = ("language_model.model.", "language_model.", "")
+_TEXT_PREFIX: Final = re.compile(r"^(model\.)?(language_model\.(model\.)?)?")
 
 
 def engine_name(name: str) -> str:
-    """Return the name vLLM gives a module or tensor of the checkpoint."""
-    for prefix, renamed in _RENAMED:
-        if name.startswith(prefix):
-            return renamed + name.removeprefix(prefix)
-    return name
+    """Return vLLM's name for a module or tensor of the checkpoint."""
+    renamed = (new + name.removeprefix(old) for old, new in _RENAMED if name.startswith(old))
+    return next(renamed, name)
 
 
 def part_of(name: str) -> tuple[str, str]:
     """Split a tensor's name into part of the model and name within: `("text", "layers.0.mlp.up_proj.weight")`."""
-    plain = name.removeprefix("model.")
-    for prefix in _TEXT_PREFIXES:
-        if plain.startswith(prefix):
-            plain = plain.removeprefix(prefix)
-            break
-    for part in _PARTS:
-        if plain.startswith(f"{part}."):
-            return part, plain.removeprefix(f"{part}.")
-    return TEXT, plain
+    plain = _TEXT_PREFIX.sub("", name, count=1)
+    part = next((part for part in _PARTS if plain.startswith(f"{part}.")), "")
+    return (part, plain.removeprefix(f"{part}.")) if part else (TEXT, plain)

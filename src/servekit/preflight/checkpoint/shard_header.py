@@ -16,11 +16,12 @@ DTYPE_BITS: Final[Mapping[str, int]] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
-FLOAT_DTYPES: Final = frozenset({"F16", "BF16", "F32", "F64"})
+_SCALARS: Final = {"BF16": ("<f", b"\0\0"), "F16": ("<e", b""), "F32": ("<f", b""), "F64": ("<d", b"")}
+FLOAT_DTYPES: Final = frozenset(_SCALARS)
 
 LENGTH_BYTES: Final = 8
 MAX_HEADER_BYTES: Final = 100_000_000
-"""The reference implementation refuses longer headers."""
+"""The reference implementation rejects longer headers."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class ShardError(Exception):
 def read_header(path: Path) -> tuple[Tensor, ...]:
     """Read the tensors of one shard, in file order.
 
-    Raises ShardError when the file is no safetensors file, or not as long as its header says; OSError when it
-    cannot be read.
+    Raises ShardError when the file is not a safetensors file, or not as long as its header says; OSError when it cannot
+    be read.
     """
     file_bytes = path.stat().st_size
     if file_bytes == 0:
-        raise ShardError("shard-empty", "the file is empty")
+        raise ShardError("shard-empty", "is empty")
     with path.open("rb") as file:
         header, data_begin = _header_object(file, file_bytes)
     tensors = [_tensor(name, entry, data_begin, path) for name, entry in header.items() if name != "__metadata__"]
@@ -72,42 +73,35 @@ def read_header(path: Path) -> tuple[Tensor, ...]:
 
 def read_scalar(tensor: Tensor) -> float:
     """Read the value of a floating-point tensor of one element: a few bytes, not a weight."""
+    if tensor.dtype not in _SCALARS:
+        raise ShardError("shard-header", f"{tensor.name} is {tensor.dtype}, not a floating-point scalar")
     with tensor.shard.open("rb") as file:
         file.seek(tensor.begin)
         raw = file.read(tensor.size_bytes)
-    match tensor.dtype:
-        case "BF16":
-            return float(struct.unpack("<f", b"\0\0" + raw)[0])
-        case "F16":
-            return float(struct.unpack("<e", raw)[0])
-        case "F32":
-            return float(struct.unpack("<f", raw)[0])
-        case "F64":
-            return float(struct.unpack("<d", raw)[0])
-        case _:
-            raise ShardError("shard-header", f"{tensor.name} is no floating-point scalar but {tensor.dtype}")
+    form, padding = _SCALARS[tensor.dtype]
+    return float(struct.unpack(form, padding + raw)[0])
 
 
 def _header_object(file: BinaryIO, file_bytes: int) -> tuple[dict[str, Any], int]:
     start = file.read(LENGTH_BYTES)
-    if start == b"version ":
-        raise ShardError("shard-pointer", "the file is a Git LFS pointer, the weights were not fetched")
-    if len(start) < LENGTH_BYTES:
-        raise ShardError("shard-truncated", f"the file ends after {len(start)} bytes")
     length = int.from_bytes(start, "little")
-    if length > MAX_HEADER_BYTES:
-        raise ShardError("shard-header", f"the header claims {length} bytes: this is no safetensors file")
-    if LENGTH_BYTES + length > file_bytes:
-        raise ShardError(
-            "shard-truncated", f"the file has {file_bytes} bytes, its header alone {LENGTH_BYTES + length}"
-        )
+    end = LENGTH_BYTES + length
+    checks = (
+        (start == b"version ", "shard-pointer", "is a Git LFS pointer, the weights were not fetched"),
+        (len(start) < LENGTH_BYTES, "shard-truncated", f"ends after {len(start)} bytes"),
+        (length > MAX_HEADER_BYTES, "shard-header", f"is not a safetensors file: its header would have {length} bytes"),
+        (end > file_bytes, "shard-truncated", f"has {file_bytes} bytes, its header alone {end}"),
+    )
+    for wrong, finding, message in checks:
+        if wrong:
+            raise ShardError(finding, message)
     try:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError) as problem:
-        raise ShardError("shard-header", f"the header is no JSON: {problem}") from None
+        raise ShardError("shard-header", f"has a header that is not JSON: {problem}") from None
     if not isinstance(header, dict):
-        raise ShardError("shard-header", f"the header is no JSON object but {type(header).__name__}")
-    return header, LENGTH_BYTES + length
+        raise ShardError("shard-header", f"has a header that is not a JSON object but {type(header).__name__}")
+    return header, end
 
 
 def _tensor(name: str, entry: Any, data_begin: int, path: Path) -> Tensor:
@@ -119,12 +113,11 @@ def _tensor(name: str, entry: Any, data_begin: int, path: Path) -> Tensor:
         raise ShardError("shard-header", f"{name} has the unknown dtype {dtype!r}")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ShardError("shard-header", f"{name} has a shape or offsets that are no whole numbers")
+        raise ShardError("shard-header", f"{name} has a shape or offsets that are not whole numbers")
     expected = (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
     if end - begin != expected:
-        raise ShardError(
-            "shard-header", f"{name} is {dtype} {shape}, {expected} bytes, but its offsets span {end - begin}"
-        )
+        spans = f"{expected} bytes, but its offsets span {end - begin}"
+        raise ShardError("shard-header", f"{name} is {dtype} {shape}, {spans}")
     return Tensor(name, dtype, tuple(shape), data_begin + begin, data_begin + end, path)
 
 
@@ -134,13 +127,6 @@ def _check_length(tensors: list[Tensor], data_begin: int, file_bytes: int) -> No
         if tensor.begin != position:
             raise ShardError("shard-header", f"{tensor.name} does not begin where the tensor before it ends")
         position = tensor.end
-    if file_bytes < position:
-        raise ShardError(
-            "shard-truncated",
-            f"the file has {file_bytes:,} bytes, its header promises {position:,}",
-        )
-    if file_bytes > position:
-        raise ShardError(
-            "shard-oversized",
-            f"the file has {file_bytes:,} bytes, its header accounts for {position:,}",
-        )
+    if file_bytes != position:
+        kind = "shard-truncated" if file_bytes < position else "shard-oversized"
+        raise ShardError(kind, f"has {file_bytes:,} bytes, its header accounts for {position:,}")

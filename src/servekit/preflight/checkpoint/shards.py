@@ -1,88 +1,95 @@
 """The weight files of a checkpoint: whether every shard is there and whole, and which tensors they hold."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_header
 from servekit.preflight.findings import Finding, error, note, warning
 
 INDEX: Final = "model.safetensors.index.json"
 _AGAIN: Final = "download or copy the file again"
-_REMEDIES: Final = {
-    "shard-empty": _AGAIN,
-    "shard-truncated": _AGAIN,
-    "shard-oversized": _AGAIN,
-    "shard-header": _AGAIN,
-    "shard-pointer": "run `git lfs pull`, or download from the hub",
-}
 
 
-def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], tuple[Finding, ...]]:
-    """Every tensor of the folder's shards, and what is wrong with the files.
+def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
+    """Read the tensors of the folder's shards, and find what is wrong with the files.
 
-    Damaged shards contribute no tensors. vLLM 0.20.2 loads all *.safetensors files the index names, or all of them
-    when there is no index (model_loader/weight_utils.py, filter_duplicate_safetensors_files).
+    Damaged shards contribute no tensors. vLLM 0.20.2 loads the *.safetensors files that the index names, or all of them
+    without an index (model_loader/weight_utils.py, filter_duplicate_safetensors_files).
     """
-    present = sorted(path for path in folder.glob("*.safetensors"))
-    findings: list[Finding] = list(_consolidated(present))
-    named = _read_index(folder, findings)
-    if named is None:
-        chosen = present
-        if not present:
-            findings.append(_no_weights(folder))
-    else:
-        chosen = sorted({folder / shard for shard in named.values()})
-        findings.extend(_strays(present, chosen))
+    present = sorted(folder.glob("*.safetensors"))
+    named, findings = _read_index(folder)
+    chosen = present if named is None else sorted({folder / shard for shard in named.values()})
+    findings += _check_files(present, chosen)
+    if not chosen:
+        findings.append(_no_weights(folder))
     tensors: list[Tensor] = []
     for shard in chosen:
         try:
-            tensors.extend(read_header(shard))
+            tensors += read_header(shard)
         except ShardError as problem:
-            findings.append(error(problem.finding, str(problem), subject=shard.name, remedy=_REMEDIES[problem.finding]))
+            findings.append(
+                error(
+                    problem.finding,
+                    str(problem),
+                    file=shard.name,
+                    remedy="run `git lfs pull`, or download from the hub"
+                    if problem.finding == "shard-pointer"
+                    else _AGAIN,
+                )
+            )
         except OSError as problem:
-            findings.append(_unreadable(shard, problem))
-    findings.extend(_duplicates(tensors))
+            what = f"cannot be read: {problem.strerror}"
+            if isinstance(problem, FileNotFoundError):
+                what = "is a link to nothing" if shard.is_symlink() else "does not exist"
+            findings.append(error("shard-missing", what, file=shard.name, remedy=_AGAIN))
+    findings += _duplicates(tensors)
     if named is not None:
-        findings.extend(_stale(named, tensors))
-    return tuple(tensors), tuple(findings)
+        findings += _stale(named, tensors)
+    return tuple(tensors), findings
 
 
-def _read_index(folder: Path, findings: list[Finding]) -> dict[str, str] | None:
-    """`weight_map` of the index, from tensor to shard; None when there is no usable index."""
-    path = folder / INDEX
-    if not path.exists():
-        return None
+def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[Finding]]:
+    """Return the index's `weight_map`, from tensor to shard; None where there is no usable index."""
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map: dict[str, str] = json.loads((folder / INDEX).read_bytes())["weight_map"]
         if weight_map and all(_is_file_name(shard) for shard in weight_map.values()):
-            return dict(weight_map)
+            return weight_map, []
+    except FileNotFoundError:
+        return None, []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    findings.append(
+    return None, [
         error(
             "index-invalid",
-            "no JSON object with a weight_map from tensors to file names",
-            subject=INDEX,
+            "is not a JSON object with a weight_map from tensors to file names",
+            file=INDEX,
             remedy=_AGAIN,
         )
-    )
-    return None
+    ]
 
 
 def _is_file_name(shard: object) -> bool:
     return isinstance(shard, str) and shard != "" and Path(shard).name == shard
 
 
-def _consolidated(present: Iterable[Path]) -> Iterator[Finding]:
+def _check_files(present: list[Path], chosen: list[Path]) -> Iterator[Finding]:
     for path in present:
         if path.name.startswith("consolidated"):
             yield error(
                 "weights-consolidated",
-                "vLLM 0.20.2 takes the folder for a Mistral checkpoint and loads these files alone",
-                subject=path.name,
+                f"makes vLLM {ENGINE_VERSION} read the folder as a Mistral checkpoint, and load such files alone",
+                file=path.name,
                 remedy="move the file out of the folder",
+            )
+        elif path not in chosen:
+            yield warning(
+                "shard-stray",
+                f"is not named by {INDEX}: vLLM ignores it",
+                file=path.name,
+                remedy="delete it, or repair the index",
             )
 
 
@@ -94,32 +101,11 @@ def _no_weights(folder: Path) -> Finding:
             subject=str(folder),
             remedy="convert the checkpoint to safetensors",
         )
-    partial = sorted(path.name for path in folder.glob("*.incomplete"))
-    return error(
-        "weights-missing",
-        f"no *.safetensors file{' but unfinished downloads' if partial else ''}",
-        subject=str(folder),
-        remedy=_AGAIN if partial else "give the folder with the weights",
-    )
-
-
-def _unreadable(shard: Path, problem: OSError) -> Finding:
-    if isinstance(problem, FileNotFoundError):
-        what = "the link points to nothing" if shard.is_symlink() else "the file is not there"
+    if any(folder.glob("*.incomplete")):
+        message, remedy = "no *.safetensors file, only unfinished downloads", _AGAIN
     else:
-        what = f"the file cannot be read: {problem.strerror}"
-    return error("shard-missing", what, subject=shard.name, remedy=_AGAIN)
-
-
-def _strays(present: list[Path], chosen: list[Path]) -> Iterator[Finding]:
-    for path in present:
-        if path not in chosen and not path.name.startswith("consolidated"):
-            yield warning(
-                "shard-stray",
-                f"not named by {INDEX}: vLLM ignores it",
-                subject=path.name,
-                remedy="delete it, or repair the index",
-            )
+        message, remedy = "no *.safetensors file", "give the folder with the weights"
+    return error("weights-missing", message, subject=str(folder), remedy=remedy)
 
 
 def _duplicates(tensors: list[Tensor]) -> Iterator[Finding]:
@@ -129,8 +115,8 @@ def _duplicates(tensors: list[Tensor]) -> Iterator[Finding]:
         if earlier is not tensor:
             yield warning(
                 "tensor-duplicate",
-                f"{tensor.name} is also in {earlier.shard.name}: which one counts depends on the order of loading",
-                subject=tensor.shard.name,
+                f"{tensor.name} is also in {earlier.shard.name}: the order of loading decides which one counts",
+                file=tensor.shard.name,
                 remedy="keep one of them",
             )
 
@@ -143,13 +129,11 @@ def _stale(named: dict[str, str], tensors: list[Tensor]) -> Iterator[Finding]:
     if absent:
         yield error(
             "index-stale",
-            f"{len(absent)} tensors are not in the shard the index names, such as {absent[0]}",
-            subject=INDEX,
+            f"{len(absent)} tensors are not in the shard that the index names, such as {absent[0]}",
+            file=INDEX,
             remedy="the index and the shards are of different versions: download both again",
         )
     if unnamed:
         yield note(
-            "index-stale",
-            f"{len(unnamed)} stored tensors are not in the index, such as {unnamed[0]}",
-            subject=INDEX,
+            "index-stale", f"{len(unnamed)} stored tensors are not in the index, such as {unnamed[0]}", file=INDEX
         )

@@ -1,4 +1,4 @@
-"""The text configuration of a Gemma 4 and what follows from it: which layer has which heads and owns a cache.
+"""The text configuration of a Gemma 4, and which heads and which cache each layer has.
 
 Names and defaults are those of `text_config` in a checkpoint's config.json (transformers 5.8, Gemma4TextConfig).
 """
@@ -13,22 +13,28 @@ ARCHITECTURES: Final = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
 
 _FULL_EVERY: Final = 6
 MAX_LAYERS: Final = 1000
-"""More are a damaged configuration: every layer is looked at."""
-_REQUIRED: Final = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "vocab_size",
-)  # fmt: skip
-_DEFAULTS: Final[Mapping[str, int]] = {
-    "head_dim": 256,
-    "global_head_dim": 512,
-    "sliding_window": 512,
-    "max_position_embeddings": 131_072,
+"""A configuration with more layers is damaged; preflight looks at each layer."""
+_SIZES: Final[Mapping[str, tuple[int | str | None, int]]] = {
+    "hidden_size": (None, 1),
+    "intermediate_size": (None, 1),
+    "num_hidden_layers": (None, 1),
+    "num_attention_heads": (None, 1),
+    "num_key_value_heads": (None, 1),
+    "vocab_size": (None, 1),
+    "head_dim": (256, 1),
+    "global_head_dim": (512, 1),
+    "sliding_window": (512, 1),
+    "max_position_embeddings": (131_072, 1),
+    "num_kv_shared_layers": (0, 0),
+    "hidden_size_per_layer_input": (256, 0),
+    "num_global_key_value_heads": ("num_key_value_heads", 1),
+    "vocab_size_per_layer_input": ("vocab_size", 1),
 }
-_MAY_BE_ZERO: Final[Mapping[str, int]] = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 256}
+"""Each size with its default (None: it must be there; a name: that size's value) and its minimum."""
 
 
 class TextConfigError(ValueError):
-    """The text configuration cannot be used; `problems` holds every reason."""
+    """The text configuration cannot be used; `problems` are the reasons."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -87,16 +93,14 @@ class TextConfig:
 def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
     """Read `text_config`; raises TextConfigError with every problem."""
     problems: list[str] = []
-    sizes = {key: _size(raw, key, None, problems) for key in _REQUIRED}
-    sizes |= {key: _size(raw, key, default, problems) for key, default in _DEFAULTS.items()}
-    sizes |= {key: _size(raw, key, default, problems, minimum=0) for key, default in _MAY_BE_ZERO.items()}
-    sizes["num_global_key_value_heads"] = _size(
-        raw, "num_global_key_value_heads", sizes["num_key_value_heads"], problems
-    )
-    sizes["vocab_size_per_layer_input"] = _size(raw, "vocab_size_per_layer_input", sizes["vocab_size"], problems)
-    if sizes["num_hidden_layers"] > MAX_LAYERS:
-        raise TextConfigError([*problems, f"num_hidden_layers {sizes['num_hidden_layers']} is more than {MAX_LAYERS}"])
-    layer_types = _layer_types(raw, sizes["num_hidden_layers"], sizes["num_kv_shared_layers"], problems)
+    sizes: dict[str, int] = {}
+    for key, (default, minimum) in _SIZES.items():
+        fallback = sizes[default] if isinstance(default, str) else default
+        sizes[key] = _size(raw, key, fallback, minimum, problems)
+    layers = sizes["num_hidden_layers"]
+    if layers > MAX_LAYERS:
+        raise TextConfigError([*problems, f"num_hidden_layers {layers} is more than {MAX_LAYERS}"])
+    layer_types = _layer_types(raw, layers, sizes["num_kv_shared_layers"], problems)
     if problems:
         raise TextConfigError(problems)
     return TextConfig(
@@ -109,19 +113,15 @@ def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
     )
 
 
-def _size(raw: Mapping[str, Any], key: str, default: int | None, problems: list[str], *, minimum: int = 1) -> int:
-    value = raw.get(key)
-    if value is None and minimum == 0 and key in raw:
+def _size(raw: Mapping[str, Any], key: str, default: int | None, minimum: int, problems: list[str]) -> int:
+    if minimum == 0 and raw.get(key, "") is None:
         return 0  # vLLM 0.20.2 reads a null width of the per-layer embeddings as "none" (models/gemma4.py)
-    if value is None:
-        value = default
-    if value is None:
-        problems.append(f"{key} is missing")
-        return 1
-    if type(value) is not int or value < minimum:
-        problems.append(f"{key} must be a whole number of at least {minimum}, not {value!r}")
-        return 1
-    return value
+    value = raw.get(key) if raw.get(key) is not None else default
+    if type(value) is int and value >= minimum:
+        return value
+    wrong = f"{key} must be a whole number of at least {minimum}, not {value!r}"
+    problems.append(f"{key} is missing" if value is None else wrong)
+    return 1
 
 
 def _layer_types(raw: Mapping[str, Any], layers: int, shared: int, problems: list[str]) -> tuple[str, ...]:
@@ -131,15 +131,12 @@ def _layer_types(raw: Mapping[str, Any], layers: int, shared: int, problems: lis
         types[-1] = FULL  # transformers 5.8 forces the last layer
     if not isinstance(types, list) or not all(kind in (SLIDING, FULL) for kind in types):
         problems.append(f"layer_types may hold {SLIDING!r} and {FULL!r} only")
-        return ()
-    if len(types) != layers:
+    elif len(types) != layers:
         problems.append(f"layer_types names {len(types)} layers, num_hidden_layers says {layers}")
-        return ()
-    if shared >= layers:
-        problems.append(f"num_kv_shared_layers {shared} leaves none of {layers} layers to own a KV cache")
-        return ()
-    orphans = sorted(set(types[layers - shared :]) - set(types[: layers - shared]))
-    problems.extend(
-        f"KV-shared layers of type {kind!r} have no earlier layer of that type to share with" for kind in orphans
-    )
-    return tuple(types)
+    elif shared >= layers:
+        problems.append(f"num_kv_shared_layers {shared} leaves none of {layers} layers with a KV cache")
+    else:
+        orphans = sorted(set(types[layers - shared :]) - set(types[: layers - shared]))
+        problems += [f"KV-shared layers of type {kind!r} have no earlier layer of that type" for kind in orphans]
+        return tuple(types)
+    return ()

@@ -1,4 +1,4 @@
-"""What the weights take on the GPU, from the headers.
+"""The size of the weights on the GPU, from the headers.
 
 vLLM 0.20.2 keeps a tower only if some of its modalities is allowed (models/interfaces.py, _mark_tower_model), ties
 lm_head to the embedding, allocates the projections of KV-shared layers even where the checkpoint lacks them, and casts
@@ -6,6 +6,7 @@ floating-point tensors to the model's dtype. Beside the tensors it allocates one
 table of rotary angles per head size (models/gemma4_mm.py, rotary_embedding/base.py).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from servekit.preflight.checkpoint.text_config import TextConfig
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """Bytes on the GPU by what they are for."""
+    """Bytes on the GPU by their use."""
 
     language_bytes: int
     embedding_bytes: int
@@ -36,7 +37,7 @@ class WeightSizes:
 
     @property
     def total_bytes(self) -> int:
-        """What vLLM logs as the memory model loading took."""
+        """The memory that vLLM logs for loading the model."""
         return self.language_bytes + self.embedding_bytes + self.vision_bytes + self.audio_bytes + self.buffer_bytes
 
 
@@ -50,28 +51,22 @@ def weights_on_gpu(
     max_num_batched_tokens: int,
 ) -> WeightSizes:
     """Sizes after loading; `limits` are the items per prompt of image, audio and video."""
-    sizes = {"language": 0, "embedding": 0, "vision": 0, "audio": 0}
-    stored: set[str] = set()
+    sizes: Counter[str] = Counter()
+    stored = set()
     for tensor in tensors:
         part, name = part_of(tensor.name)
-        size = tensor.elements * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.size_bytes
         if part == TEXT:
             stored.add(name)
-            sizes["embedding" if name.startswith("embed_tokens") else "language"] += size
-        elif part == LM_HEAD:
-            sizes["embedding"] += 0 if text.tie_word_embeddings else size
-        elif part in {VISION, VISION_PROJECTOR}:
-            sizes["vision"] += size if limits["image"] or limits["video"] else 0
-        elif part in {AUDIO, AUDIO_PROJECTOR}:
-            sizes["audio"] += size if limits["audio"] else 0
+            part = "embedding" if name.startswith("embed_tokens") else part
+        sizes[part] += tensor.elements * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.size_bytes
     for linear in expected_modules(text)[0]:
         if not {f"{linear.module}.weight", f"{linear.module}.weight_packed"} & stored:
-            sizes["language"] += _linear_bytes(linear, scheme, dtype_bytes)
+            sizes[TEXT] += _linear_bytes(linear, scheme, dtype_bytes)
     return WeightSizes(
-        language_bytes=sizes["language"],
-        embedding_bytes=sizes["embedding"],
-        vision_bytes=sizes["vision"],
-        audio_bytes=sizes["audio"],
+        language_bytes=sizes[TEXT],
+        embedding_bytes=sizes["embedding"] + (0 if text.tie_word_embeddings else sizes[LM_HEAD]),
+        vision_bytes=sizes[VISION] + sizes[VISION_PROJECTOR] if limits["image"] or limits["video"] else 0,
+        audio_bytes=sizes[AUDIO] + sizes[AUDIO_PROJECTOR] if limits["audio"] else 0,
         buffer_bytes=_buffer_bytes(text, dtype_bytes, max_num_batched_tokens),
     )
 

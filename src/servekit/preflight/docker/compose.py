@@ -1,4 +1,4 @@
-"""A Compose project as the installed Compose resolves it, judged before the first `up`."""
+"""A Compose project, as the installed Compose resolves it, judged before the first `docker compose up`."""
 
 import json
 import os
@@ -6,16 +6,16 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from servekit.preflight.findings import Finding, error, in_order
+from servekit.preflight.findings import Finding, error, line_of, located
 
 GPUS_KEY_SINCE: Final = (2, 30)
-"""The first Compose that acts on a service's `gpus`; before, 2.26 reads it without a word."""
+"""The first Compose that acts on a service's `gpus`; 2.26 reads the key and ignores it."""
 STOP_GRACE_S: Final = 10.0
-"""What Docker gives a container between SIGTERM and SIGKILL unless told otherwise."""
+"""Docker's default time between SIGTERM and SIGKILL."""
 DEFAULT_USER: Final = "10001:0"
 """The user of the image."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
@@ -23,7 +23,7 @@ _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def compose_version() -> str:
-    """Ask for the version of the Compose plugin, empty when there is none."""
+    """Return the version of the Compose plugin, empty where there is none."""
     try:
         answer = _run("version", "--format", "json")
         return str(json.loads(answer)["version"]).removeprefix("v")
@@ -34,45 +34,67 @@ def compose_version() -> str:
 def read_project(
     files: Sequence[Path] = (), env_file: Path | None = None
 ) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
-    """Let Compose resolve the project of this folder, or of `files`; None with the reason when it cannot."""
+    """Let Compose resolve the project of this folder, or of `files`; None with the reason where it cannot."""
     options = [*(f"--file={path}" for path in files), *([f"--env-file={env_file}"] if env_file else [])]
     try:
-        project = json.loads(_run(*options, "config", "--format", "json"))
-        return (project, ()) if isinstance(project, dict) else (None, (_unreadable("no mapping"),))
+        return dict(json.loads(_run(*options, "config", "--format", "json"))), ()
     except subprocess.CalledProcessError as problem:
-        return None, (_unreadable(str(problem.stderr).strip()),)
-    except (OSError, subprocess.SubprocessError, ValueError) as problem:
-        return None, (_unreadable(str(problem)),)
+        reason = str(problem.stderr).strip()
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError) as problem:
+        reason = str(problem)
+    return None, (
+        error(
+            "docker-compose",
+            f"Compose cannot read the project: {reason}",
+            remedy="run it in the folder of compose.yaml, or name the files with --file",
+        ),
+    )
 
 
 def check_project(
-    project: Mapping[str, Any], *, compose: tuple[int, int], drain_s: int, margin_s: int
-) -> tuple[Finding, ...]:
+    project: Mapping[str, Any],
+    *,
+    compose: tuple[int, int],
+    drain_s: int,
+    margin_s: int,
+    files: Iterable[Path] = (),
+) -> list[Finding]:
     """Judge the services of servekit in a resolved project.
 
-    `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills.
+    `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills, `files` the Compose files.
     """
     findings: list[Finding] = []
     for name, service in project.get("services", {}).items():
         environment = service.get("environment") or {}
         if service.get("gpus") and compose < GPUS_KEY_SINCE:
-            findings.append(_ignored_gpus(name, compose))
-        if not any(variable.startswith("SERVEKIT_") and variable != "SERVEKIT_DOMAIN" for variable in environment):
-            continue
-        findings += _check_grace(name, service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s)
-        findings += _check_mounts(name, service)
-        findings += _check_secrets(name, service, project.get("secrets", {}))
-    return in_order(findings)
+            findings.append(
+                _about(
+                    (name, "gpus"),
+                    "compose-gpus",
+                    f"Compose {compose[0]}.{compose[1]} ignores it: the container starts without a GPU",
+                    "use deploy.resources.reservations.devices",
+                )
+            )
+        if any(variable.startswith("SERVEKIT_") and variable != "SERVEKIT_DOMAIN" for variable in environment):
+            findings += _check_grace(name, service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s)
+            findings += _check_mounts(name, service)
+            findings += _check_secrets(name, service, project.get("secrets", {}))
+    return [next((located(each, path) for path in files if line_of(path, each.key)), each) for each in findings]
+
+
+def _about(where: tuple[str, str], name: str, message: str, remedy: str) -> Finding:
+    """Make an error about a key of a service."""
+    return error(name, message, key=f"services.{'.'.join(where)}", remedy=remedy)
 
 
 def images_of(project: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the images the project starts, without those of profiles that are not asked for."""
+    """Return the images the project starts, without those of profiles that are not enabled."""
     services = project.get("services", {}).values()
     return tuple(dict.fromkeys(str(service["image"]) for service in services if service.get("image")))
 
 
 def reserves_gpu(project: Mapping[str, Any]) -> bool:
-    """Whether a service asks for a GPU."""
+    """Whether a service reserves a GPU."""
     for service in project.get("services", {}).values():
         resources = (service.get("deploy") or {}).get("resources") or {}
         devices = (resources.get("reservations") or {}).get("devices") or ()
@@ -88,20 +110,22 @@ def seconds_of(duration: str) -> float:
 
 def _check_grace(name: str, service: Mapping[str, Any], drain: str, margin_s: int) -> Iterator[Finding]:
     if not drain.isdecimal():
-        remedy = "write it without a unit, such as SERVEKIT_DRAIN_S=60"
-        yield error(
-            "compose-grace", f"SERVEKIT_DRAIN_S is {drain!r}, no number of seconds", subject=name, remedy=remedy
+        yield _about(
+            (name, "environment.SERVEKIT_DRAIN_S"),
+            "compose-grace",
+            f"is {drain!r}, not a number of seconds",
+            "write it without a unit, such as SERVEKIT_DRAIN_S=60",
         )
         return
     drain_s = int(drain)
     grace = service.get("stop_grace_period")
     grace_s = seconds_of(str(grace)) if grace else STOP_GRACE_S
     if grace_s <= drain_s + margin_s:
-        yield error(
+        yield _about(
+            (name, "stop_grace_period"),
             "compose-grace",
-            f"stop_grace_period is {grace_s:g} s, servekit may take {drain_s} + {margin_s} s: Docker would kill it",
-            subject=name,
-            remedy=f"set ENDPOINT_STOP_GRACE to {drain_s + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S",
+            f"is {grace_s:g} s, but servekit may need {drain_s} + {margin_s} s: Docker would kill it",
+            f"set ENDPOINT_STOP_GRACE to {drain_s + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S",
         )
 
 
@@ -109,58 +133,42 @@ def _check_mounts(name: str, service: Mapping[str, Any]) -> Iterator[Finding]:
     for mount in service.get("volumes") or ():
         source = Path(str(mount.get("source", "")))
         if mount.get("type") == "bind" and not source.exists():
-            yield error(
+            yield _about(
+                (name, "volumes"),
                 "compose-mount",
-                f"{source} does not exist, to be mounted on {mount.get('target')}",
-                subject=name,
-                remedy="correct the path in .env, or make it",
+                f"{source} does not exist, for the mount on {mount.get('target')}",
+                "correct the path in .env, or create it",
             )
 
 
 def _check_secrets(name: str, service: Mapping[str, Any], secrets: Mapping[str, Any]) -> Iterator[Finding]:
     user, _, group = str(service.get("user") or DEFAULT_USER).partition(":")
+    group = group or "0"
     for used in service.get("secrets") or ():
         path = Path(str(secrets.get(used.get("source"), {}).get("file", os.devnull)))
         if path == Path(os.devnull):
             continue
         try:
             status = path.stat()
+            if _usable(status, user, group):
+                continue
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            reason = f"owner {status.st_uid}:{status.st_gid}, mode {mode}: user {user}:{group} cannot use it"
         except OSError as problem:
-            yield _unusable_secret(name, path, problem.strerror or str(problem))
-            continue
-        if not _usable(status, user, group or "0"):
-            mode = stat.S_IMODE(status.st_mode)
-            message = f"owner {status.st_uid}:{status.st_gid}, mode {mode:04o}: user {user}:{group or 0} cannot use it"
-            yield _unusable_secret(name, path, message)
+            reason = problem.strerror or str(problem)
+        yield _about(
+            (name, "secrets"),
+            "compose-secret",
+            f"{path}: {reason}",
+            f"sudo chown 0:0 {path} && sudo chmod 0440 {path}, or ENDPOINT_USER=$(id -u):0 for a file of your own",
+        )
 
 
 def _usable(status: os.stat_result, user: str, group: str) -> bool:
-    """Whether the guard would take the file: its owner's or root's, for this user to read and nobody else."""
+    """Whether the guard accepts the file: owned by this user or root, readable by this user and nobody else."""
     if status.st_mode & 0o027 or str(status.st_uid) not in {user, "0"}:
         return False
     return str(status.st_uid) == user or (str(status.st_gid) == group and bool(status.st_mode & 0o040))
-
-
-def _unusable_secret(name: str, path: Path, message: str) -> Finding:
-    remedy = f"sudo chown 0:0 {path} && sudo chmod 0440 {path}, or ENDPOINT_USER=$(id -u):0 for a file of your own"
-    return error("compose-secret", message, subject=f"{name}: {path}", remedy=remedy)
-
-
-def _ignored_gpus(name: str, compose: tuple[int, int]) -> Finding:
-    return error(
-        "compose-gpus",
-        f"Compose {compose[0]}.{compose[1]} ignores `gpus`: the container starts without a GPU",
-        subject=name,
-        remedy="use deploy.resources.reservations.devices",
-    )
-
-
-def _unreadable(message: str) -> Finding:
-    return error(
-        "docker-compose",
-        f"Compose cannot read the project: {message}",
-        remedy="run it in the folder of compose.yaml, or name the files with --file",
-    )
 
 
 def _run(*arguments: str) -> str:

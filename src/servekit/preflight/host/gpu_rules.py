@@ -1,13 +1,14 @@
 """One GPU against the profile: whether it is alone, able, free and healthy."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from servekit.preflight.findings import Finding, error, warning
 from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, visible_gpus
-from servekit.preflight.memory.gpu_models import GIB
-from servekit.preflight.memory.memory_plan import DEFAULT_UTILIZATION
-from servekit.preflight.memory.memory_report import FP8_CAPABILITY
+from servekit.preflight.memory.gpu_models import GpuModel, gib
+from servekit.profile import EngineArguments
+
+FP8_CAPABILITY: Final = (8, 9)
 
 CUDA_NEEDED: Final = (13, 0)
 """vLLM 0.20.2 is built for CUDA 13, whose oldest driver is 580 (CUDA release notes, "CUDA Driver")."""
@@ -36,7 +37,7 @@ def one_gpu(survey: GpuSurvey | None, environ: Mapping[str, str]) -> tuple[GpuFa
 
 
 def check_driver(survey: GpuSurvey) -> Iterator[Finding]:
-    """Judge the driver of all GPUs of a host."""
+    """Check the driver of all GPUs of a host."""
     if survey.cuda < CUDA_NEEDED:
         yield error(
             "gpu-driver",
@@ -45,15 +46,24 @@ def check_driver(survey: GpuSurvey) -> Iterator[Finding]:
         )
 
 
-def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: Mapping[str, Any]) -> Iterator[Finding]:
-    """Judge one GPU against the profile."""
-    if gpu.capability < FP8_CAPABILITY:
+def gpu_model(gpu: GpuFacts) -> GpuModel:
+    """Return a GPU of this host as the memory plan takes it."""
+    return GpuModel(gpu.name, gpu.memory_bytes, gpu.memory_bytes - gpu.reserved_bytes, gpu.capability)
+
+
+def check_capability(gpu: GpuModel, kv_cache_dtype: str) -> Iterator[Finding]:
+    """Report a GPU that cannot hold the KV cache in FP8, where the cache is FP8."""
+    if kv_cache_dtype.startswith("fp8") and gpu.capability and gpu.capability < FP8_CAPABILITY:
         yield error(
             "gpu-capability",
-            f"compute capability {gpu.capability[0]}.{gpu.capability[1]}, FP8 needs 8.9",
+            f"compute capability {gpu.capability[0]}.{gpu.capability[1]}: an FP8 KV cache needs 8.9",
             subject=gpu.name,
-            remedy="take an L4, L40S, H100 or newer",
+            remedy="use an L4, L40S, H100 or newer, or a KV cache that is not FP8",
         )
+
+
+def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: EngineArguments) -> Iterator[Finding]:
+    """Check one GPU against the profile."""
     yield from check_driver(survey)
     yield from _check_gpu_memory(gpu, arguments)
     if gpu.mig:
@@ -79,13 +89,14 @@ def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: Mapping[str, Any]) ->
         )
 
 
-def _check_gpu_memory(gpu: GpuFacts, arguments: Mapping[str, Any]) -> Iterator[Finding]:
-    share = float(arguments.get("gpu-memory-utilization") or DEFAULT_UTILIZATION)
-    wanted = share * gpu.card.usable_bytes
-    if gpu.free_bytes < wanted and not arguments.get("kv-cache-memory-bytes"):
+def _check_gpu_memory(gpu: GpuFacts, arguments: EngineArguments) -> Iterator[Finding]:
+    share = arguments.gpu_memory_utilization
+    wanted = share * (gpu.memory_bytes - gpu.reserved_bytes)
+    # vLLM 0.20.2 compares the two whatever the size of the KV cache: v1/worker/utils.py, request_memory
+    if gpu.free_bytes < wanted:
         yield error(
             "gpu-memory",
-            f"{_gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {_gib(wanted)}: vLLM refuses",
+            f"{gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {gib(wanted)}: vLLM rejects that",
             subject=gpu.name,
             remedy="end what uses the GPU, or lower gpu-memory-utilization",
         )
@@ -96,7 +107,3 @@ def _check_gpu_memory(gpu: GpuFacts, arguments: Mapping[str, Any]) -> Iterator[F
             subject=gpu.name,
             remedy="end them: the endpoint is meant to have the GPU alone",
         )
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"

@@ -1,20 +1,21 @@
-"""The host: its GPU or CPU, ports, cache folder and shared memory, judged against the profile."""
+"""The host: its GPU or CPU, ports, cache folder and shared memory, checked against the profile."""
 
 import ctypes
 import os
-import platform
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from servekit.preflight.findings import Finding, error, in_order, note, warning
+from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
-from servekit.preflight.host.gpus import GpuFacts, SurveyGpus, survey_gpus
-from servekit.preflight.host.ports import find_taken_ports
-from servekit.preflight.memory.gpu_models import GIB, MIB, GpuModel
+from servekit.preflight.host.gpus import GpuFacts
+from servekit.preflight.memory.gpu_models import GIB, MIB, gib
+from servekit.preflight.start import Start
+from servekit.settings import Target
 
 COMPILE_CACHE_BYTES: Final = 2 * GIB
 CPU_PROCESSES_BYTES: Final = int(2.5 * GIB)
@@ -36,67 +37,49 @@ class HostFacts:
     memory_bytes: int
     available_bytes: int
 
-    @property
-    def card(self) -> GpuModel | None:
-        """The GPU as the memory plan takes it."""
-        return self.gpu.card if self.gpu else None
-
     def as_dict(self) -> dict[str, Any]:
-        """Give the facts as JSON-able values."""
+        """Return the facts as JSON-able values."""
         gpu = self.gpu
-        return {
-            "target": self.target,
-            "driver": self.driver,
-            "gpu": None
-            if gpu is None
-            else {
-                "name": gpu.name,
-                "uuid": gpu.uuid,
-                "capability": f"{gpu.capability[0]}.{gpu.capability[1]}",
-                "memory_bytes": gpu.memory_bytes,
-                "free_bytes": gpu.free_bytes,
-            },
-            "cores": self.cores,
-            "memory_bytes": self.memory_bytes,
-            "available_bytes": self.available_bytes,
+        seen = gpu and {
+            "name": gpu.name,
+            "uuid": gpu.uuid,
+            "capability": f"{gpu.capability[0]}.{gpu.capability[1]}",
+            "memory_bytes": gpu.memory_bytes,
+            "free_bytes": gpu.free_bytes,
         }
+        return {**vars(self), "gpu": seen}
 
 
 def inspect_host(
-    target: str,
+    start: Start,
     *,
-    arguments: Mapping[str, Any],
-    addresses: Mapping[str, tuple[str, int]],
-    cache_dir: Path,
     downloads: Mapping[Path, int] = MappingProxyType({}),
     weights_bytes: int = 0,
-    kv_space_gib: int = 1,
     environ: Mapping[str, str] = os.environ,
-    survey: SurveyGpus = survey_gpus,
     root: Path = Path("/"),
 ) -> tuple[HostFacts, tuple[Finding, ...]]:
-    """Judge the host for `target`, "cuda" or "cpu".
+    """Check the host for a start.
 
-    `addresses` are the flags and the (host, port) they want; `downloads` the bytes the engine will still download, by
-    folder; `weights_bytes` and `kv_space_gib` what the CPU engine will hold; `root` where proc and sys are found.
+    `downloads` are the bytes the engine will still download, by folder; `weights_bytes` what the CPU engine will hold;
+    `root` is where proc and sys are.
     """
     memory, available = host_memory(root)
-    findings = [*_check_ports(addresses), *_check_folders({cache_dir: COMPILE_CACHE_BYTES, **downloads})]
-    findings.extend(_check_shared_memory(root / "dev/shm", QUEUE_BYTES[target]))
-    gpu, driver = None, ""
-    if target == "cuda":
-        found = survey()
-        gpu, gpu_findings = one_gpu(found, environ)
-        driver = found.driver if found else ""
-        findings.extend(gpu_findings)
-        if gpu and found:
-            findings.extend(check_gpu(gpu, found, arguments))
+    findings = [
+        *_check_ports(start.addresses),
+        *_check_folders({start.cache_dir: COMPILE_CACHE_BYTES, **downloads}),
+        *_check_shared_memory(root / "dev/shm", QUEUE_BYTES[start.target]),
+    ]
+    gpu, survey = None, start.survey
+    if start.target is Target.CUDA:
+        gpu, gpu_findings = one_gpu(survey, environ)
+        findings += gpu_findings
+        findings += check_gpu(gpu, survey, start.arguments) if gpu and survey else ()
     else:
-        findings.extend(_check_cpu(root))
-        findings.extend(_check_libraries())
-        findings.extend(_check_memory(available, weights_bytes, kv_space_gib))
-    facts = HostFacts(target, gpu, driver, _cores(), memory, available)
-    return facts, in_order(findings)
+        findings += [*_check_cpu(root), *_check_libraries()]
+        findings += _check_memory(available, weights_bytes, start.kv_space_gib)
+    driver = survey.driver if survey else ""
+    facts = HostFacts(start.target.value, gpu, driver, len(os.sched_getaffinity(0)), memory, available)
+    return facts, tuple(findings)
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -114,19 +97,34 @@ def host_memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
-    for mistake in find_taken_ports(dict(addresses)):
-        yield error("port-taken", mistake.message, subject=mistake.where, remedy=mistake.remedy)
+    """Report each flag whose (host, port) cannot be bound.
+
+    vLLM 0.20.2 binds with SO_REUSEPORT: a second server on the same port starts, and connections are split between the
+    two. So servekit tries the port without it (entrypoints/openai/api_server.py, create_server_socket).
+    """
+    for flag, (host, port) in addresses.items():
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as problem:
+            yield error(
+                "port-taken",
+                f"cannot listen on {host}:{port}: {problem.strerror}",
+                subject=flag,
+                remedy="choose another port or address, or stop what listens there",
+            )
 
 
 def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
-    """Each folder can be written, and its file system holds what all of them take there."""
+    """Report each folder that cannot be written, or whose file system has no room for what all of them take there."""
     devices: dict[int, int] = {}
     for folder, size in wanted.items():
         existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             yield error(
                 "cache-folder",
-                f"{existing} is {'not writable' if existing.is_dir() else 'no folder'}",
+                f"{existing} is {'not writable' if existing.is_dir() else 'not a folder'}",
                 subject=str(folder),
                 remedy="choose another cache folder, or make it writable for this user",
             )
@@ -137,17 +135,14 @@ def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
         if free < devices[device]:
             yield error(
                 "cache-space",
-                f"{_gib(free)} are free, compilation and download take up to {_gib(devices[device])}",
+                f"{gib(free)} are free, compilation and download take up to {gib(devices[device])}",
                 subject=str(folder),
                 remedy="free some space, or choose another cache folder",
             )
 
 
 def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
-    if not folder.is_dir():
-        return
-    size = shutil.disk_usage(folder).total
-    if size < wanted:
+    if folder.is_dir() and (size := shutil.disk_usage(folder).total) < wanted:
         yield warning(
             "shared-memory",
             f"{size // MIB} MiB, the engine's queues may take {wanted // MIB} MiB",
@@ -157,10 +152,8 @@ def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
 
 
 def _check_cpu(root: Path) -> Iterator[Finding]:
-    if platform.machine() not in {"x86_64", "AMD64"}:
-        return
     flags = next((line.split() for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), [])
-    if not flags:
+    if not flags:  # not an x86 CPU
         return
     # vLLM 0.20.2, platforms/cpu.py: one extension for AVX2, one for AVX-512
     if "avx2" not in flags:
@@ -183,13 +176,9 @@ def _check_memory(available: int, weights_bytes: int, kv_space_gib: int) -> Iter
     if available and available < wanted:
         yield error(
             "cpu-memory",
-            f"{_gib(available)} are available, processes, weights and KV cache take about {_gib(wanted)}",
+            f"{gib(available)} are available, processes, weights and KV cache take about {gib(wanted)}",
             remedy="free some memory, or lower VLLM_CPU_KVCACHE_SPACE",
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _text(path: Path) -> str:
@@ -202,7 +191,3 @@ def _text(path: Path) -> str:
 def _number(path: Path) -> int:
     text = _text(path).strip()
     return int(text) if text.isdigit() else 0
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"

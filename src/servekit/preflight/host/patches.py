@@ -6,26 +6,26 @@ from pathlib import Path
 from servekit.preflight.findings import Finding, error, warning
 
 PILLOW_FLOOR = "13.0.0"
-"""Older ones have published holes that an image in a request reaches (CVE-2026-112403: JPEG heap overflow)."""
+"""An image in a request can exploit older versions (CVE-2026-112403: JPEG heap overflow)."""
 _NAME = "engine-patches"
 _REMEDY = "make install, or install requirements/engine-patches.txt into a folder and set SERVEKIT_ENGINE_PATCHES"
 
 
 def is_recent_pillow(version: object) -> bool:
-    """Tell whether this version of Pillow is the floor or newer; what is no version is not."""
+    """Whether `version` is a version of Pillow, and the floor or newer."""
     return isinstance(version, str) and _numbers(version) >= _numbers(PILLOW_FLOOR)
 
 
 def check_patches(folder: Path | None) -> list[Finding]:
-    """Find out whether the folder (None: there is none) holds a Pillow that images may be decoded with."""
-    if folder is None:
-        message = f"no folder of newer packages: servekit ends (exit 7) if the engine's Pillow is below {PILLOW_FLOOR}"
-        return [warning(_NAME, message, subject="--engine-patches", remedy=_REMEDY)]
-    versions = [found.name.removeprefix("pillow-") for found in folder.glob("pillow-*.dist-info")]
-    if any(is_recent_pillow(version) for version in versions):
+    """Check that the folder (None: there is none) holds a Pillow that may decode images."""
+    found = folder.glob("pillow-*.dist-info") if folder else ()
+    if any(is_recent_pillow(each.name.removeprefix("pillow-")) for each in found):
         return []
-    message = f"{folder} does not hold Pillow {PILLOW_FLOOR} or newer"
-    return [error(_NAME, message, subject="--engine-patches", remedy=_REMEDY)]
+    if folder:
+        message = f"{folder} does not hold Pillow {PILLOW_FLOOR} or newer"
+        return [error(_NAME, message, subject="--engine-patches", remedy=_REMEDY)]
+    message = f"is not there: servekit exits with 7 if the engine's Pillow is older than {PILLOW_FLOOR}"
+    return [warning(_NAME, message, subject="--engine-patches", remedy=_REMEDY)]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ giving the smaller layers more tokens to a page, splits the layers of each kind 
 kind sets it), and lets every group draw blocks from one pool. Layers that share an earlier layer's cache own none.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,14 +61,6 @@ class KvLayout:
         """Blocks vLLM accounts for a request of `tokens`: what its figures of capacity are made of."""
         return sum(group.blocks_at_most(tokens, max_num_batched_tokens) for group in self.groups)
 
-    def blocks_decoding(self, tokens: int) -> int:
-        """Blocks a request of `tokens` holds while it generates: a chunk is one token then."""
-        return self.blocks_at_most(tokens, 1)
-
-    def blocks_of(self, pool_bytes: int) -> int:
-        """Blocks a pool of so many bytes has."""
-        return max(pool_bytes, 0) // self.block_bytes
-
     def longest_request(self, blocks: int, longest: int, max_num_batched_tokens: int) -> int:
         """Find the longest request, in tokens up to `longest`, the pool can hold; 0 if none."""
         low, high = 0, longest
@@ -83,23 +77,25 @@ def kv_layout(text: TextConfig, *, block_tokens: int, element_bytes: int, hybrid
     """Lay out the cache of `text` in blocks of `block_tokens` tokens with elements of `element_bytes`.
 
     `hybrid` False is `disable-hybrid-kv-cache-manager`: every layer then keeps all tokens. Raises LayoutError where
-    vLLM would refuse.
+    vLLM rejects the layers.
     """
-    kinds: dict[tuple[int, int], int] = {}
-    for layer in range(text.first_shared_layer):
-        window = 0 if text.is_full(layer) else text.sliding_window
-        page = 2 * block_tokens * text.kv_heads(layer) * text.head_size(layer) * element_bytes
-        kinds[window, page] = kinds.get((window, page), 0) + 1
+    kinds = Counter(
+        (
+            0 if text.is_full(layer) else text.sliding_window,
+            2 * block_tokens * text.kv_heads(layer) * text.head_size(layer) * element_bytes,
+        )
+        for layer in range(text.first_shared_layer)
+    )
     windows = {window for window, _ in kinds}
     if not hybrid or len(windows) == 1:
         # layers that hold the same tokens form one group, a block has a page of each
         every = sum(page * layers for (_, page), layers in kinds.items())
-        window = 0 if not hybrid else windows.pop()
-        return KvLayout((KvGroup(sum(kinds.values()), block_tokens, window),), every, 1)
+        return KvLayout((KvGroup(kinds.total(), block_tokens, windows.pop() if hybrid else 0),), every, 1)
     return _hybrid_layout(kinds, block_tokens)
 
 
-def _hybrid_layout(kinds: dict[tuple[int, int], int], block_tokens: int) -> KvLayout:
+def _hybrid_layout(kinds: Mapping[tuple[int, int], int], block_tokens: int) -> KvLayout:
+    """Lay out the kinds of layers, each its window and the bytes of its page, with how many layers there are of it."""
     largest = max(page for _, page in kinds)
     if any(largest % page for _, page in kinds):
         raise LayoutError(

@@ -5,23 +5,14 @@ Pure arithmetic over values; nothing here looks at a GPU.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from servekit.preflight.checkpoint.config_file import DTYPE_BYTES
 from servekit.preflight.checkpoint.text_config import TextConfig
 from servekit.preflight.memory.gpu_models import GIB, GpuModel
-from servekit.preflight.memory.kv_layout import KvLayout, LayoutError, kv_layout
+from servekit.preflight.memory.kv_layout import kv_layout
+from servekit.profile import EngineArguments
 
-CUDA_BLOCK_TOKENS: Final = 16
-"""vLLM 0.20.2, config/cache.py, DEFAULT_BLOCK_SIZE; what TRITON_ATTN keeps on CUDA."""
-CPU_BLOCK_TOKENS: Final = 128
-"""vLLM 0.20.2, platforms/cpu.py, check_and_update_config."""
-DEFAULT_UTILIZATION: Final = 0.92
-"""vLLM 0.20.2, config/cache.py, gpu_memory_utilization."""
-LARGE_BYTES: Final = 70 * GIB
-DEFAULT_BATCHED_TOKENS: Final = (2048, 8192)
-DEFAULT_SEQUENCES: Final = (256, 1024)
-"""vLLM 0.20.2, engine/arg_utils.py, get_batch_defaults: of an API server on GPUs below and from LARGE_BYTES on."""
 TYPICAL_TOKENS: Final = 1_000
 """A typical request, prompt and answer together."""
 
@@ -30,29 +21,17 @@ _KV_BYTES: Final[Mapping[str, int]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Overheads:
-    """What vLLM 0.20.2 takes on CUDA beside weights and KV cache, measured and adjustable.
-
-    Measured with gemma-4-E4B on two H100 hosts, max-num-seqs 1024, max-num-batched-tokens 4096, torch.compile: of 20.08
-    GiB 6.36 were left for W4A16 with FP8 KV and 0.94 for BF16, of 20.20 GiB 6.48 and 1.06.
-    """
-
-    graphs_bytes: int = round(0.54 * GIB)
-    """CUDA graphs; none with `enforce-eager`."""
-    base_bytes: int = round(0.52 * GIB)
-    """CUDA context, libraries, and activations of one step: what is left after the sampler of the 4.5 GiB measured
-    beside weights and KV cache."""
-    sampler_bytes_per_logit: int = 14
-    """The sampler's warm-up holds, for `max-num-seqs` rows of the vocabulary, the logits in BF16 and three FP32 tensors
-    (logits, probabilities, masked or random ones): v1/worker/gpu_model_runner.py, _dummy_sampler_run."""
-
-    def sampler_bytes(self, sequences: int, vocabulary: int) -> int:
-        """Return what the warm-up of the sampler takes, and so what `max-num-seqs` costs."""
-        return sequences * vocabulary * self.sampler_bytes_per_logit
-
-
-MEASURED: Final = Overheads()
+# What vLLM 0.20.2 takes on CUDA beside weights and KV cache. Measured with gemma-4-E4B on two H100 hosts, max-num-seqs
+# 1024, max-num-batched-tokens 4096, torch.compile: of 20.08 GiB 6.36 were left for W4A16 with FP8 KV and 0.94 for BF16,
+# of 20.20 GiB 6.48 and 1.06.
+GRAPHS_BYTES: Final = round(0.54 * GIB)
+"""CUDA graphs; none with `enforce-eager`."""
+BASE_BYTES: Final = round(0.52 * GIB)
+"""CUDA context, libraries, and activations of one step: what the sampler leaves of the 4.5 GiB measured beside weights
+and KV cache."""
+SAMPLER_BYTES_PER_LOGIT: Final = 14
+"""The sampler's warm-up holds, for `max-num-seqs` rows of the vocabulary, the logits in BF16 and three FP32 tensors
+(logits, probabilities, masked or random ones): v1/worker/gpu_model_runner.py, _dummy_sampler_run."""
 
 
 @dataclass(frozen=True)
@@ -66,51 +45,35 @@ class MemoryPlan:
     total_bytes: int
     budget_bytes: int
     weights_bytes: int
+    """On the device, without what `cpu-offload-gb` keeps in the host's memory."""
     graphs_bytes: int
     sampler_bytes: int
     base_bytes: int
     available_bytes: int
-    layout: KvLayout
+    """What the KV cache takes: what is left of the budget, or what is set."""
+    explicit: bool
+    """Whether the size of the KV cache is set: vLLM then takes it without a look at the budget."""
     blocks: int
+    block_bytes: int
+    cache_layers: int
+    """Layers that own a cache."""
     max_model_len: int
     max_num_seqs: int
-    max_num_batched_tokens: int
+    blocks_per_request: int
+    """Blocks that vLLM accounts for one request of `max_model_len`."""
+    request_bytes: int
+    """Bytes of KV cache for one request of `max_model_len`."""
+    full_requests: float
+    """Requests of `max_model_len` at once: what vLLM logs as maximum concurrency."""
+    pool_tokens: int
+    """What vLLM logs as the size of the KV cache in tokens."""
     typical_tokens: int
-
-    @property
-    def blocks_per_request(self) -> int:
-        """Blocks vLLM accounts for one request of `max_model_len`."""
-        return self.layout.blocks_at_most(self.max_model_len, self.max_num_batched_tokens)
-
-    @property
-    def request_bytes(self) -> int:
-        """Bytes of KV cache for one request of `max_model_len`."""
-        return self.blocks_per_request * self.layout.block_bytes
-
-    @property
-    def full_requests(self) -> float:
-        """Requests of `max_model_len` at once: what vLLM logs as maximum concurrency."""
-        return self.blocks / self.blocks_per_request
-
-    @property
-    def pool_tokens(self) -> int:
-        """What vLLM logs as the size of the KV cache in tokens."""
-        return int(self.full_requests * self.max_model_len)
-
-    @property
-    def typical_requests(self) -> int:
-        """Requests of `typical_tokens` at once while they generate."""
-        return self.blocks // self.layout.blocks_decoding(self.typical_tokens)
-
-    @property
-    def fits_one(self) -> bool:
-        """Whether one request of `max_model_len` fits: vLLM does not start otherwise."""
-        return self.blocks >= self.blocks_per_request and self.available_bytes > 0
-
-    @property
-    def longest_request(self) -> int:
-        """The longest request the pool holds, in tokens up to `max_model_len`."""
-        return self.layout.longest_request(self.blocks, self.max_model_len, self.max_num_batched_tokens)
+    typical_requests: int
+    """Requests of `typical_tokens` at once while they generate."""
+    fits_one: bool
+    """Whether one request of `max_model_len` fits: vLLM does not start otherwise."""
+    longest_request: int
+    """The longest request that the pool holds, in tokens up to `max_model_len`."""
 
 
 class UnplannedError(ValueError):
@@ -120,129 +83,74 @@ class UnplannedError(ValueError):
 def plan_memory(
     text: TextConfig,
     weights_bytes: int,
-    arguments: Mapping[str, Any],
-    card: GpuModel,
+    arguments: EngineArguments,
+    gpu: GpuModel | None,
     *,
+    kv_cache_dtype: str = "auto",
     model_dtype: str = "bfloat16",
-    overheads: Overheads = MEASURED,
-    typical_tokens: int = TYPICAL_TOKENS,
+    kv_space_gib: int = 0,
+    host_bytes: int = 0,
 ) -> MemoryPlan:
-    """Plan for a GPU. `arguments` are the profile's engine arguments under their dashed names.
+    """Plan for a GPU, or for the CPU engine where it is None.
 
-    Raises UnplannedError for a KV cache dtype without known size, and LayoutError where vLLM has no layout.
+    `kv_cache_dtype` is what the cache really holds, see CheckpointFacts.kv_cache_dtype. The CPU engine's pool is
+    `kv_space_gib` (VLLM_CPU_KVCACHE_SPACE), in the model's own type, whatever else is used of `host_bytes`. Raises
+    UnplannedError for a KV cache dtype without known size, and LayoutError where vLLM has no layout.
     """
-    sequences = _number(arguments, "max-num-seqs", DEFAULT_SEQUENCES[card.usable_bytes >= LARGE_BYTES])
-    batched = batched_tokens(arguments, card)
-    budget = int(card.usable_bytes * float(arguments.get("gpu-memory-utilization") or DEFAULT_UTILIZATION))
-    graphs = 0 if arguments.get("enforce-eager") else overheads.graphs_bytes
-    sampler = overheads.sampler_bytes(min(sequences, batched), text.vocab_size)
-    available = budget - weights_bytes - graphs - sampler - overheads.base_bytes
-    if explicit := _number(arguments, "kv-cache-memory-bytes", 0):
-        available = explicit
-    layout = _layout(text, arguments, model_dtype, CUDA_BLOCK_TOKENS)
-    blocks = _blocks(layout, available, arguments)
+    sequences, batched = arguments.max_num_seqs, arguments.max_num_batched_tokens
+    layout = kv_layout(
+        text,
+        block_tokens=arguments.block_size,
+        element_bytes=kv_element_bytes(kv_cache_dtype if gpu else "auto", model_dtype),
+        hybrid=not arguments.disable_hybrid_kv_cache_manager,
+    )
+    budget = graphs = sampler = base = 0
+    pool = kv_space_gib * GIB
+    if gpu:
+        budget = int(gpu.usable_bytes * arguments.gpu_memory_utilization)
+        graphs = 0 if arguments.enforce_eager else GRAPHS_BYTES
+        # v1/worker/gpu_model_runner.py, _dummy_run: no more requests than tokens in a step
+        sampler = min(sequences, batched) * text.vocab_size * SAMPLER_BYTES_PER_LOGIT
+        base = BASE_BYTES
+        pool = arguments.kv_cache_memory_bytes or 0
+    if arguments.num_gpu_blocks_override:  # wins: v1/core/kv_cache_utils.py, get_kv_cache_configs
+        pool = arguments.num_gpu_blocks_override * layout.block_bytes
+    available = pool or budget - weights_bytes - graphs - sampler - base
+    blocks = max(available, 0) // layout.block_bytes
+    length = arguments.max_model_len or text.max_position_embeddings
+    if length == "auto":  # v1/core/kv_cache_utils.py, _auto_fit_max_model_len
+        length = layout.longest_request(blocks, text.max_position_embeddings, batched) or 1
+    per_request = layout.blocks_at_most(length, batched)
     return MemoryPlan(
-        device=card.name,
-        total_bytes=card.usable_bytes,
+        device=gpu.name if gpu else "cpu",
+        total_bytes=gpu.usable_bytes if gpu else host_bytes,
         budget_bytes=budget,
         weights_bytes=weights_bytes,
         graphs_bytes=graphs,
         sampler_bytes=sampler,
-        base_bytes=overheads.base_bytes,
+        base_bytes=base,
         available_bytes=available,
-        layout=layout,
+        explicit=bool(pool),
         blocks=blocks,
-        max_model_len=_max_model_len(text, arguments, layout, blocks, batched),
+        block_bytes=layout.block_bytes,
+        cache_layers=layout.owners,
+        max_model_len=length,
         max_num_seqs=sequences,
-        max_num_batched_tokens=batched,
-        typical_tokens=typical_tokens,
+        blocks_per_request=per_request,
+        request_bytes=per_request * layout.block_bytes,
+        full_requests=blocks / per_request,
+        pool_tokens=int(blocks / per_request * length),
+        typical_tokens=TYPICAL_TOKENS,
+        # a chunk is one token while a request generates
+        typical_requests=blocks // layout.blocks_at_most(TYPICAL_TOKENS, 1),
+        fits_one=blocks >= per_request and available > 0,
+        longest_request=layout.longest_request(blocks, length, batched),
     )
-
-
-def plan_cpu_memory(
-    text: TextConfig,
-    weights_bytes: int,
-    arguments: Mapping[str, Any],
-    *,
-    kv_space_gib: int,
-    total_bytes: int = 0,
-    model_dtype: str = "bfloat16",
-    typical_tokens: int = TYPICAL_TOKENS,
-) -> MemoryPlan:
-    """Plan for the CPU engine, whose pool is `kv_space_gib` (VLLM_CPU_KVCACHE_SPACE) whatever else is used."""
-    available = kv_space_gib * GIB
-    on_cpu = {**arguments, "kv-cache-dtype": "auto"}
-    layout = _layout(text, on_cpu, model_dtype, CPU_BLOCK_TOKENS)
-    blocks, batched = _blocks(layout, available, arguments), batched_tokens(arguments)
-    return MemoryPlan(
-        device="cpu",
-        total_bytes=total_bytes,
-        budget_bytes=0,
-        weights_bytes=weights_bytes,
-        graphs_bytes=0,
-        sampler_bytes=0,
-        base_bytes=0,
-        available_bytes=available,
-        layout=layout,
-        blocks=blocks,
-        max_model_len=_max_model_len(text, arguments, layout, blocks, batched),
-        max_num_seqs=_number(arguments, "max-num-seqs", DEFAULT_SEQUENCES[0]),
-        max_num_batched_tokens=batched,
-        typical_tokens=typical_tokens,
-    )
-
-
-def batched_tokens(arguments: Mapping[str, Any], card: GpuModel | None = None) -> int:
-    """Tokens of one step, as the profile or vLLM's default has it."""
-    large = card is not None and card.usable_bytes >= LARGE_BYTES
-    return _number(arguments, "max-num-batched-tokens", DEFAULT_BATCHED_TOKENS[large])
 
 
 def kv_element_bytes(kv_cache_dtype: str, model_dtype: str) -> int:
     """Bytes of one element of the KV cache; raises UnplannedError for a dtype without known size."""
     name = model_dtype if kv_cache_dtype == "auto" else kv_cache_dtype
-    if name in _KV_BYTES:
-        return _KV_BYTES[name]
-    if name in DTYPE_BYTES:
-        return DTYPE_BYTES[name]
+    if size := _KV_BYTES.get(name) or DTYPE_BYTES.get(name):
+        return size
     raise UnplannedError(f"kv-cache-dtype {name!r} has no known size; the plan knows {', '.join(_KV_BYTES)}")
-
-
-def _layout(text: TextConfig, arguments: Mapping[str, Any], model_dtype: str, default_block_tokens: int) -> KvLayout:
-    if _number(arguments, "tensor-parallel-size", 1) * _number(arguments, "pipeline-parallel-size", 1) > 1:
-        raise UnplannedError("the plan is for one GPU, the profile splits the model over several")
-    return kv_layout(
-        text,
-        block_tokens=_number(arguments, "block-size", default_block_tokens),
-        element_bytes=kv_element_bytes(str(arguments.get("kv-cache-dtype") or "auto"), model_dtype),
-        hybrid=not arguments.get("disable-hybrid-kv-cache-manager"),
-    )
-
-
-def _max_model_len(text: TextConfig, arguments: Mapping[str, Any], layout: KvLayout, blocks: int, batched: int) -> int:
-    # -1 lets vLLM 0.20.2 take the longest context that fits (v1/core/kv_cache_utils.py, _auto_fit_max_model_len)
-    if arguments.get("max-model-len") == -1:
-        return layout.longest_request(blocks, text.max_position_embeddings, batched) or 1
-    return _number(arguments, "max-model-len", text.max_position_embeddings)
-
-
-def _blocks(layout: KvLayout, available: int, arguments: Mapping[str, Any]) -> int:
-    return _number(arguments, "num-gpu-blocks-override", 0) or layout.blocks_of(available)
-
-
-def _number(arguments: Mapping[str, Any], key: str, default: int) -> int:
-    value = arguments.get(key)
-    return value if type(value) is int and value > 0 else default
-
-
-__all__ = [
-    "MEASURED",
-    "LayoutError",
-    "MemoryPlan",
-    "Overheads",
-    "UnplannedError",
-    "batched_tokens",
-    "kv_element_bytes",
-    "plan_cpu_memory",
-    "plan_memory",
-]

@@ -1,20 +1,23 @@
 """The memory plan for a person, for a program, and as findings."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
 from servekit.preflight.findings import Finding, error, note, warning
-from servekit.preflight.memory.gpu_models import GIB, MIB, GpuModel
+from servekit.preflight.memory.gpu_models import GIB, MIB, gib
 from servekit.preflight.memory.memory_plan import MemoryPlan
 
-FP8_CAPABILITY: Final = (8, 9)
 OUTSIDE_BYTES: Final = round(1.5 * GIB)
 """What the engine's process held of the GPU beyond its budget, by NVML, on an H100 (benchmarks/gpu/results): the CUDA
 context, and what PyTorch's allocator keeps of steps larger than the rehearsed ones."""
 
 
+LOWER_CACHE: Final = "lower kv-cache-memory-bytes or num-gpu-blocks-override, or leave them out"
+
+
 def first_bottleneck(plan: MemoryPlan) -> str:
-    """Say what runs out first under load of typical requests, in one sentence."""
+    """Return what runs out first under load of typical requests, in one sentence."""
     if not plan.fits_one:
         return f"the memory: not even one request of {plan.max_model_len:,} tokens fits"
     typical = f"requests of {plan.typical_tokens:,} tokens"
@@ -29,29 +32,32 @@ def first_bottleneck(plan: MemoryPlan) -> str:
     )
 
 
-def check_plan(plan: MemoryPlan, card: GpuModel | None = None, kv_cache_dtype: str = "auto") -> Iterator[Finding]:
-    """Judge the plan: what would keep vLLM from starting, and where it will be narrow."""
-    fp8 = kv_cache_dtype.startswith("fp8")
-    if fp8 and card and card.capability and card.capability < FP8_CAPABILITY:
-        yield error(
-            "gpu-capability",
-            f"compute capability {card.capability[0]}.{card.capability[1]}: an FP8 KV cache needs 8.9",
-            subject=card.name,
-            remedy="take an L4, L40S, H100 or newer",
-        )
-    if plan.budget_bytes and plan.available_bytes <= 0:
+def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
+    """Report what would keep vLLM from starting, and where memory will be short."""
+    beside = plan.graphs_bytes + plan.sampler_bytes + plan.base_bytes
+    wanted = plan.weights_bytes + beside + plan.available_bytes
+    if plan.available_bytes <= 0:
         yield error(
             "memory-weights",
-            f"weights of {_gib(plan.weights_bytes)} and {_gib(_beside(plan))} beside them do not fit the budget of "
-            f"{_gib(plan.budget_bytes)}: {_gib(-plan.available_bytes)} are missing",
+            f"weights of {gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them do not fit the budget of "
+            f"{gib(plan.budget_bytes, 2)}: {gib(-plan.available_bytes, 2)} are missing",
             subject=plan.device,
             remedy=_remedy(plan),
+        )
+    elif plan.budget_bytes and plan.explicit and wanted > plan.total_bytes:
+        yield error(
+            "memory-cache",
+            f"the profile sets a KV cache of {gib(plan.available_bytes, 2)}; with weights of "
+            f"{gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them that is {gib(wanted, 2)} of "
+            f"{gib(plan.total_bytes, 2)}",
+            subject=plan.device,
+            remedy=LOWER_CACHE,
         )
     elif not plan.fits_one:
         yield error(
             "memory-one-request",
-            f"one request of max-model-len {plan.max_model_len:,} takes {_gib(plan.request_bytes)} of KV cache, "
-            f"{_gib(plan.blocks * plan.layout.block_bytes)} are left: vLLM would not start",
+            f"one request of max-model-len {plan.max_model_len:,} takes {gib(plan.request_bytes, 2)} of KV cache, "
+            f"{gib(plan.blocks * plan.block_bytes, 2)} are left: vLLM would not start",
             subject=plan.device,
             remedy=f"set max-model-len to {plan.longest_request} or less, or {_remedy(plan)}"
             if plan.longest_request
@@ -60,14 +66,15 @@ def check_plan(plan: MemoryPlan, card: GpuModel | None = None, kv_cache_dtype: s
     else:
         say = warning if plan.full_requests < 2 else note  # noqa: PLR2004 - one long request would block all others
         yield say("memory-bottleneck", f"runs out first: {first_bottleneck(plan)}", subject=plan.device)
-    if plan.budget_bytes and plan.budget_bytes + OUTSIDE_BYTES > plan.total_bytes:
+    taken = wanted if plan.explicit else plan.budget_bytes
+    if plan.budget_bytes and plan.total_bytes - OUTSIDE_BYTES < taken <= plan.total_bytes:
         share = int((plan.total_bytes - OUTSIDE_BYTES) / plan.total_bytes * 100) / 100
         yield warning(
             "memory-headroom",
-            f"of {_gib(plan.total_bytes)} the budget takes {_gib(plan.budget_bytes)}, the engine's process was seen to "
-            f"hold {_gib(OUTSIDE_BYTES)} beside it: it may run out of memory under load",
+            f"of {gib(plan.total_bytes, 2)} the engine plans with {gib(taken, 2)}, and its process held up to "
+            f"{gib(OUTSIDE_BYTES, 2)} beside that in a test: it may run out of memory under load",
             subject=plan.device,
-            remedy=f"set gpu-memory-utilization to {share} or less",
+            remedy=LOWER_CACHE if plan.explicit else f"set gpu-memory-utilization to {share} or less",
         )
 
 
@@ -77,67 +84,36 @@ def render_plan(plan: MemoryPlan) -> str:
 
 
 def plan_as_dict(plan: MemoryPlan) -> dict[str, Any]:
-    """Give the plan as JSON-able values."""
-    return {
-        "device": plan.device,
-        "total_bytes": plan.total_bytes,
-        "budget_bytes": plan.budget_bytes,
-        "weights_bytes": plan.weights_bytes,
-        "graphs_bytes": plan.graphs_bytes,
-        "sampler_bytes": plan.sampler_bytes,
-        "base_bytes": plan.base_bytes,
-        "available_bytes": plan.available_bytes,
-        "blocks": plan.blocks,
-        "block_bytes": plan.layout.block_bytes,
-        "blocks_per_request": plan.blocks_per_request,
-        "request_bytes": plan.request_bytes,
-        "pool_tokens": plan.pool_tokens,
-        "max_model_len": plan.max_model_len,
+    """Return the plan as JSON-able values."""
+    return asdict(plan) | {
         "full_requests": round(plan.full_requests, 2),
-        "typical_tokens": plan.typical_tokens,
-        "typical_requests": plan.typical_requests,
-        "max_num_seqs": plan.max_num_seqs,
-        "fits_one": plan.fits_one,
-        "longest_request": plan.longest_request,
         "first_bottleneck": first_bottleneck(plan),
     }
 
 
 def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str, str]]:
-    yield "memory of the device", _gib(plan.total_bytes) if plan.total_bytes else "unknown", plan.device
+    yield "memory of the device", gib(plan.total_bytes, 2) if plan.total_bytes else "unknown", plan.device
     if plan.budget_bytes:
-        yield "budget", _gib(plan.budget_bytes), "gpu-memory-utilization of it"
-    yield "weights", _gib(plan.weights_bytes), ""
+        yield "budget", gib(plan.budget_bytes, 2), "gpu-memory-utilization of it"
+    yield "weights", gib(plan.weights_bytes, 2), ""
     if plan.budget_bytes:
-        yield "CUDA graphs", _gib(plan.graphs_bytes), "" if plan.graphs_bytes else "enforce-eager"
-        yield "sampler", _gib(plan.sampler_bytes), f"what max-num-seqs {plan.max_num_seqs:,} costs"
-        yield "context and activations", _gib(plan.base_bytes), ""
-    yield (
-        "left for the KV cache",
-        _gib(plan.available_bytes),
-        "" if plan.budget_bytes else "VLLM_CPU_KVCACHE_SPACE",
-    )
-    group = plan.layout
+        yield "CUDA graphs", gib(plan.graphs_bytes, 2), "" if plan.graphs_bytes else "enforce-eager"
+        yield "sampler", gib(plan.sampler_bytes, 2), f"what max-num-seqs {plan.max_num_seqs:,} costs"
+        yield "context and activations", gib(plan.base_bytes, 2), ""
+    source = "set in the profile" if plan.budget_bytes else "VLLM_CPU_KVCACHE_SPACE"
+    yield "left for the KV cache", gib(plan.available_bytes, 2), source if plan.explicit else ""
     yield (
         "KV cache of one request",
         f"{plan.request_bytes / MIB:,.1f} MiB",
-        f"{plan.max_model_len:,} tokens, {plan.blocks_per_request:,} blocks; {group.owners} layers own a cache",
+        f"{plan.max_model_len:,} tokens, {plan.blocks_per_request:,} blocks; {plan.cache_layers} layers own a cache",
     )
-    yield "pool", f"{plan.pool_tokens:,}", f"tokens, in {plan.blocks:,} blocks of {group.block_bytes / 1024:,.0f} KiB"
+    yield "pool", f"{plan.pool_tokens:,}", f"tokens, in {plan.blocks:,} blocks of {plan.block_bytes / 1024:,.0f} KiB"
     yield f"requests of {plan.max_model_len:,} tokens", f"{plan.full_requests:,.2f}", "at once"
     yield f"requests of {plan.typical_tokens:,} tokens", f"{plan.typical_requests:,}", "at once, generating"
     yield "first bottleneck", "", first_bottleneck(plan)
-
-
-def _beside(plan: MemoryPlan) -> int:
-    return plan.graphs_bytes + plan.sampler_bytes + plan.base_bytes
 
 
 def _remedy(plan: MemoryPlan) -> str:
     if not plan.budget_bytes:
         return "raise VLLM_CPU_KVCACHE_SPACE"
     return "lower max-num-seqs, raise gpu-memory-utilization, or take a GPU with more memory"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.2f} GiB"

@@ -33,7 +33,10 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", flush=True)  # noqa: T201 - stdout is the engine's log
         return _CANNOT_EXECUTE
-    lifeline.sendall(f"{leader}\n".encode())
+    try:
+        lifeline.sendall(f"{leader}\n".encode())
+    except OSError:
+        pass  # servekit is gone already: the lifeline has ended, which _keep sees
     return _end_like(_keep(leader, lifeline, wakeup))
 
 
@@ -53,7 +56,7 @@ def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
     asked = False
     while True:
         readable, _, _ = select.select([lifeline, wakeup], [], [])
-        if lifeline in readable and not lifeline.recv(64):
+        if lifeline in readable and _has_ended(lifeline):
             return _kill_descendants(leader)
         if wakeup in readable:
             stops = {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(4096))
@@ -65,6 +68,14 @@ def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
             if stops and not asked:
                 asked = True
                 os.kill(leader, signal.SIGTERM)
+
+
+def _has_ended(lifeline: socket.socket) -> bool:
+    """Return whether nobody holds the other end; an end that was closed with our message unread is a reset."""
+    try:
+        return not lifeline.recv(64)
+    except OSError:
+        return True
 
 
 def _reap(leader: int) -> int | None:

@@ -9,7 +9,7 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from servekit.errors import ConfigurationError, Mistake
+from servekit.errors import ConfigurationError, Finding
 
 from .inside.servekit_guard.keyring import KeyFileError, read_keys
 
@@ -38,10 +38,7 @@ def load_keys(path: Path) -> tuple[str, ...]:
     except KeyFileError as error:
         remedy = "see docs/security.md, or make a key file with `servekit key --new`"
         raise ConfigurationError(
-            [
-                Mistake(f"{path}:{problem.line}" if problem.line else str(path), problem.message, remedy=remedy)
-                for problem in error.problems
-            ]
+            [Finding(problem.message, file=str(path), line=problem.line, remedy=remedy) for problem in error.problems]
         ) from error
 
 
@@ -85,4 +82,4 @@ def _write(path: Path, keys: list[str]) -> None:
     except OSError as error:
         message = f"the key file cannot be written: {error.strerror or error}"
         remedy = "make the folder writable for this user, or name a key file with SERVEKIT_API_KEYS_FILE"
-        raise ConfigurationError([Mistake(str(path), message, remedy=remedy)]) from error
+        raise ConfigurationError([Finding(message, file=str(path), remedy=remedy)]) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from servekit.errors import ConfigurationError, Mistake
+from servekit.errors import ConfigurationError, Finding
 from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 from .inside.servekit_guard.body.structured import EXTRA_KINDS
@@ -107,7 +107,7 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
             elif not mistakes:
                 generated = ensure_key_file(key_file)
         except ConfigurationError as error:
-            mistakes.extend(error.mistakes)
+            mistakes.extend(error.findings)
     if mistakes:
         raise ConfigurationError(mistakes)
 
@@ -167,30 +167,30 @@ def _rules(settings: GuardSettings, key_file: Path | None, token: str) -> Rules:
     )
 
 
-def _mistakes(settings: GuardSettings) -> list[Mistake]:
+def _mistakes(settings: GuardSettings) -> list[Finding]:
     mistakes = []
     if settings.no_auth and settings.api_keys_file is not None:
         remedy = "leave one of them out"
-        mistakes.append(Mistake("--no-auth", "contradicts a key file", "SERVEKIT_API_KEYS_FILE", remedy=remedy))
+        mistakes.append(Finding("contradicts SERVEKIT_API_KEYS_FILE", "--no-auth", remedy=remedy))
     if settings.no_auth and not settings.expose_without_auth and not is_loopback(settings.host):
         message = "lets everybody in, and this address is reached from other hosts"
         remedy = "listen on 127.0.0.1, or consent with --expose-without-auth"
-        mistakes.append(Mistake("--no-auth", message, "SERVEKIT_HOST", settings.host, remedy))
+        mistakes.append(Finding(message, "--no-auth", got=f"SERVEKIT_HOST={settings.host}", remedy=remedy))
     for name, value in (
         ("SERVEKIT_MAX_BODY_MIB", settings.max_body_bytes),
         ("SERVEKIT_MAX_IN_FLIGHT", settings.max_in_flight),
     ):
         if value < 1:
-            mistakes.append(Mistake(name, "must be at least 1", got=str(value)))
+            mistakes.append(Finding("must be at least 1", name, got=str(value)))
     for domain in settings.media_domains:
         if not _DOMAIN.fullmatch(domain):
             remedy = "write host names in lower case, without scheme, port, path or wildcard"
-            mistakes.append(Mistake("SERVEKIT_MEDIA_DOMAINS", "is no host name", got=domain, remedy=remedy))
+            mistakes.append(Finding("is not a host name", "SERVEKIT_MEDIA_DOMAINS", got=domain, remedy=remedy))
     for kind in settings.structured_outputs:
         if kind not in EXTRA_KINDS:
             remedy = f"use one of {', '.join(EXTRA_KINDS)}; JSON and choices are always open"
             message = "is not a kind of structured output that can be opened"
-            mistakes.append(Mistake("SERVEKIT_STRUCTURED_OUTPUTS", message, got=kind, remedy=remedy))
+            mistakes.append(Finding(message, "SERVEKIT_STRUCTURED_OUTPUTS", got=kind, remedy=remedy))
     return mistakes
 
 

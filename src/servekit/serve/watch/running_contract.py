@@ -3,29 +3,35 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from servekit.preflight.host.patches import PILLOW_FLOOR, is_recent_pillow
-from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
+from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, UNLIMITED, EngineArguments, Value
 
-GEMMA4_BACKEND = "TRITON_ATTN"
-"""vLLM 0.20.2 forces this backend on Gemma 4, whose layers differ in head size: others corrupt its output."""
+GEMMA4_BACKEND: Final = "TRITON_ATTN"
+"""vLLM 0.20.2 forces this backend on a Gemma 4 whose layers differ in head size: others corrupt its output."""
+LARGEST_COMMON_HEAD: Final = 256
+"""With heads of this size at most, all layers of a Gemma 4 can use one backend, and vLLM 0.20.2 forces none
+(model_executor/models/config.py, Gemma4Config)."""
 
-CLOSED: Mapping[str, Value] = MappingProxyType(
-    {
-        "enable-prompt-embeds": False,
-        "enable-mm-embeds": False,
-        "mm-processor-cache-type": "lru",
-        "kv-transfer-config": None,
-    }
+CLOSED: Final[Mapping[str, Value]] = MappingProxyType({"enable-prompt-embeds": False, "kv-transfer-config": None})
+CLOSED_MULTIMODAL: Final[Mapping[str, Value]] = MappingProxyType(
+    {"enable-mm-embeds": False, "mm-processor-cache-type": "lru"}
 )
 """Parts of vLLM 0.20.2 with known vulnerabilities, as an engine reports them that does not use them; see the table of
-advisories in docs/security.md."""
+advisories in docs/security.md. A model without images has no parts of the second kind."""
 
-_UNSEEN = "nothing the guard can see"
+_UNSEEN: Final = "nothing the guard can see"
 
-_DEFAULT_DTYPES = frozenset({"auto", "bfloat16", "float16"})
+_DEFAULT_DTYPES: Final = frozenset({"auto", "bfloat16", "float16"})
 """How vLLM may name a KV cache in the model's own type, which a profile calls `auto`."""
+
+
+DEMANDED: Final = (
+    *("quantization", "max_num_seqs", "enable_prefix_caching", "enable_chunked_prefill", "max_model_len"),
+    "max_num_batched_tokens",
+)
+"""Fields of EngineArguments that the engine reports by the same names."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,13 @@ class ContractItem:
     @property
     def met(self) -> bool:
         """Whether the engine does what was planned."""
-        if self.name == "kv-cache-dtype" and self.wanted == "auto":
-            return self.got in _DEFAULT_DTYPES
-        if self.name == "pillow":
-            return is_recent_pillow(self.got)
+        match self.name, self.wanted:
+            case "kv-cache-dtype", "auto":
+                return self.got in _DEFAULT_DTYPES
+            case "max-model-len", "auto":
+                return type(self.got) is int  # what fits the memory
+            case "pillow", _:
+                return is_recent_pillow(self.got)
         return self.got == self.wanted
 
     def __str__(self) -> str:
@@ -51,39 +60,47 @@ class ContractItem:
 
 
 def compare_contract(
-    arguments: Mapping[str, Value], served_name: str, effective: Mapping[str, Any]
+    arguments: EngineArguments, served_name: str, effective: Mapping[str, Any]
 ) -> tuple[ContractItem, ...]:
-    """Compare the planned engine arguments (dashed names) with the guard's report of the live configuration.
+    """Compare the planned engine arguments with the guard's report of the live configuration.
 
-    A value the report lacks is got as None, so that what cannot be seen is not met.
+    Of the arguments only those are demanded that the profile or the target sets. A value that the report lacks is got
+    as None, so that what cannot be seen is not met.
     """
-    limits = effective.get("limit_mm_per_prompt") or {}
-    wanted_limits = arguments.get("limit-mm-per-prompt")
+    limits = arguments.limit_mm_per_prompt
+    multimodal = effective.get("multimodal") is not False
     items = [
-        ContractItem("kv-cache-dtype", arguments.get("kv-cache-dtype", "auto"), effective.get("kv_cache_dtype")),
-        ContractItem("quantization", arguments.get("quantization"), effective.get("quantization")),
-        ContractItem("max-num-seqs", arguments.get("max-num-seqs"), effective.get("max_num_seqs")),
-        ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")),
+        ContractItem("kv-cache-dtype", arguments.kv_cache_dtype, effective.get("kv_cache_dtype")),
+        *(
+            ContractItem(name.replace("_", "-"), getattr(arguments, name), effective.get(name))
+            for name in DEMANDED
+            if name in arguments.given
+        ),
         ContractItem(
             "structured-outputs-config.backend", STRUCTURED_OUTPUTS_BACKEND, effective.get("structured_outputs_backend")
         ),
         ContractItem("served-model-name", [served_name], effective.get("served_model_names")),
     ]
-    if not isinstance(wanted_limits, Mapping) or wanted_limits.get("image") != 0:
+    if _heads_differ(effective):
+        items.append(ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")))
+    if multimodal and limits["image"]:
         items.append(ContractItem("pillow", f"{PILLOW_FLOOR} or newer", effective.get("pillow")))
-    if isinstance(wanted_limits, Mapping):
-        items += [ContractItem(f"{kind} limit", count, limits.get(kind)) for kind, count in wanted_limits.items()]
+    got = (effective.get("limit_mm_per_prompt") or {}) if multimodal else dict.fromkeys(limits, 0)
     items += [
-        ContractItem(key, arguments[key], effective.get(key.replace("-", "_")))
-        for key in ("enable-prefix-caching", "enable-chunked-prefill", "max-model-len", "max-num-batched-tokens")
-        if key in arguments
+        ContractItem(f"{kind} limit", count, got.get(kind)) for kind, count in limits.items() if count != UNLIMITED
     ]
+    closed = {**CLOSED, **(CLOSED_MULTIMODAL if multimodal else {})}
     items += [
-        ContractItem(key, wanted, effective.get(key.replace("-", "_"), _UNSEEN)) for key, wanted in CLOSED.items()
+        ContractItem(key, wanted, effective.get(key.replace("-", "_"), _UNSEEN)) for key, wanted in closed.items()
     ]
     return tuple(items)
 
 
 def broken(items: Sequence[ContractItem]) -> str:
-    """Say which items are not met; empty when all are."""
+    """Return which items are not met, as text; empty when all are."""
     return "; ".join(str(item) for item in items if not item.met)
+
+
+def _heads_differ(effective: Mapping[str, Any]) -> bool:
+    sizes = {effective.get(name) for name in ("head_dim", "global_head_dim")}
+    return len(sizes) > 1 and None not in sizes and any(size > LARGEST_COMMON_HEAD for size in sizes if size)

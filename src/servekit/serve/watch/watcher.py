@@ -3,11 +3,11 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from servekit.errors import ExitCode
-from servekit.profile import Value
+from servekit.profile import EngineArguments
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH
 from servekit.serve.watch.probe import TIMEOUT_S, EngineClient, ProbeError
 from servekit.serve.watch.progress import Progress, Reading, progress_marks
@@ -83,7 +83,7 @@ class Watch:
         self,
         client: EngineClient,
         served_name: str,
-        arguments: Mapping[str, Value],
+        arguments: EngineArguments,
         patience: HangPolicy,
         post: Callable[[Observation], None],
         clock: Callable[[], float] = time.monotonic,

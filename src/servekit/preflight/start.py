@@ -1,0 +1,134 @@
+"""What is about to be started, decided from the profile, the settings and the host, as far as preflight needs it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from servekit.preflight.host.gpu_rules import gpu_model
+from servekit.preflight.host.gpus import GpuSurvey, SurveyGpus, survey_gpus, visible_gpus
+from servekit.preflight.memory.gpu_models import GpuModel
+from servekit.profile import CPU_DEVIATION, Deviation, EngineArguments, Profile, Value, resolve
+from servekit.settings import Settings, Target
+
+DEFAULT_MODEL: Final = "salve-mundii/gemma4-E4B-opt"
+CPU_KV_SPACE_GIB: Final = 1
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """A value outside the contract that the target changes or adds."""
+
+    key: str
+    used: Value
+    reason: str
+
+
+_CPU_ADJUSTMENTS: Final = (
+    Adjustment("enforce-eager", True, "no compilation: the CPU engine is for trying out, its start should be quick"),  # noqa: FBT003 - a value of the profile
+    Adjustment("skip-mm-profiling", True, "no encoder profiling run at the start"),  # noqa: FBT003 - the same
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The model, the engine and its arguments, and the host that it needs."""
+
+    target: Target
+    """Not AUTO."""
+    profile: Path
+    model: str
+    demo: bool = False
+    """Whether `model` is the embedded checkpoint, which servekit builds where it does not exist yet."""
+    values: Mapping[str, Value]
+    """The engine's arguments by their dashed names, deviations and adjustments applied: what vLLM is given."""
+    arguments: EngineArguments
+    """The same, typed and completed with vLLM's defaults."""
+    deviations: tuple[Deviation, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
+    engine: str = ""
+    """The engine's program; preflight does not look for an empty one."""
+    engine_patches: Path | None = None
+    """The folder of packages that go before the engine's own."""
+    addresses: Mapping[str, tuple[str, int]]
+    """Flags and the (host, port) that they want."""
+    cache_dir: Path
+    kv_space_gib: int = CPU_KV_SPACE_GIB
+    """VLLM_CPU_KVCACHE_SPACE, of the CPU engine."""
+    survey: GpuSurvey | None = None
+    """The GPUs of this host; None without an NVIDIA driver, and for target cpu."""
+    gpu: GpuModel | None = None
+    """The GPU that the memory is planned for; None for target cpu, and where not exactly one is visible."""
+    skip: tuple[str, ...] = ()
+    """Names of the findings to skip."""
+
+
+def make_start(
+    profile: Profile,
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    gpu: GpuModel | None = None,
+    survey: SurveyGpus = survey_gpus,
+) -> Start:
+    """Decide what to start for `profile`; `gpu` is planned for instead of the host's.
+
+    Target `auto` is cuda where NVML answers, even if it sees no GPU: a driver without a GPU is a fault for preflight to
+    report, not a reason to serve on the CPU silently.
+    """
+    found = None if settings.target is Target.CPU else survey()
+    target = settings.target
+    if target is Target.AUTO:
+        target = Target.CPU if found is None else Target.CUDA
+    visible = visible_gpus(found, environ) if found else ()
+    if gpu is None and len(visible) == 1:
+        gpu = gpu_model(visible[0])
+    values, deviations = dict(profile.arguments), profile.deviations
+    adjustments: tuple[Adjustment, ...] = ()
+    if target is Target.CPU:
+        adjustments = tuple(each for each in _CPU_ADJUSTMENTS if each.key not in values)
+        values |= {each.key: each.used for each in adjustments}
+        if values.get(CPU_DEVIATION.key) not in (None, CPU_DEVIATION.used):
+            values[CPU_DEVIATION.key] = str(CPU_DEVIATION.used)
+            others = (each for each in deviations if each.key != CPU_DEVIATION.key)
+            deviations = (*others, CPU_DEVIATION)
+    demo = not settings.model and target is Target.CPU
+    return Start(
+        target=target,
+        profile=profile.path,
+        model=settings.model or (_demo_model(settings.cache_dir) if demo else DEFAULT_MODEL),
+        demo=demo,
+        values=values,
+        arguments=resolve(
+            values, target=target, gpu_name=gpu.name if gpu else "", gpu_bytes=gpu.usable_bytes if gpu else 0
+        ),
+        deviations=deviations,
+        adjustments=adjustments,
+        engine=settings.engine,
+        engine_patches=find_engine_patches(settings),
+        addresses={"--port": (settings.host, settings.port)},
+        cache_dir=settings.cache_dir,
+        kv_space_gib=int(environ.get("VLLM_CPU_KVCACHE_SPACE") or CPU_KV_SPACE_GIB),
+        survey=found,
+        gpu=gpu,
+        skip=settings.skip,
+    )
+
+
+def _demo_model(cache_dir: Path) -> str:
+    from servekit.demo.build import demo_directory  # only where it is served: its imports take time
+
+    return str(demo_directory(cache_dir))
+
+
+def find_engine_patches(settings: Settings) -> Path | None:
+    """Return the folder of packages that go before the engine's own: the one set, or the one beside the engine."""
+    if settings.engine_patches is not None:
+        return settings.engine_patches.absolute()
+    program = shutil.which(settings.engine)
+    if program is None:
+        return None
+    environment = Path(program).absolute().parents[1]  # as .venv-engine is of .venv-engine/bin/vllm
+    beside = environment.with_name(f"{environment.name}-patches")
+    return beside if beside.is_dir() else None

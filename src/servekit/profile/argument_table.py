@@ -1,0 +1,180 @@
+"""Every argument that `vllm serve` 0.20.2 takes, from a table that vLLM's own parser wrote.
+
+scripts/engine_args.py (`make engine-args`) writes the table, `argument_table.json`; nothing here imports vLLM.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, Strict, StrictBool, StrictStr
+
+from servekit.profile.values import Value
+
+TABLE: Final = Path(__file__).with_name("argument_table.json")
+HUMAN_INTEGER: Final = re.compile(r"(\d+)([kmgtKMGT])|(\d+\.\d+)([kmgt])")
+POWERS: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
+MODALITIES: Final = ("image", "audio", "video")
+SEQUENCES: Final = frozenset({"choices", "fields", "aliases"})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument of one kind takes: for pydantic, for JSON Schema and in words."""
+
+    type: Any
+    schema: Mapping[str, Any]
+    phrase: str
+    """Follows "must be"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of `vllm serve`, named without its dashes."""
+
+    name: str
+    kind: str
+    """A key of KINDS."""
+    many: bool = False
+    """It takes one or more values after one flag."""
+    repeat: bool = False
+    """It takes one value, and may be given again."""
+    optional: bool = False
+    """vLLM reads the texts "None" and "" as no value."""
+    choices: tuple[Value, ...] = ()
+    fields: tuple[str, ...] = ()
+    """The keys that a JSON argument may have; empty where vLLM leaves them open."""
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    """Limits by their pydantic names: gt, ge, lt, le."""
+    aliases: tuple[str, ...] = ()
+    default: Value = None
+    """None also where vLLM decides later: from the model, the platform or the other arguments."""
+    group: str = ""
+
+    @property
+    def wanted(self) -> str:
+        """What the argument takes, in words that follow "must be"."""
+        if self.choices:
+            return "one of " + ", ".join(str(choice) for choice in self.choices)
+        phrase = KINDS[self.kind].phrase
+        return f"a list, each item {phrase}" if self.many or self.repeat else phrase
+
+    @property
+    def type(self) -> Any:
+        """The pydantic type that takes what the argument takes, and normalises it."""
+        item: Any = Literal[self.choices] if self.choices else KINDS[self.kind].type
+        if self.bounds:
+            bounds: dict[str, Any] = dict(self.bounds)
+            item = Annotated[item, Field(**bounds)]
+        if self.many or self.repeat:
+            return Annotated[list[item], Field(min_length=1), BeforeValidator(_as_list)]
+        return item
+
+
+@cache
+def engine_arguments() -> Mapping[str, Argument]:
+    """Return every argument by its name, sorted; the first call reads the table."""
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))["arguments"]
+    return {name: _argument(name, row) for name, row in rows.items()}
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return the one of `names` that `word` most likely means, or an empty text.
+
+    Knows other spellings, vLLM's short forms (`tp`) and beginnings of one name (vLLM's parser takes those).
+    """
+    known = tuple(names)
+    sought = word.lower().strip("-").replace("_", "-").partition(".")[0]
+    if sought in known:
+        return sought
+    begun = [name for name in known if name.startswith(sought)] if sought else []
+    short = [name for name, row in engine_arguments().items() if f"-{sought}" in row.aliases and name in known]
+    if short or len(begun) == 1:
+        return (short or begun)[0]
+    return next(iter(get_close_matches(sought, known, n=1, cutoff=0.7)), "")
+
+
+def human_integer(value: object) -> object:
+    """Expand `20k` to 20,000 and `20K` to 20,480, as vLLM does; return everything else as it is."""
+    match = HUMAN_INTEGER.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number, suffix = match[1] or match[3], match[2] or match[4]
+    base = 1000 if suffix.islower() else 1024
+    return int(float(number) * base ** POWERS[suffix.lower()])
+
+
+def parsed_json(value: object) -> object:
+    """Parse a text that holds JSON, the way such arguments are written on vLLM's command line."""
+    if not (isinstance(value, str) and value.lstrip().startswith(("{", "["))):
+        return value
+    try:
+        return json.loads(value, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _argument(name: str, row: dict[str, Any]) -> Argument:
+    described: dict[str, Any] = {key: tuple(value) if key in SEQUENCES else value for key, value in row.items()}
+    if name == "limit-mm-per-prompt":
+        described["kind"] = "limits"
+    elif isinstance(described.get("default"), list) and described["kind"] == "json":
+        described["kind"] = "json_list"
+    if described["kind"] == "human_int_or_auto":
+        del described["bounds"]  # vLLM's is -1 and up; the kind has the whole of it
+    return Argument(name, **described)
+
+
+def _reject_constant(word: str) -> None:
+    raise ValueError(word)  # NaN and Infinity are not JSON
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _automatic_length(value: object) -> object:
+    return "auto" if type(value) is int and value == -1 else value
+
+
+WHOLE: Final = Annotated[int, Strict()]
+HUMAN: Final = Annotated[int, Strict(), BeforeValidator(human_integer)]
+HUMAN_SCHEMA: Final = {"type": "string", "pattern": r"^([0-9]+[kmgtKMGT]|[0-9]+\.[0-9]+[kmgt])$"}
+ITEMS: Final = dict[Literal[MODALITIES], Annotated[int, Strict(), Field(ge=0)]]  # type: ignore[valid-type]
+ITEM_SCHEMA: Final = {"type": "integer", "minimum": 0}
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "bool": Kind(StrictBool, {"type": "boolean"}, "true or false"),
+    # a flag without a --no- form
+    "switch": Kind(StrictBool, {"type": "boolean"}, "true or false"),
+    "int": Kind(WHOLE, {"type": "integer"}, "a whole number"),
+    # also as 20k, and then -1 or auto for the longest that fits
+    "human_int": Kind(HUMAN, {"anyOf": [{"type": "integer"}, HUMAN_SCHEMA]}, "a whole number, also as 20k"),
+    "human_int_or_auto": Kind(
+        Annotated[Annotated[HUMAN, Field(gt=0)] | Literal["auto"], BeforeValidator(_automatic_length)],
+        {"anyOf": [{"type": "integer", "minimum": 1}, HUMAN_SCHEMA, {"enum": ["auto", -1]}]},
+        "a whole number, also as 20k, or auto",
+    ),
+    "float": Kind(Annotated[float, Strict()], {"type": "number"}, "a number"),
+    "json": Kind(
+        Annotated[dict[str, Value], BeforeValidator(parsed_json)], {"type": ["object", "string"]}, "a mapping"
+    ),
+    "json_list": Kind(Annotated[list[Value], BeforeValidator(parsed_json)], {"type": ["array", "string"]}, "a list"),
+    "json_or_str": Kind(
+        Annotated[dict[str, Value] | StrictStr, BeforeValidator(parsed_json)],
+        {"type": ["object", "string"]},
+        "a mapping or text",
+    ),
+    "str": Kind(StrictStr, {"type": "string"}, "text"),
+    "limits": Kind(
+        Annotated[ITEMS, BeforeValidator(parsed_json)],
+        {"type": "object", "properties": dict.fromkeys(MODALITIES, ITEM_SCHEMA), "additionalProperties": False},
+        "a mapping",
+    ),
+}
+"""One row for each kind of argument."""

@@ -1,0 +1,60 @@
+"""The house: files have names of their own, rooms stay small, and no room imports one that stands above it."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "servekit"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+ORDER = (
+    {"__init__", "errors", "logs", "settings", "nvml", "thread_pool"},
+    {"profile", "demo"},
+    {"preflight"},
+    {"serve"},
+    {"observe"},
+    {"run"},
+    {"cli"},
+)
+"""The rooms from the ground up: a room imports from its own level and from those below it."""
+
+LARGEST_ROOM = 15
+
+
+def test_file_names_are_unique() -> None:
+    """A name stands for one thing: no two Python files have the same, `__init__` apart."""
+    names = Counter(path.name for path in FILES if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_rooms_are_small() -> None:
+    """A folder holds at most 15 Python files: who opens it sees all of them."""
+    sizes = Counter(path.parent.relative_to(SOURCE) for path in FILES if path.name != "__init__.py")
+    assert {str(room): size for room, size in sizes.items() if size > LARGEST_ROOM} == {}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_imports_upwards(path: Path) -> None:
+    """A file imports nothing from a room above its own, not even inside a function or for its types."""
+    level = level_of(path.relative_to(SOURCE).with_suffix("").parts[0])
+    above = [name for name in imported(path) if level_of(name) > level]
+    assert above == []
+
+
+def level_of(room: str) -> int:
+    """Return the level of a room; a room without one must get its place in ORDER."""
+    return next(level for level, rooms in enumerate(ORDER) if room in rooms)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the rooms that a file imports, wherever in it the import stands."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules += [f"{node.module}.{name.name}" for name in node.names]
+    rooms = {[*module.split("."), ""][1] for module in modules if module.split(".")[0] == "servekit"}
+    return {room for room in rooms if (SOURCE / room).is_dir() or (SOURCE / f"{room}.py").is_file()}

@@ -1,0 +1,52 @@
+"""What each command loads, read from the real program's own record of its imports."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import find_free_port
+
+PROGRAM = Path(sys.executable).with_name("servekit")
+SERVING = ("servekit.serve", "servekit.observe", "servekit.run", "prometheus_client", "wsgiref", "urllib3", "http")
+"""What only a serving endpoint needs."""
+ROOMS = set(
+    "cli demo errors logs nvml observe preflight profile run serve settings thread_pool".split()  # noqa: SIM905 - one line
+)
+"""Nothing of measuring, tuning, recipe or scale."""
+Loaded = Callable[..., set[str]]
+
+
+@pytest.fixture
+def loaded(root: Path, tmp_path: Path) -> Loaded:
+    """Run `servekit` to its end and return the modules that it loaded."""
+
+    def run(*words: str, code: int) -> set[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+        own = {"PYTHONPROFILEIMPORTTIME": "1", "SERVEKIT_CACHE_DIR": str(tmp_path), "SERVEKIT_STATE_DIR": str(tmp_path)}
+        ended = subprocess.run(
+            [PROGRAM, *words], cwd=root, env=clean | own, capture_output=True, text=True, check=False, timeout=50
+        )
+        assert ended.returncode == code, ended.stderr[-2000:]
+        return set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", ended.stderr, re.MULTILINE))
+
+    return run
+
+
+def test_check_loads_nothing_of_serving(loaded: Loaded, tmp_path: Path) -> None:
+    """`servekit check` judges profile, checkpoint, host and memory without the code that serves."""
+    modules = loaded("check", "--target", "cpu", "--model", str(tmp_path), code=3)
+    assert "servekit.preflight.memory.memory_plan" in modules
+    assert sorted(name for name in modules if name.startswith(SERVING)) == []
+
+
+def test_serve_loads_its_own_rooms_only(loaded: Loaded, tmp_path: Path) -> None:
+    """The launcher's own way imports nothing of what stands beside it."""
+    words = ("--target", "cpu", "--model", str(tmp_path), "--engine", "/nowhere/vllm", "--no-auth")
+    modules = loaded("serve", *words, "--observe-port", str(find_free_port()), code=3)
+    assert "servekit.serve.supervisor" in modules
+    assert {name.split(".")[1] for name in modules if name.startswith("servekit.")} == ROOMS
