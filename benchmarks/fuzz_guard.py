@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.fuzz_guard [--inputs N] [--seed N] [--json FILE]
 
-Needs no engine. The fuzzer (atheris, libFuzzer for Python) gets an environment of its own in the user's cache folder,
-from a lock with hashes. What must hold is in `tests/guard/fuzzed_gate.py`. Ends with 1 where it did not; the input is
-then kept, and its path printed.
+Needs no engine. The fuzzer (atheris, libFuzzer for Python) is installed into a separate environment in the user's cache
+folder, from a lock with hashes. `tests/guard/fuzzed_gate.py` has the conditions that must hold. Exits with 1 when one
+does not; the input is then kept, and its path printed.
 """
 
 import argparse
@@ -27,30 +27,30 @@ ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "requirements" / "fuzz.txt"
 INPUTS = 1_000_000
 BLIND = 0.1
-"""Share of the inputs that libFuzzer changes itself, without knowing JSON."""
+"""Share of the inputs that libFuzzer changes itself, without knowledge of JSON."""
 GUARD = "servekit.serve.guard.inside.servekit_guard"
 MAX_LEN = 200_000
 UNCAUGHT = " === Uncaught Python exception: ==="
 MOST_SHOWN = 6_000
-"""Characters of the fuzzer's output, where something did not hold."""
+"""Characters of the fuzzer's output that are shown after a failure."""
 
 
 def main() -> None:
-    """Fuzz, print what came of it, end with 1 where something did not hold."""
+    """Fuzz, print the result, exit with 1 when a condition does not hold."""
     options = parse()
     if options.inside:
         fuzz(options)
         return
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="servekit-fuzz-") as folder:
-        told = Path(folder) / "told.json"
+        reported = Path(folder) / "report.json"
         own = [str(environment() / "bin" / "python"), "-m", "benchmarks.fuzz_guard", "--inside", folder]
         command = [*own, "--inputs", str(options.inputs), "--seed", str(options.seed)]
         path = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True, check=False
         )
-        result = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
+        result = json.loads(reported.read_text(encoding="utf-8")) if reported.exists() else {}
     result |= {"seconds": round(time.monotonic() - began), "seed": options.seed, "machine": describe_machine()}
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", done.stderr)
     result["edges"], result["features"], result["corpus"] = map(int, covered[-1]) if covered else (0, 0, 0)
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_guard", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--inputs", type=int, default=INPUTS, help="how many (default: %(default)s)")
+    parser.add_argument("--inputs", type=int, default=INPUTS, help="number of them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the fuzzer (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def environment() -> Path:
-    """Return the folder of an environment that has what the lock names, after making it if need be."""
+    """Return the folder of an environment with the packages of the lock; create it when needed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "servekit-fuzz"
     stamp = cache / "lock.txt"
     if not stamp.exists() or stamp.read_text() != LOCK.read_text():
@@ -86,11 +86,11 @@ def environment() -> Path:
 
 
 def fuzz(options: argparse.Namespace) -> None:
-    """Fuzz in this process, which has the fuzzer; never returns."""
-    import atheris  # type: ignore[import-untyped] # noqa: PLC0415 - in the environment of its own alone
+    """Fuzz in this process, whose environment has the fuzzer; never returns."""
+    import atheris  # type: ignore[import-untyped] # noqa: PLC0415 - installed in the separate environment only
 
     for name in ("servekit", "servekit.serve", "servekit.serve.guard"):
-        package = types.ModuleType(name)  # without its __init__, whose packages this environment does not have
+        package = types.ModuleType(name)  # without its __init__, which imports packages that this environment lacks
         package.__path__ = [str(ROOT / "src" / name.replace(".", "/"))]
         sys.modules[name] = package
     with atheris.instrument_imports(include=[GUARD]):
@@ -107,7 +107,7 @@ def fuzz(options: argparse.Namespace) -> None:
         status = fuzzed.try_input(data)
         statuses[status] = statuses.get(status, 0) + 1
         if sum(statuses.values()) % 10_000 == 0:
-            tell(options.inside / "told.json", statuses, fuzzed.slowest_s)
+            report(options.inside / "report.json", statuses, fuzzed.slowest_s)
 
     def change(data: bytes, max_size: int, seed: int) -> bytes:
         chaos = random.Random(seed)
@@ -121,11 +121,11 @@ def fuzz(options: argparse.Namespace) -> None:
     atheris.Fuzz()
 
 
-def tell(path: Path, statuses: dict[int, int], slowest_s: float) -> None:
-    """Write down what has been seen so far: the fuzzer ends the process itself."""
-    told: dict[str, Any] = {"inputs": sum(statuses.values()), "statuses": dict(sorted(statuses.items()))}
-    told["slowest_cpu_ms"] = round(1000 * slowest_s, 1)
-    path.write_text(json.dumps(told), encoding="utf-8")
+def report(path: Path, statuses: dict[int, int], slowest_s: float) -> None:
+    """Write the result so far: the fuzzer ends the process itself."""
+    found: dict[str, Any] = {"inputs": sum(statuses.values()), "statuses": dict(sorted(statuses.items()))}
+    found["slowest_cpu_ms"] = round(1000 * slowest_s, 1)
+    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

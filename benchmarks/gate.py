@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.programs import spread
 from servekit.serve.guard.inside.servekit_guard import Gate, Rules
+from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY
-from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
 
 NAME = "gate"
 ROUNDS = 7
@@ -35,7 +35,7 @@ def run(rounds: int | None) -> dict[str, Any]:
         keys = Path(folder) / "keys"
         keys.touch(0o600)
         keys.write_text(KEY + "\n")
-        gate = Gate(_nothing, Rules(hashlib.sha256(b"t").hexdigest(), str(keys), 1 << 26, 1024, 1 << 30))
+        gate = Gate(_nothing, _rules(keys))
         taken: dict[str, list[float]] = {name: [] for name in BODIES}
         for _ in range(rounds or ROUNDS):
             for name, (path, body) in BODIES.items():
@@ -51,6 +51,16 @@ def table(result: dict[str, Any]) -> list[str]:
     for name, values in result["added_us"].items():
         rows.append(f"{name:<24}{result['bodies'][name]:>9}{spread(values, 0, '')}")
     return rows
+
+
+def _rules(keys: Path) -> Rules:
+    return Rules(
+        token_sha256=hashlib.sha256(b"t").hexdigest(),
+        api_keys_file=str(keys),
+        max_body_bytes=1 << 26,
+        max_in_flight=1024,
+        max_buffered_bytes=1 << 30,
+    )
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:

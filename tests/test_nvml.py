@@ -1,179 +1,197 @@
-"""A GPU's errors through the seam over NVML: what is reported, and that nothing of NVML's is an error of servekit's."""
+"""The seam over NVML: plain values, None for what is missing, and no error of NVML's that leaves it."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
+import ast
+import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
-from servekit.nvml import ErrorCounts, GpuErrors
-from servekit.observe.gpu_errors import GpuErrorCollector
-from servekit.preflight.host.gpus import GpuFacts
+from servekit.nvml import CONSTANTS, GpuEvent, GpuFacts, GpuReadings, GpuSurvey, Nvml
+from servekit.preflight.host.gpus import check_readable
+from tests.fake_nvml import GPU, MIB, FakeNvml, pynvml
 
-GPU = "GPU-1234"
-XID, DOUBLE_BIT, SINGLE_BIT = 8, 2, 1
-
-
-class Nvml:
-    """The calls of nvidia-ml-py that are made, for one L4; those named in `silent` are not supported."""
-
-    class NVMLError(Exception):
-        """As pynvml's: `value` is the code."""
-
-        value = 3
-
-    class NVMLError_Timeout(NVMLError):  # noqa: N801, N818 - the library's name
-        """No event within the time."""
-
-        value = 10
-
-    class NVMLError_GpuIsLost(NVMLError):  # noqa: N801, N818
-        """The GPU has fallen off the bus."""
-
-        value = 15
-
-    def __init__(self, *silent: str) -> None:
-        self.silent = silent
-        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.registered: list[tuple[object, int]] = []
-        self.waiting = threading.Event()
-
-    def happen(self, kind: int, data: int = 0) -> None:
-        """Let the next wait return an event."""
-        self.events.put(SimpleNamespace(device="handle", eventType=kind, eventData=data))
-
-    def nvmlEventSetWait_v2(self, events: object, timeout_ms: int) -> Any:  # noqa: N802
-        """Return the next event, or raise what stands in its place."""
-        assert (events, timeout_ms) == ("set", 1000)
-        self.waiting.set()
-        try:
-            event = self.events.get(timeout=0.02)
-        except queue.Empty:
-            raise self.NVMLError_Timeout from None
-        if isinstance(event, Exception):
-            raise event
-        return event
-
-    def nvmlDeviceRegisterEvents(self, handle: object, kinds: int, events: object) -> None:  # noqa: N802
-        """Remember what was asked for."""
-        assert events == "set"
-        self.registered.append((handle, kinds))
-
-    def __getattr__(self, name: str) -> Any:
-        answers: dict[str, Any] = {
-            "nvmlInit": None,
-            "nvmlEventSetCreate": "set",
-            "nvmlDeviceGetHandleByUUID": "handle",
-            "nvmlDeviceGetUUID": GPU,
-            "nvmlDeviceGetSupportedEventTypes": 0xFF,
-            "nvmlDeviceGetTotalEccErrors": 5,
-            "nvmlDeviceGetRemappedRows": (1, 2, 1, 0),
-        }
-
-        def call(*_: object) -> Any:
-            if name in self.silent or name not in answers:
-                raise self.NVMLError(name)
-            return answers[name]
-
-        return call
+L4 = GpuFacts(
+    index=0,
+    uuid=GPU,
+    name="NVIDIA L4",
+    memory_bytes=23_034 * MIB,
+    free_bytes=22_500 * MIB,
+    capability=(8, 9),
+    reserved_bytes=470 * MIB,
+    processes=(7,),
+    uncorrected_errors=5,
+    slowdowns=("hardware thermal slowdown",),
+)
+READINGS = GpuReadings(
+    energy_j=81_234.567,
+    power_w=71.5,
+    instant_power_w=68.25,
+    power_limit_w=72.0,
+    temperature_c=64,
+    sm_clock_mhz=1695,
+    max_sm_clock_mhz=2040,
+    memory_clock_mhz=6251,
+    memory_used_bytes=534 * MIB,
+    memory_total_bytes=23_034 * MIB,
+    slowdowns=("hardware thermal slowdown",),
+    corrected_errors=5,
+    uncorrected_errors=5,
+    remapped_rows=(1, 2, True, False),
+)
+NO_FUNCTION = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
+LOST = pynvml.NVML_ERROR_GPU_IS_LOST
 
 
-@pytest.fixture
-def nvml() -> Nvml:
-    return Nvml()
+def test_survey_and_readings_of_an_l4() -> None:
+    """NVML's answers become plain values in base units, and NVML is initialised once for all of them."""
+    library = FakeNvml()
+    nvml = Nvml(library)
+    assert nvml.survey() == GpuSurvey("580.95.05", (13, 0), (L4,))
+    assert nvml.read(GPU) == READINGS
+    assert nvml.listen([GPU]) == (GPU,)
+    assert library.calls.count("nvmlInit") == 1
 
 
-@pytest.fixture
-def errors(nvml: Nvml) -> Iterator[GpuErrors]:
-    """A listener at work, at second 100."""
-    made = GpuErrors([GPU], nvml, clock=lambda: 100.0)
-    made.start()
-    yield made
-    made.stop()
+@pytest.mark.parametrize("code", ["NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED"])
+def test_no_driver_is_no_survey(code: str) -> None:
+    """Without NVML's library, and without a driver, there are no GPUs, no values and no events."""
+    nvml = Nvml(FakeNvml(nvmlInit=getattr(pynvml, code)))
+    assert nvml.survey() is None
+    assert nvml.read(GPU) == GpuReadings()
+    assert nvml.listen([GPU]) == ()
+    assert nvml.next_event() == GpuEvent("failed")
 
 
-def test_an_xid_is_counted_and_named(nvml: Nvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """An Xid comes with its meaning where it is known; the count and the last number are kept."""
-    assert nvml.registered == [("handle", XID | DOUBLE_BIT | SINGLE_BIT)]
-    assert errors.xids() == {GPU: (0, None)}
-    nvml.happen(XID, 31)
-    nvml.happen(XID, 79)
-    eventually(lambda: errors.xids() == {GPU: (2, 79)}, what="two Xids")
-    eventually(lambda: "Xid 79" in errors.describe(), what="the description")
-    assert errors.describe() == (
-        f"Xid 31 (GPU memory page fault) on {GPU}, 0 s before; Xid 79 (GPU has fallen off the bus) on {GPU}, 0 s before"
-    )
+def test_no_pynvml_is_no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pynvml is not installed there are no GPUs either."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Nvml().survey() is None
 
 
-def test_ecc_errors(nvml: Nvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """An uncorrectable error belongs to the cause of a death, a corrected one does not; neither is an Xid."""
-    nvml.happen(SINGLE_BIT)
-    nvml.happen(DOUBLE_BIT)
-    eventually(errors.describe, what="the description")
-    assert errors.describe() == f"uncorrectable ECC error on {GPU}, 0 s before"
-    assert errors.xids() == {GPU: (0, None)}
-
-
-def test_a_lost_gpu_is_told_once(nvml: Nvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """NVML that says the GPU is lost says so each time; it is one error, and the thread does not spin."""
-    for _ in range(3):
-        nvml.events.put(nvml.NVMLError_GpuIsLost())
-    eventually(errors.describe, what="the description")
-    assert errors.describe() == "GPU is lost on one of its cards, 0 s before"
-    assert not nvml.events.empty()
+def test_the_real_library_of_this_machine() -> None:
+    """pynvml as it is installed answers with a survey, or with None where there is no driver."""
+    assert isinstance(Nvml().survey(), GpuSurvey | None)
 
 
 @pytest.mark.parametrize(
-    "silent", ["nvmlInit", "nvmlEventSetCreate", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetSupportedEventTypes"]
+    ("function", "missing"),
+    [
+        ("nvmlDeviceGetTotalEnergyConsumption", {"energy_j": None}),
+        ("nvmlDeviceGetFieldValues", {"instant_power_w": None}),
+        ("nvmlDeviceGetMemoryInfo", {"memory_used_bytes": None, "memory_total_bytes": None}),
+        ("nvmlDeviceGetCurrentClocksEventReasons", {"slowdowns": None}),
+        ("nvmlDeviceGetTotalEccErrors", {"corrected_errors": None, "uncorrected_errors": None}),
+        ("nvmlDeviceGetRemappedRows", {"remapped_rows": None}),
+        ("nvmlDeviceGetClockInfo", {"sm_clock_mhz": None, "memory_clock_mhz": None}),
+    ],
 )
-def test_without_events_nothing_is_reported(silent: str) -> None:
-    """A driver that lacks a call reports no Xid, not even a count of none."""
-    nvml = Nvml(silent)
-    errors = GpuErrors([GPU], nvml)
-    errors.start()
-    assert errors.xids() == {}
-    assert errors.describe() == ""
-    assert not nvml.waiting.is_set()
+def test_a_function_that_an_older_driver_lacks(function: str, missing: dict[str, None]) -> None:
+    """A symbol that the driver's library lacks takes away its own value and no other."""
+    readings = Nvml(FakeNvml(**{function: NO_FUNCTION})).read(GPU)
+    assert readings == dataclasses.replace(READINGS, **missing)
 
 
-def test_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No nvidia-ml-py, no report and no error."""
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    errors = GpuErrors([GPU])
-    assert (errors.xids(), errors.describe()) == ({}, "")
-    assert errors.counts(GPU) == ErrorCounts((None, None), None)
+def test_a_field_that_nvml_refuses() -> None:
+    """nvmlDeviceGetFieldValues succeeds and reports the failure of a field in the field."""
+
+    class Refusing(FakeNvml):
+        def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> object:  # noqa: N802
+            values = super()._nvmlDeviceGetFieldValues(_handle, fields)
+            values[0].nvmlReturn = pynvml.NVML_ERROR_NOT_SUPPORTED
+            return values
+
+    assert Nvml(Refusing()).read(GPU).instant_power_w is None
 
 
-def page(errors: GpuErrors) -> list[str]:
-    """Return the samples Prometheus would read, without their labels' GPU."""
-    registry = CollectorRegistry()
-    registry.register(GpuErrorCollector([GpuFacts(0, GPU, "NVIDIA L4", 1, 1, (8, 9))], errors))
-    lines = generate_latest(registry).decode().splitlines()
-    labels = (f'gpu="{GPU}",', 'name="NVIDIA L4"')
-    return [line.replace(labels[0], "").replace(labels[1], "") for line in lines if not line.startswith("#")]
+def test_a_function_that_an_older_pynvml_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds for a function that pynvml itself does not have."""
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetRemappedRows")
+    assert Nvml(FakeNvml()).read(GPU) == dataclasses.replace(READINGS, remapped_rows=None)
 
 
-def test_metrics(nvml: Nvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """Each count is a family; the last Xid is absent before the first."""
-    assert page(errors)[0] == "servekit_gpu_xid_errors_total{} 0.0"
-    nvml.happen(XID, 48)
-    eventually(lambda: errors.xids() == {GPU: (1, 48)}, what="the Xid")
-    assert page(errors) == [
-        "servekit_gpu_xid_errors_total{} 1.0",
-        "servekit_gpu_last_xid{} 48.0",
-        'servekit_gpu_ecc_errors_total{kind="corrected",} 5.0',
-        'servekit_gpu_ecc_errors_total{kind="uncorrected",} 5.0',
-        'servekit_gpu_remapped_rows{cause="corrected",} 1.0',
-        'servekit_gpu_remapped_rows{cause="uncorrected",} 2.0',
-        "servekit_gpu_remapping_pending{} 1.0",
-        "servekit_gpu_remapping_failed{} 0.0",
-    ]
+def test_survey_of_an_l4_that_reports_less() -> None:
+    """What not every GPU has may be missing; the rest of the survey stands."""
+    optional = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses")
+    survey = Nvml(FakeNvml(*optional, "nvmlSystemGetDriverVersion")).survey()
+    bare = dataclasses.replace(L4, uncorrected_errors=None, processes=())
+    assert survey == GpuSurvey("unknown", (13, 0), (bare,))
 
 
-def test_metrics_that_are_not_told_are_absent() -> None:
-    """A card without ECC and row remapping, and without events, has no series at all."""
-    silent = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetSupportedEventTypes")
-    assert page(GpuErrors([GPU], Nvml(*silent))) == []
+def test_a_lost_gpu_does_not_hide_the_healthy_ones() -> None:
+    """The survey lists a GPU that it cannot read with NVML's reason, and preflight warns of it by name."""
+    library = FakeNvml(count=3)
+    library.lost = {1}
+    survey = Nvml(library).survey()
+    assert survey is not None
+    assert [gpu.index for gpu in survey.gpus] == [0, 2]
+    assert survey.unreadable == ((1, "GPU is lost"),)
+    (finding,) = check_readable(survey)
+    assert str(finding).startswith("warning gpu-unreadable: GPU 1: NVML cannot read this GPU: GPU is lost; look for")
+    library.lost = {0, 1, 2}
+    lost = Nvml(library).survey()
+    assert [str(finding.severity) for finding in check_readable(lost)] == ["error"] * 3
+
+
+def functions_called() -> list[str]:
+    """Return the functions of NVML that servekit calls for a survey, a reading and the events of a GPU."""
+    library = FakeNvml()
+    nvml = Nvml(library)
+    nvml.survey()
+    nvml.read(GPU)
+    nvml.listen([GPU])
+    return sorted({*library.calls} - {"nvmlInit"})
+
+
+@pytest.mark.parametrize("function", functions_called())
+def test_no_failure_of_a_function_leaves_the_seam(function: str) -> None:
+    """Whichever function fails, the survey, the readings and the registration for events return."""
+    nvml = Nvml(FakeNvml(**{function: pynvml.NVML_ERROR_UNKNOWN}))
+    survey = nvml.survey()
+    assert survey is not None
+    assert len(survey.gpus) + len(survey.unreadable) == (function != "nvmlDeviceGetCount")
+    nvml.read(GPU)
+    nvml.listen([GPU])
+
+
+def test_a_gpu_that_is_lost_while_it_is_read() -> None:
+    """A GPU that fails between two calls of one reading has the values read before, and None for the others."""
+
+    class Failing(FakeNvml):
+        def _nvmlDeviceGetMigMode(self, _handle: int) -> list[int]:  # noqa: N802
+            return [0, 0]
+
+        def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> object:  # noqa: N802
+            self.lost.add(0)
+            return super()._nvmlDeviceGetFieldValues(_handle, fields)
+
+    library = Failing()
+    readings = Nvml(library).read(GPU)
+    assert (readings.power_w, readings.instant_power_w) == (71.5, 68.25)
+    assert (readings.power_limit_w, readings.slowdowns, readings.uncorrected_errors) == (None, None, None)
+    assert Nvml(library).read(GPU).energy_j is None
+
+
+def test_constants_are_those_of_pynvml() -> None:
+    """The numbers that stand in servekit's table are the ones of the installed pynvml."""
+    assert {name: getattr(pynvml, name) for name in CONSTANTS} == CONSTANTS
+
+
+def test_nothing_else_touches_pynvml(root: Path) -> None:
+    """No other file of servekit imports pynvml, names it, or calls a function of it."""
+    package = root / "src/servekit"
+    others = [file for file in package.rglob("*.py") if file != package / "nvml.py"]
+    assert len(others) > 100
+    assert [file for file in others if any(map(_names_pynvml, ast.walk(ast.parse(file.read_text()))))] == []
+    assert any(map(_names_pynvml, ast.walk(ast.parse((package / "nvml.py").read_text()))))
+
+
+def _names_pynvml(node: ast.AST) -> bool:
+    match node:
+        case ast.Import(names) | ast.ImportFrom(names=names):
+            words = [alias.name for alias in names] + [getattr(node, "module", None)]
+        case ast.Name(id=word) | ast.Attribute(attr=word) | ast.Constant(value=str(word)):
+            words = [word]
+        case _:
+            return False
+    return any(word and (word == "pynvml" or (word.startswith("nvml") and word[4:5].isupper())) for word in words)

@@ -8,13 +8,13 @@ import pytest
 from tests.conftest import ROOT
 
 QUOTES = (
-    "the engine's server has answered nothing for",
-    "the engine says it is dead (/health)",
+    "the engine's server has not answered for",
+    "the engine reports on /health that it is dead",
     "the engine hangs: ",
     "killed by signal ",
     "the engine runs with ",
     "the engine is up but does not answer: ",
-    " was not over within ",
+    " did not end within ",
     "not ready within ",
     "the guard does not answer",
     "the engine does not take requests",

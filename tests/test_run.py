@@ -156,8 +156,8 @@ def test_key_is_made_and_never_told(serve: Serve, tmp_path: Path) -> None:
     [
         ("--fail-with 'torch.OutOfMemoryError: CUDA out of memory.'", (), 4, "OutOfMemoryError: CUDA out of memory"),
         ("--never-listen", ("--start-s", "1"), 4, "not ready within 1 s"),
-        ("--no-token", (), 4, "asked for one token, the engine made 0"),
-        ("--exit-after 0.5", (), 5, "exit code 0, which vLLM gives also when its EngineCore has died"),
+        ("--no-token", (), 4, "the engine generated 0 tokens instead of 1"),
+        ("--exit-after 0.5", (), 5, "exit code 0, which vLLM also returns when its EngineCore has died"),
         ("--exit-after 0.5 --die-by 9", (), 5, "killed by signal 9"),
         ("--wrong-name", (), 7, "another"),
         ("--runs-with-kv-cache-dtype fp8", (), 7, "kv-cache-dtype"),

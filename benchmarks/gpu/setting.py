@@ -159,7 +159,7 @@ def usable_bytes() -> int:
 
     survey = survey_gpus()
     assert survey, "no GPU"
-    return survey.gpus[0].card.usable_bytes
+    return survey.gpus[0].usable_bytes
 
 
 def machine() -> dict[str, object]:

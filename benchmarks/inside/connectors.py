@@ -1,4 +1,4 @@
-"""Loads one image through vLLM's media connector and through servekit's, in turns; `benchmarks/images.py` runs it.
+"""Loads one image through vLLM's media connector and through servekit's, alternating; `benchmarks/images.py` runs it.
 
 Runs under the engine's Python with the guard's folder on PYTHONPATH; the argument is the number of rounds. Prints one
 JSON object: for each kind of image and each connector the milliseconds of processor time that one image took on the
@@ -17,7 +17,7 @@ from typing import Any
 
 SIDE_PIXELS = 448
 IMAGES = 40
-"""Loaded in a round, one after the other."""
+"""Loaded in each round, one after the other."""
 
 
 def main() -> None:
@@ -34,14 +34,14 @@ def main() -> None:
         for number in range(int(sys.argv[1]) + 1):
             for name in sorted(connectors, reverse=number % 2 == 0):
                 spent_ms = asyncio.run(load(connectors[name], media.ImageMediaIO, url))
-                if number:  # the first one imports
+                if number:  # the first round imports modules
                     rounds[name].append(spent_ms)
         taken[kind] = {"bytes": len(url), **rounds}
     print(json.dumps(taken))
 
 
 async def load(connector: Any, make_io: Any, url: str) -> tuple[float, float]:
-    """Return the milliseconds of one image: on this thread, on all threads."""
+    """Return the milliseconds of one image: on this thread, and on all threads."""
     began_s = time.thread_time(), time.process_time()
     for _ in range(IMAGES):
         await connector.load_from_url_async(url, make_io())
@@ -50,7 +50,7 @@ async def load(connector: Any, make_io: Any, url: str) -> tuple[float, float]:
 
 
 def noise(kind: str) -> str:
-    """Return a `data:` URL of an image of noise, which no format makes smaller."""
+    """Return a `data:` URL of an image of noise, which no format can compress."""
     numpy: Any = importlib.import_module("numpy")
     image: Any = importlib.import_module("PIL.Image")
     pixels = numpy.random.default_rng(0).integers(0, 256, (SIDE_PIXELS, SIDE_PIXELS, 3), dtype=numpy.uint8)

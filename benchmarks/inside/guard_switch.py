@@ -1,28 +1,27 @@
-"""The guard with a way around it, for `guard_overhead.py` only: a request with `x-bare` goes straight to vLLM.
+"""The guard with a bypass, for `guard_overhead.py` only: a request with `x-bare` goes straight to vLLM.
 
-The same engine in the same minute then serves both, so nothing but the guard differs. It also tells when requests
-came and when EngineCore had them.
+The same engine serves both within the same minute, so that only the guard differs. It also reports when requests
+arrived and when EngineCore had them.
 """
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from servekit.serve.guard.inside.servekit_guard.asgi import App, Receive, Scope, Send, answer_json
     from servekit.serve.guard.inside.servekit_guard.entry import Guard
-    from servekit.serve.guard.inside.servekit_guard.refusals import App, Receive, Scope, Send, answer
 else:
+    from servekit_guard.asgi import App, Receive, Scope, Send, answer_json
     from servekit_guard.entry import Guard
-    from servekit_guard.refusals import App, Receive, Scope, Send, answer
 
 
 PATH = "/handed-over"
-"""Asked here, it answers with the seconds from the first request since it was asked last to each hand-over."""
+"""Returns the seconds from the first request since the last call to each hand-over."""
 BARE = (b"x-bare", b"1")
 
 
 class Switch(Guard):
-    """Guard, or nothing, as the request asks."""
+    """The guard, or no guard, as the request says."""
 
     def __init__(self, app: App) -> None:
         super().__init__(app)
@@ -35,7 +34,7 @@ class Switch(Guard):
             self._watch(scope["app"].state.engine_client)
         elif scope["path"] == PATH:
             handed_over_s, self._handed_over_s, self._came_s = self._handed_over_s, [], 0.0
-            await answer(scope, send, 200, json.dumps(handed_over_s).encode(), [])
+            await answer_json(send, handed_over_s)
             return
         else:
             self._came_s = self._came_s or time.perf_counter()

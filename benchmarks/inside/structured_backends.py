@@ -1,4 +1,4 @@
-"""Run by the engine's Python: what vLLM's backends for structured output serve and cost, with one tokenizer.
+"""Runs under the engine's Python: what vLLM's backends for structured output support and cost, with one tokenizer.
 
 Its only argument is a JSON file: `tokenizer` (a folder), `features` (name: schema, right, wrong), `documents` (name:
 schema, text), `rows`, `rounds`. The last line of its output is the result, as JSON; times are milliseconds, the best
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def measure(name: str, tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what one backend does."""
+    """Return the results of one backend."""
     make, validate = BACKENDS[name]
     config = configuration(max(asked["rows"]))
     before_bytes, began_s = resident_bytes(), time.perf_counter()
@@ -53,7 +53,7 @@ def measure(name: str, tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def serves(backend: Any, validate: Any, tokenizer: Any, schema: dict[str, Any], right: str, wrong: str) -> str:
-    """Return `yes`, or what is not right: refused, refuses a right answer, takes a wrong one."""
+    """Return `yes`, or what is wrong: refused, refuses a right answer, takes a wrong answer."""
     try:
         validate(sampling.SamplingParams(structured_outputs=sampling.StructuredOutputsParams(json=schema)))
         takes_right = takes(backend, tokenizer, schema, right)
@@ -66,7 +66,7 @@ def serves(backend: Any, validate: Any, tokenizer: Any, schema: dict[str, Any], 
 
 
 def takes(backend: Any, tokenizer: Any, schema: dict[str, Any], text: str) -> bool:
-    """Tell whether a grammar takes a whole text and its end."""
+    """Return whether a grammar accepts a whole text and its end."""
     grammar = backend.compile_grammar(JSON, json.dumps(schema))
     tokens = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     return len(grammar.validate_tokens(tokens)) == len(tokens)
@@ -75,7 +75,7 @@ def takes(backend: Any, tokenizer: Any, schema: dict[str, Any], text: str) -> bo
 def compile_times(backend: Any, validate: Any, schema: dict[str, Any], number: int) -> tuple[float, float]:
     """Return the milliseconds of the server's check and of EngineCore's compilation.
 
-    Each number is another schema: xgrammar keeps what it has compiled.
+    Each number makes a different schema: xgrammar caches what it has compiled.
     """
     fresh = schema | {"title": f"round {number}"}
     if isinstance(fresh.get("properties"), dict):
@@ -106,12 +106,12 @@ def token_ms(backend: Any, config: Any, tokenizer: Any, schema: dict[str, Any], 
         manager.grammar_bitmask(requests, list(requests), {})
         for name, grammar in enumerate(grammars):
             if not grammar.accept_tokens(str(name), [token]):
-                raise SystemExit(f"the grammar does not take the text at token {token}")
+                raise SystemExit(f"the grammar rejects the text at token {token}")
     return (time.perf_counter() - began_s) * 1000 / len(tokens)
 
 
 def configuration(rows: int) -> Any:
-    """Return as much of vLLM's configuration as the manager and the backends read."""
+    """Return the part of vLLM's configuration that the manager and the backends read."""
     return SimpleNamespace(
         structured_outputs_config=SimpleNamespace(
             disable_any_whitespace=False,
@@ -128,7 +128,7 @@ def configuration(rows: int) -> Any:
 
 
 def resident_bytes() -> int:
-    """Return the memory this process holds."""
+    """Return this process's resident memory."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 

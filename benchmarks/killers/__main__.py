@@ -1,7 +1,7 @@
 """Show that each rule is needed: `python -m benchmarks.killers [NAME...]`.
 
-For each rule the real engine is started with that rule taken out, and the requests it stops are sent beside a greedy
-stream. The record is a line of JSON for each rule; rules that are in it already are left out unless named.
+For each rule, this starts the real engine without that rule and sends the requests that the rule stops, beside a greedy
+stream. The record has a line of JSON for each rule; rules that are already in it are skipped unless named.
 `--table` writes the table of docs/results-faults.md from the record.
 """
 
@@ -26,15 +26,15 @@ from tests.harness.endpoint import Endpoint
 INSIDE = ROOT / "benchmarks" / "inside"
 RECORD = ROOT / "benchmarks" / "killers" / "record.jsonl"
 START_S = 300
-"""A start on two busy cores; alone it takes 25 to 50 seconds."""
+"""A start on two busy cores; on an idle host it takes 25 to 50 seconds."""
 END_S = 60
-"""An engine that was hit is given so long to end; servekit ends one that hangs after half a minute."""
+"""How long an engine may take to end after a harmful request; servekit ends a hanging one after half a minute."""
 
 
 def main() -> None:
-    """Run what was asked for; end with 1 where a rule that was taken out did no harm."""
+    """Run the chosen rules; exit with 1 when removing a rule did no harm."""
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the endpoint would go on
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the endpoint would keep running
     records = read(options.record)
     if options.table:
         write_table(list(records.values()))
@@ -42,7 +42,7 @@ def main() -> None:
     chosen = [rule for rule in RULES if rule.name in options.names] if options.names else RULES
     for rule in chosen:
         if rule.name in records and not options.names:
-            print(f"{rule.name}: in the record already", flush=True)
+            print(f"{rule.name}: already in the record", flush=True)
             continue
         with tempfile.TemporaryDirectory(prefix="servekit-killers-") as folder:
             records[rule.name] = record = run(rule, Path(folder))
@@ -62,17 +62,21 @@ def parse() -> argparse.Namespace:
         description=f"{(__doc__ or '').partition(chr(10))[0]}\nRules:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which, again (default: those not in the record)")
-    parser.add_argument("--record", type=Path, default=RECORD, help="a line for each rule (default: %(default)s)")
-    parser.add_argument("--table", action="store_true", help="only write the table of docs/results-faults.md")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="rules to run again (default: those not in the record)"
+    )
+    parser.add_argument(
+        "--record", type=Path, default=RECORD, help="file with a line for each rule (default: %(default)s)"
+    )
+    parser.add_argument("--table", action="store_true", help="only write the table in docs/results-faults.md")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(known)):
-        parser.error(f"no rule {', '.join(unknown)}")
+        parser.error(f"unknown rule {', '.join(unknown)}")
     return options
 
 
 def read(record: Path) -> dict[str, Seen]:
-    """Return what is in the record already, by the rule's name."""
+    """Return what is already in the record, by the rule's name."""
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     return {each["rule"]: each for each in map(json.loads, lines)}
 
@@ -106,7 +110,7 @@ def run(rule: Rule, cache: Path) -> Seen:
 
 
 def wait_for_end(endpoint: Endpoint) -> bool:
-    """Tell whether the endpoint ends by itself."""
+    """Return whether the endpoint ends by itself."""
     until = time.monotonic() + END_S
     while endpoint.process.poll() is None and time.monotonic() < until:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""What a request does to an endpoint and to everybody else on it."""
+"""The harm that a request does to an endpoint and to its other clients."""
 
 import http.client
 import threading
@@ -19,12 +19,12 @@ from tests.harness.endpoint import Endpoint
 Seen = dict[str, Any]
 NO_HARM = "no harm"
 STALL_S = 1.0
-"""A server that does not answer `/health` for longer than this stands still; two busy cores stay below it."""
+"""A server that does not answer `/health` for longer than this is blocked; two busy cores stay below it."""
 
 
 @dataclass
 class Health:
-    """How long `/health` took at its slowest, and whether it was ever not 200."""
+    """The longest time of `/health`, and every status other than 200."""
 
     slowest_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ def harm(endpoint: Endpoint, target: Target, cases: tuple[Case, ...]) -> Seen:
 
 
 def wrong_image(_endpoint: Endpoint, target: Target) -> Seen:
-    """Send two images under one uuid; tell whether the second is answered from the first."""
+    """Send two images under one uuid; return whether the second is answered from the first."""
 
     def said(grey: int, **members: str) -> tuple[int, object]:
         part = picture(f"data:image/png;base64,{png(grey=grey)}", **members)
@@ -66,7 +66,7 @@ def wrong_image(_endpoint: Endpoint, target: Target) -> Seen:
 
 @contextmanager
 def asked(target: Target) -> Iterator[Health]:
-    """Ask `/health` ten times a second until the end of the block."""
+    """Request `/health` ten times a second until the end of the block."""
     health, over = Health(), threading.Event()
 
     def ask() -> None:
@@ -95,7 +95,7 @@ def asked(target: Target) -> Iterator[Health]:
 
 
 def verdict(record: Seen) -> str:
-    """Say in words what was seen; NO_HARM where nothing was."""
+    """Describe the harm; NO_HARM when there was none."""
     seen = []
     if record["exit"] is not None:
         seen.append(f"the endpoint ended (exit {record['exit']})")

@@ -1,4 +1,4 @@
-"""Every rule that can be taken out, and the requests that show why it is there."""
+"""Every rule that can be removed, and the requests that show why it exists."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from tests.harness.endpoint import Endpoint
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: how it is taken out, and what is sent then, in this order."""
+    """One rule: how to remove it, and what to send then, in this order."""
 
     name: str
     left_out: str
-    """The beginnings of the fields' names whose refusals are passed over, comma-separated."""
+    """What `guard_without.py` removes: names of fields, or of parts of the guard with an @, comma-separated."""
     cases: tuple[Case, ...]
     wide: bool = False
-    """Whether it shows on the model with 262,144 words only."""
+    """Whether only the model with 262,144 words shows it."""
     backend: str = ""
-    """Of structured output, where it is not the one that servekit fixes."""
+    """The backend of structured output, when it is not the one that servekit sets."""
     look: Callable[[Endpoint, Target], Seen] | None = None
-    """Sends the requests itself and tells what was seen, where a stream beside them would not show it."""
+    """Sends the requests itself and returns what happened, when a stream beside them would not show it."""
 
 
 def rule(name: str, left_out: str, *cases: str, wide: bool = False, backend: str = "") -> Rule:
-    """Return a rule with cases of the catalogue, by their names."""
+    """Return a rule with cases of the catalogue, by name."""
     return Rule(name, left_out, tuple(find(case) for case in cases), wide, backend)
 
 

@@ -1,6 +1,6 @@
 """`servekit` with `guard_without.Without` in place of the guard: `python -m benchmarks.killers.serve`.
 
-`KILLERS_BACKEND` names another backend of structured output than the one servekit fixes.
+`KILLERS_BACKEND` names a backend of structured output in place of the one that servekit sets.
 """
 
 import os

@@ -13,7 +13,7 @@ _CHARACTERS = 120
 
 
 def write_table(records: Sequence[Seen]) -> None:
-    """Put the records between the page's two marks. Raises ValueError where the page has no marks."""
+    """Write the records between the page's two marks. Raises ValueError when the page has no marks."""
     text = PAGE.read_text(encoding="utf-8")
     head, begin, rest = text.partition(_BEGIN)
     _, end, tail = rest.partition(_END)

@@ -1,171 +1,261 @@
-"""What NVML reports of a GPU's errors: Xid and ECC as events, and their counts. A narrow seam; tests put a fake behind.
+"""NVML as plain values: the only module that touches pynvml.
 
-NVML that is not there, or does not say, is an absent value and never an error of servekit's.
+A card, a driver or a container may lack any of NVML's functions, and a GPU can fail between two calls. What NVML does
+not return is None here, and the survey lists each GPU that it cannot read. No NVMLError leaves this module.
 """
 
+import functools
 import importlib
-import logging
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-logger = logging.getLogger(__name__)
-
-_SINGLE_BIT: Final = 0x1
-_DOUBLE_BIT: Final = 0x2
-_XID: Final = 0x8
-_LOST_CODE: Final = 15
-"""nvmlEventTypeSingleBitEccError, nvmlEventTypeDoubleBitEccError, nvmlEventTypeXidCriticalError; NVML_ERROR_GPU_IS_LOST
-(nvml.h)."""
-_CORRECTED: Final = 0
-_UNCORRECTED: Final = 1
-_VOLATILE: Final = 0
-"""NVML_MEMORY_ERROR_TYPE_CORRECTED, NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC (nvml.h)."""
-_WAIT_MS: Final = 1000
-_BACK_OFF_S: Final = 5.0
-_KEPT: Final = 20
-
-# NVIDIA, "Xid Errors" (docs.nvidia.com/deploy/xid-errors): those a served model meets.
-XIDS: Final = {
-    13: "graphics engine exception",
-    31: "GPU memory page fault",
-    43: "GPU stopped processing",
-    45: "preemptive clean-up after another error",
-    48: "double bit ECC error",
-    62: "internal micro-controller halt",
-    63: "row remapping or page retirement recorded",
-    64: "row remapping or page retirement failed",
-    74: "NVLink error",
-    79: "GPU has fallen off the bus",
-    92: "high rate of single bit ECC errors",
-    94: "contained ECC error",
-    95: "uncontained ECC error",
-    119: "GSP RPC time-out",
-    120: "GSP error",
-    154: "GPU recovery action changed",
+# Reasons of nvmlDeviceGetCurrentClocksEventReasons that slow the GPU against its will (nvml.h). A software power cap is
+# none of them: an L4 under load always works at its 72 W.
+SLOWDOWNS: Final[Mapping[int, str]] = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
 }
 
+CONSTANTS: Final[Mapping[str, int]] = {
+    "NVML_CLOCK_MEM": 2,
+    "NVML_CLOCK_SM": 1,
+    "NVML_ERROR_GPU_IS_LOST": 15,
+    "NVML_ERROR_TIMEOUT": 10,
+    "NVML_FI_DEV_POWER_INSTANT": 186,
+    "NVML_MEMORY_ERROR_TYPE_CORRECTED": 0,
+    "NVML_MEMORY_ERROR_TYPE_UNCORRECTED": 1,
+    "NVML_TEMPERATURE_GPU": 0,
+    "NVML_VOLATILE_ECC": 0,
+    "nvmlEventTypeDoubleBitEccError": 0x2,
+    "nvmlEventTypeXidCriticalError": 0x8,
+    "nvmlMemory_v2": 0x02000028,
+}
+"""The constants of nvml.h that this module passes: pynvml may be absent. A test compares them with pynvml's."""
+
+_WAIT_MS: Final = 1000
+
 
 @dataclass(frozen=True)
-class GpuError:
-    """One error a GPU reported, `at_s` by the monotonic clock; `xid` is None for an ECC error and a lost GPU."""
+class GpuFacts:
+    """What identifies a GPU, and its condition at the survey. Sizes in bytes."""
 
-    at_s: float
-    gpu: str
-    what: str
-    xid: int | None = None
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]
+    reserved_bytes: int = 0
+    """What the driver keeps for itself; 0 where NVML does not report it."""
+    processes: tuple[int, ...] = ()
+    uncorrected_errors: int | None = None
+    slowdowns: tuple[str, ...] = ()
+    mig: bool = False
+
+    @property
+    def usable_bytes(self) -> int:
+        """The memory that CUDA offers to a program."""
+        return self.memory_bytes - self.reserved_bytes
 
 
 @dataclass(frozen=True)
-class ErrorCounts:
-    """What one GPU counts itself; None where it does not."""
+class GpuSurvey:
+    """Every GPU of the host; `cuda` is the newest CUDA version that the driver supports."""
 
-    ecc: tuple[int | None, int | None]
-    """Corrected and uncorrected ECC errors since the driver was loaded."""
-    remapped: tuple[int, int, bool, bool] | None
-    """Rows remapped for corrected and for uncorrected errors; whether one is pending, whether one has failed."""
+    driver: str
+    cuda: tuple[int, int]
+    gpus: tuple[GpuFacts, ...]
+    unreadable: tuple[tuple[int, str], ...] = ()
+    """The index of each GPU that NVML counts but cannot read, with NVML's reason."""
 
 
-class GpuErrors:
-    """Listens for the errors of GPUs, named by UUID, on a thread; readers take snapshots."""
+@dataclass(frozen=True)
+class GpuReadings:
+    """The values of one GPU at one moment; None where NVML does not report one."""
 
-    def __init__(self, gpus: Sequence[str], nvml: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._errors: list[GpuError] = []
-        self._xids: dict[str, tuple[int, int | None]] = {}
-        self._nvml = nvml
+    energy_j: float | None = None
+    """Since the driver was loaded."""
+    power_w: float | None = None
+    """The mean of about the last second."""
+    instant_power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    max_sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    slowdowns: tuple[str, ...] | None = None
+    corrected_errors: int | None = None
+    uncorrected_errors: int | None = None
+    """ECC errors since the driver was loaded."""
+    remapped_rows: tuple[int, int, bool, bool] | None = None
+    """Rows remapped for corrected and for uncorrected errors; whether a remapping is pending, whether one failed."""
+
+
+@dataclass(frozen=True)
+class GpuEvent:
+    """An error that a GPU reported, or (`lost`, `failed`) what NVML reported in its place."""
+
+    kind: Literal["xid", "ecc", "lost", "failed"]
+    gpu: str | None = None
+    """Its UUID; None where NVML no longer reports it."""
+    xid: int = 0
+
+
+def _thousandth(value: float) -> float:
+    return value / 1000
+
+
+def _slowdowns(bits: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in SLOWDOWNS.items() if bits & bit)
+
+
+_READINGS: Final[Mapping[str, tuple[str, Sequence[Any], Callable[[Any], Any]]]] = {
+    "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", (), _thousandth),
+    "power_w": ("nvmlDeviceGetPowerUsage", (), _thousandth),
+    "instant_power_w": (
+        "nvmlDeviceGetFieldValues",
+        ([CONSTANTS["NVML_FI_DEV_POWER_INSTANT"]],),
+        lambda fields: fields[0].value.uiVal / 1000 if fields[0].nvmlReturn == 0 else None,
+    ),
+    "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", (), _thousandth),
+    "temperature_c": ("nvmlDeviceGetTemperature", [CONSTANTS["NVML_TEMPERATURE_GPU"]], float),
+    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], float),
+    "max_sm_clock_mhz": ("nvmlDeviceGetMaxClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], float),
+    "memory_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_MEM"]], float),
+    "memory_used_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.used)),
+    "memory_total_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.total)),
+    "slowdowns": ("nvmlDeviceGetCurrentClocksEventReasons", (), _slowdowns),
+    "corrected_errors": (
+        "nvmlDeviceGetTotalEccErrors",
+        [CONSTANTS["NVML_MEMORY_ERROR_TYPE_CORRECTED"], CONSTANTS["NVML_VOLATILE_ECC"]],
+        int,
+    ),
+    "uncorrected_errors": (
+        "nvmlDeviceGetTotalEccErrors",
+        [CONSTANTS["NVML_MEMORY_ERROR_TYPE_UNCORRECTED"], CONSTANTS["NVML_VOLATILE_ECC"]],
+        int,
+    ),
+    "remapped_rows": (
+        "nvmlDeviceGetRemappedRows",
+        (),
+        lambda rows: (rows[0], rows[1], bool(rows[2]), bool(rows[3])),
+    ),
+}
+"""For each field of GpuReadings: NVML's function, its arguments after the handle, and what to take from its answer."""
+
+
+class Nvml:
+    """The NVML library, initialised at the first query and never shut down: other threads may still query it."""
+
+    def __init__(self, library: Any = None) -> None:
+        """Use `library` in place of pynvml."""
+        self._given = library
         self._events: Any = None
-        if gpus:
-            self._register(gpus)
 
-    def start(self) -> None:
-        """Begin to listen; does nothing where no GPU has events."""
-        if self._xids:
-            threading.Thread(target=self._listen, name="gpu-errors", daemon=True).start()
+    def survey(self) -> GpuSurvey | None:
+        """Return the GPUs of this host; None without the library or the driver."""
+        if self._library is None:
+            return None
+        version = self._query("nvmlSystemGetCudaDriverVersion_v2") or 0
+        gpus, unreadable = [], []
+        for index in range(self._query("nvmlDeviceGetCount") or 0):
+            try:
+                gpus.append(self._identify(index))
+            except self._failures as error:
+                unreadable.append((index, str(error)))
+        driver = self._query("nvmlSystemGetDriverVersion") or "unknown"
+        return GpuSurvey(driver, (version // 1000, version % 1000 // 10), tuple(gpus), tuple(unreadable))
 
-    def stop(self) -> None:
-        """Listen no more."""
-        self._over.set()
-
-    def xids(self) -> dict[str, tuple[int, int | None]]:
-        """Return for each GPU that has events, by its UUID, the number of its Xids so far and the last one."""
-        with self._lock:
-            return dict(self._xids)
-
-    def describe(self) -> str:
-        """Return the last errors as part of a sentence about the engine's end; empty when there were none."""
-        now_s = self._clock()
-        with self._lock:
-            return "; ".join(
-                f"{each.what} on {each.gpu}, {now_s - each.at_s:.0f} s before" for each in self._errors[-3:]
-            )
-
-    def counts(self, gpu: str) -> ErrorCounts:
-        """Read a GPU's own counters."""
-        handle = self._ask("nvmlDeviceGetHandleByUUID", gpu)
+    def read(self, gpu: str) -> GpuReadings:
+        """Read the values of a GPU, named by UUID."""
+        handle = self._query("nvmlDeviceGetHandleByUUID", gpu)
         if handle is None:
-            return ErrorCounts((None, None), None)
-        corrected, uncorrected = (
-            self._ask("nvmlDeviceGetTotalEccErrors", handle, kind, _VOLATILE) for kind in (_CORRECTED, _UNCORRECTED)
-        )
-        rows = self._ask("nvmlDeviceGetRemappedRows", handle)
-        remapped = (rows[0], rows[1], bool(rows[2]), bool(rows[3])) if rows else None
-        return ErrorCounts((corrected, uncorrected), remapped)
+            return GpuReadings()
+        answers = {field: self._query(function, handle, *rest) for field, (function, rest, _) in _READINGS.items()}
+        known = {field: answer for field, answer in answers.items() if answer is not None}
+        return GpuReadings(**{field: _READINGS[field][2](answer) for field, answer in known.items()})
 
-    def _ask(self, function: str, *arguments: Any) -> Any:
+    def listen(self, gpus: Sequence[str]) -> tuple[str, ...]:
+        """Register for the errors of these GPUs, named by UUID; return those that report Xid errors."""
+        self._events = self._query("nvmlEventSetCreate")
+        return tuple(gpu for gpu in gpus if self._events is not None and self._register(gpu))
+
+    def next_event(self) -> GpuEvent | None:
+        """Wait up to a second for the next event of the GPUs listened to; return None if there was none."""
         try:
-            return getattr(self._nvml, function)(*arguments) if self._nvml else None
-        except self._nvml.NVMLError:
+            event = self._call("nvmlEventSetWait_v2", self._events, _WAIT_MS)
+        except self._failures as error:
+            code = getattr(error, "value", None)
+            if code == CONSTANTS["NVML_ERROR_TIMEOUT"]:
+                return None
+            return GpuEvent("lost" if code == CONSTANTS["NVML_ERROR_GPU_IS_LOST"] else "failed")
+        is_xid = event.eventType == CONSTANTS["nvmlEventTypeXidCriticalError"]
+        uuid = self._query("nvmlDeviceGetUUID", event.device)
+        return GpuEvent("xid", uuid, int(event.eventData)) if is_xid else GpuEvent("ecc", uuid)
+
+    @functools.cached_property
+    def _library(self) -> Any:
+        try:
+            library = self._given or importlib.import_module("pynvml")
+            library.nvmlInit()
+        except Exception:  # noqa: BLE001 - no library, no driver, a driver of another version: there is no NVML
+            return None
+        return library
+
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What a call may raise: NVML's own errors; AttributeError where pynvml is absent or lacks the function."""
+        return (AttributeError, getattr(self._library, "NVMLError", AttributeError))
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        return getattr(self._library, function)(*arguments)
+
+    def _query(self, function: str, *arguments: Any) -> Any:
+        """Return NVML's answer; None where this library, driver or GPU has none."""
+        try:
+            return self._call(function, *arguments)
+        except self._failures:
             return None
 
-    def _register(self, gpus: Sequence[str]) -> None:
+    def _identify(self, index: int) -> GpuFacts:
+        """Read a GPU; raise one of `_failures` where NVML does not report what every GPU has."""
+        handle = self._call("nvmlDeviceGetHandleByIndex", index)
+        uuid = self._call("nvmlDeviceGetUUID", handle)
+        memory = self._call("nvmlDeviceGetMemoryInfo", handle)
+        detailed = self._query("nvmlDeviceGetMemoryInfo", handle, CONSTANTS["nvmlMemory_v2"])
+        mig = self._query("nvmlDeviceGetMigMode", handle)
+        readings = self.read(uuid)
+        return GpuFacts(
+            index=index,
+            uuid=uuid,
+            name=self._call("nvmlDeviceGetName", handle),
+            memory_bytes=int(memory.total),
+            free_bytes=int(memory.free),
+            capability=tuple(self._call("nvmlDeviceGetCudaComputeCapability", handle)),
+            reserved_bytes=int(detailed.reserved) if detailed else 0,
+            processes=tuple(each.pid for each in self._query("nvmlDeviceGetComputeRunningProcesses", handle) or ()),
+            uncorrected_errors=readings.uncorrected_errors,
+            slowdowns=readings.slowdowns or (),
+            mig=bool(mig and mig[0]),
+        )
+
+    def _register(self, gpu: str) -> bool:
+        xid = CONSTANTS["nvmlEventTypeXidCriticalError"]
         try:
-            self._nvml = self._nvml or importlib.import_module("pynvml")
-            self._nvml.nvmlInit()
-            self._events = self._nvml.nvmlEventSetCreate()
-        except Exception:  # noqa: BLE001 - no library, no driver, another driver: nothing is reported
-            return
-        for gpu in gpus:
-            try:
-                handle = self._nvml.nvmlDeviceGetHandleByUUID(gpu)
-                wanted = (_XID | _DOUBLE_BIT | _SINGLE_BIT) & self._nvml.nvmlDeviceGetSupportedEventTypes(handle)
-                self._nvml.nvmlDeviceRegisterEvents(handle, wanted, self._events)
-                if wanted & _XID:
-                    self._xids[gpu] = (0, None)
-            except self._nvml.NVMLError:
-                continue
+            handle = self._call("nvmlDeviceGetHandleByUUID", gpu)
+            supported = self._call("nvmlDeviceGetSupportedEventTypes", handle)
+            # Not the corrected ECC errors: they end nothing, and NVML counts them.
+            kinds = supported & (xid | CONSTANTS["nvmlEventTypeDoubleBitEccError"])
+            self._call("nvmlDeviceRegisterEvents", handle, kinds, self._events)
+        except self._failures:
+            return False
+        return bool(kinds & xid)
 
-    def _listen(self) -> None:
-        while not self._over.is_set():
-            try:
-                event = self._nvml.nvmlEventSetWait_v2(self._events, _WAIT_MS)
-                gpu = self._nvml.nvmlDeviceGetUUID(event.device)
-            except self._nvml.NVMLError_Timeout:
-                continue
-            except self._nvml.NVMLError as error:
-                if getattr(error, "value", None) == _LOST_CODE:
-                    self._add(GpuError(self._clock(), "one of its cards", "GPU is lost"))
-                self._over.wait(_BACK_OFF_S)
-                continue
-            self._take(gpu, event.eventType, event.eventData)
 
-    def _take(self, gpu: str, kind: int, data: int) -> None:
-        if kind == _XID:
-            with self._lock:
-                self._xids[gpu] = (self._xids.get(gpu, (0, None))[0] + 1, data)
-            name = f" ({XIDS[data]})" if data in XIDS else ""
-            self._add(GpuError(self._clock(), gpu, f"Xid {data}{name}", data))
-        elif kind == _DOUBLE_BIT:
-            self._add(GpuError(self._clock(), gpu, "uncorrectable ECC error"))
-        # A corrected error ends nothing; the ECC metrics count it.
-
-    def _add(self, error: GpuError) -> None:
-        with self._lock:
-            if self._errors and (self._errors[-1].gpu, self._errors[-1].what) == (error.gpu, error.what):
-                return  # a lost GPU says so each time
-            self._errors = [*self._errors, error][-_KEPT:]
-        logger.error("the GPU reports: %s on %s", error.what, error.gpu)
+NVML: Final = Nvml()
+"""The one instance that servekit shares, so that NVML is initialised once."""

@@ -8,9 +8,8 @@ from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
 from servekit.errors import ConfigurationError, ExitCode, Finding, PreflightError, ServekitError
 from servekit.logs import LEVELS
-from servekit.nvml import GpuErrors
 from servekit.observe.endpoints import Endpoints, Server
-from servekit.observe.gpu_errors import GpuErrorCollector
+from servekit.observe.gpu_errors import GpuErrors
 from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, make_registry
@@ -55,12 +54,12 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
         in_flight=lambda: read_flights(flight_file),
         gpu_errors=gpu_errors.describe,
     )
-    on_stop_signal(supervisor.ask_to_stop)
-    board.see_phase(Phase.PREFLIGHT)
+    on_stop_signal(supervisor.request_stop)
+    board.enter_phase(Phase.PREFLIGHT)
     board.enter(State.STARTING, "checking and preparing")
-    collectors = [StatusCollector(plan, board), GuardCollector(client, supervisor)]
+    collectors = [StatusCollector(plan, board), GuardCollector(client, lambda: supervisor.watch.canary_tokens)]
     if plan.target is Target.CUDA:
-        collectors += [GpuCollector(), GpuErrorCollector(gpus, gpu_errors)]
+        collectors.append(GpuCollector(gpus, gpu_errors))
         gpu_errors.start()
     registry = make_registry(*collectors)
     with Server(Endpoints(plan, board, registry, client.metrics), plan.observe_host, plan.observe_port) as server:

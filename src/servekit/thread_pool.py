@@ -1,7 +1,7 @@
-"""Threads that are there before they are needed.
+"""Threads that start before they are needed.
 
-A thread made for each question waited for a core for up to 2.7 s while the engine kept all of them busy: Linux lets a
-new thread queue behind those that run, one that has slept for a while before them.
+A thread that was started for each probe waited for a core for up to 2.7 s while the engine kept all of them busy: Linux
+queues a new thread behind those that run, and a thread that has slept for a while before them.
 """
 
 import queue
@@ -12,52 +12,43 @@ Job = Callable[[], None]
 
 
 class ThreadPool:
-    """Does each job at once: on a thread that waits for one, or on a new one where none does."""
+    """Runs each job at once: on a waiting thread, or on a new one where none waits."""
 
     def __init__(self, kept: int) -> None:
-        """Keep so many threads waiting; more of them go when they are done."""
+        """Keep up to `kept` threads waiting; any other ends with its job."""
         self._kept = kept
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._closed = False
         for _ in range(kept):
-            self._start(None)
+            self._start(lambda: None)
 
     def run(self, job: Job) -> None:
-        """Have a job done; it must not raise."""
+        """Run a job, which must not raise."""
         with self._lock:
-            taken = self._waiting > 0
-            if taken:
+            if self._waiting:
                 self._waiting -= 1
-        if taken:
-            self._jobs.put(job)
-        else:
-            self._start(job)
+                self._jobs.put(job)
+                return
+        self._start(job)
 
     def close(self) -> None:
-        """Let the threads that wait go; those at work go when they are done."""
+        """End the waiting threads now, the others after their jobs."""
         with self._lock:
             self._closed = True
             for _ in range(self._waiting):
                 self._jobs.put(None)
             self._waiting = 0
 
-    def _start(self, job: Job | None) -> None:
+    def _start(self, job: Job) -> None:
         threading.Thread(target=self._work, args=(job,), name="worker", daemon=True).start()
 
     def _work(self, job: Job | None) -> None:
-        if job is not None:
+        while job is not None:
             job()
-        while self._may_wait():
+            with self._lock:
+                if self._closed or self._waiting >= self._kept:
+                    return
+                self._waiting += 1
             job = self._jobs.get()
-            if job is None:
-                return
-            job()
-
-    def _may_wait(self) -> bool:
-        with self._lock:
-            if self._closed or self._waiting >= self._kept:
-                return False
-            self._waiting += 1
-            return True

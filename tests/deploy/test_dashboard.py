@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from servekit.nvml import GpuErrors
-from servekit.observe.gpu_errors import GpuErrorCollector
-from servekit.observe.gpu_metrics import GpuCollector
 from servekit.observe.guard_metrics import GuardCollector
 from servekit.observe.metrics import StatusCollector, exposition, make_registry
 from servekit.profile import load_profile
@@ -23,9 +20,9 @@ from tests.conftest import ROOT
 from tests.deploy.dashboard import NVML_ROW, expressions, metric_names, panels, rules
 from tests.deploy.prometheus import FOLDER
 from tests.deploy.test_rules import promtool
-from tests.observe.test_gpu_metrics import SURVEY, Nvml
-from tests.observe.test_guard_metrics import Canaries, Engine
-from tests.test_nvml import Nvml as ErrorsNvml
+from tests.fake_nvml import FakeNvml
+from tests.observe.test_gpu_metrics import collector
+from tests.observe.test_guard_metrics import Engine
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
@@ -74,15 +71,14 @@ def names_of_servekit() -> set[str]:
     plan = build_plan(load_profile(ROOT / "vllm_config.yaml"), read_settings({"target": "cpu"}, {}), {})
     board = StatusStore()
     board.enter(State.STARTING, "")
-    board.see_phase(Phase.PREFLIGHT)
-    board.note(contract=(ContractItem("max-num-seqs", 1024, 1024),))
+    board.enter_phase(Phase.PREFLIGHT)
+    board.record(contract=(ContractItem("max-num-seqs", 1024, 1024),))
     gauges = ("in_flight", "max_in_flight", "buffered_bytes", "max_buffered_bytes", "authentication", "keys")
     counters = dict.fromkeys(gauges, 1) | {"requests": [{"route": "/v1/models", "outcome": "allowed", "count": 1}]}
     registry = make_registry(
         StatusCollector(plan, board),
-        GuardCollector(Engine(counters), Canaries()),
-        GpuCollector(survey=lambda: SURVEY, nvml=Nvml(), environ={}),
-        GpuErrorCollector(SURVEY.gpus, GpuErrors([gpu.uuid for gpu in SURVEY.gpus], ErrorsNvml())),
+        GuardCollector(Engine(counters), lambda: 0),
+        collector(FakeNvml()),
     )
     page = exposition(registry, lambda: "").decode()
     return {line.partition(" ")[0].partition("{")[0] for line in page.splitlines() if not line.startswith("#")}

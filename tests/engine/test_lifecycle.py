@@ -34,7 +34,7 @@ def test_sigterm_while_it_starts(serve: Serve, phase: str) -> None:
     assert endpoint.stop(within_s=15) == 0
     assert time.monotonic() - began < 10
     assert not any(is_running(pid) for pid in below)
-    assert "during the start: the engine was ended (exit code 0)" in endpoint.lines[-1]
+    assert "during the start: the engine was killed (exit code 0)" in endpoint.lines[-1]
 
 
 def test_drain_of_a_running_stream(serve: Serve) -> None:

@@ -4,8 +4,8 @@ usage: asker.py HOST PORT PATH
 
 It runs before others where it may (nice -10), and prints one JSON object a line: `{"state", "status"}` for each answer
 that differs from the one before, `{"seconds", "served_s", "waited_s"}` for each question that took longer than any
-before: as the asker saw it, as servekit says (its `Server-Timing`), and how much of it the asker itself stood in the
-queue for a core. It ends when its standard input does.
+before: as the asker measured it, as servekit measured it (its `Server-Timing`), and how much of it the asker itself
+waited for a core. It ends when its standard input does.
 """
 
 import contextlib

@@ -228,7 +228,7 @@ FAULTS = (
     ),
     Fault(
         "SIGTERM while the demo checkpoint is built",
-        *(("starting", "stopped"), 0, "asked to stop before the engine was started"),
+        *(("starting", "stopped"), 0, "stopped before the engine was started"),
         prepare=empty_cache,
         provoke=stop_while_preparing,
         within_s=30,

@@ -57,7 +57,9 @@ def stop_soon(launch: Launch) -> Check:
 
 
 FAULTS = (
-    Fault("dies: exit code 0", BROKEN, 5, f"{_DIED}exit code 0, which vLLM gives also", faults=("--exit-after", "0.3")),
+    Fault(
+        "dies: exit code 0", BROKEN, 5, f"{_DIED}exit code 0, which vLLM also returns", faults=("--exit-after", "0.3")
+    ),
     Fault("dies: exit code 1", BROKEN, 5, f"{_DIED}exit code 1", faults=("--exit-after", "0.3", "--exit-code", "1")),
     *(
         Fault(
@@ -79,7 +81,7 @@ FAULTS = (
     ),
     Fault(
         "dies: /health says so, and it goes on",
-        *(BROKEN, 5, f"{_DIED}killed after it had said on /health"),
+        *(BROKEN, 5, f"{_DIED}killed after it had reported on /health"),
         faults=("--sick-after", "0.3"),
         within_s=8,
     ),
@@ -115,6 +117,7 @@ FAULTS = (
         *(BROKEN, 6, "the engine hangs"),
         faults=("--mute-metrics-after", "0.3"),
         flags=_HANG,
+        within_s=8,
     ),
     Fault(
         "silent: its server stands still for a while, and goes on",

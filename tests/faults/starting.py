@@ -7,7 +7,7 @@ from tests.faults.fault import NOT_STARTED, STOPPED_EARLY, Fault
 from tests.faults.launch import Launch
 from tests.faults.provoke import send
 
-# What vLLM 0.20.2 or torch says, the part of it that must be told, and of the remedy.
+# What vLLM 0.20.2 or torch prints, and the part of it and of the remedy that the reason must contain.
 _CAUSES = {
     "memory of the card": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB",
@@ -19,7 +19,7 @@ _CAUSES = {
     ),
     "memory held by others": (
         "ValueError: Free memory on device cuda:0 (3.1/22.05 GiB) on startup is less than desired GPU memory",
-        "(another process holds memory on this card",
+        "(another process holds memory on this GPU",
     ),
     "port": (
         "OSError: [Errno 98] Address already in use",
@@ -66,8 +66,8 @@ def send_twice_while_loading(launch: Launch) -> None:
 
 FAULTS = (
     *(
-        Fault(f"start: fails, {what}", NOT_STARTED, 4, told, faults=("--fail-with", said))
-        for what, (said, told) in _CAUSES.items()
+        Fault(f"start: fails, {what}", NOT_STARTED, 4, reason, faults=("--fail-with", printed))
+        for what, (printed, reason) in _CAUSES.items()
     ),
     Fault(
         "start: ends with 0",
@@ -109,7 +109,7 @@ FAULTS = (
     ),
     Fault(
         "start: no token is made",
-        *(NOT_STARTED, 4, "asked for one token, the engine made 0"),
+        *(NOT_STARTED, 4, "the engine generated 0 tokens instead of 1"),
         faults=("--no-token",),
     ),
     Fault(
@@ -133,7 +133,7 @@ FAULTS = (
     *(
         Fault(
             f"{number.name} while it loads, which loses it",
-            *(STOPPED_EARLY, 0, f"{number.name} during the start: the engine was ended"),
+            *(STOPPED_EARLY, 0, f"{number.name} during the start: the engine was killed"),
             faults=("--never-listen", "--lose-sigterm"),
             provoke=send(number, at="starting (warm-up)"),
         )
@@ -141,7 +141,7 @@ FAULTS = (
     ),
     Fault(
         "SIGTERM twice while it loads",
-        *(STOPPED_EARLY, 0, "SIGTERM during the start: the engine was ended"),
+        *(STOPPED_EARLY, 0, "SIGTERM during the start: the engine was killed"),
         faults=("--never-listen", "--lose-sigterm"),
         provoke=send_twice_while_loading,
     ),

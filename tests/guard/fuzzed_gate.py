@@ -1,6 +1,6 @@
-"""The gate alone under arbitrary requests: what a fuzzer calls, and what must hold whatever it sends.
+"""The gate alone under arbitrary requests: the entry point for a fuzzer, and what must hold for every input.
 
-Standard library only: the coverage-guided fuzzer (`benchmarks/fuzz_guard.py`) loads it in an environment of its own.
+Standard library only: the coverage-guided fuzzer (`benchmarks/fuzz_guard.py`) loads it in a separate environment.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from servekit.serve.guard.inside.servekit_guard.asgi import Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
+from servekit.serve.guard.inside.servekit_guard.core.admission import Model
 from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY, CLIENT_ROUTES, DRAIN, OWN_ROUTES, Gate
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
-from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
 
 KEY, TOKEN = "k" * 32, "t" * 32
 MAX_BODY_BYTES = 1 << 20
@@ -36,7 +37,7 @@ PLAIN = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "max_to
 
 
 class WrongError(AssertionError):
-    """Something that must hold did not."""
+    """A condition that must always hold does not."""
 
 
 class FuzzedGate:
@@ -46,14 +47,18 @@ class FuzzedGate:
         keys = folder / "keys"
         keys.touch(0o600)
         keys.write_text(f"{KEY}\n")
-        rules = Rules(hashlib.sha256(TOKEN.encode()).hexdigest(), str(keys), MAX_BODY_BYTES, 4, 4 * MAX_BODY_BYTES)
+        rules = Rules(
+            token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),
+            api_keys_file=str(keys),
+            max_body_bytes=MAX_BODY_BYTES,
+            max_in_flight=4,
+            max_buffered_bytes=4 * MAX_BODY_BYTES,
+        )
         self.gate = Gate(self._application, rules)
         self.loop = asyncio.new_event_loop()
         self.slowest_s = 0.0
-        config = SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=SimpleNamespace(vocab_size=VOCABULARY), max_model_len=20_000)
-        )
-        self._app = SimpleNamespace(state=SimpleNamespace(vllm_config=config), user_middleware=(), routes=())
+        self.gate.handoff.model = Model(VOCABULARY, max_model_len=20_000)
+        self._app = SimpleNamespace(state=SimpleNamespace(), user_middleware=(), routes=())
         self._reached: list[tuple[str, bytes]] = []
         self._fails = False
         self._gone = False
@@ -63,7 +68,7 @@ class FuzzedGate:
         self.loop.close()
 
     def try_input(self, data: bytes) -> int:
-        """Send what `data` describes; return the status, 0 where there was no answer. Raises WrongError."""
+        """Send what `data` describes; return the status, 0 when there was no answer. Raises WrongError."""
         scope, chunks, self._fails, self._gone = describe(data)
         scope["app"] = self._app
         sent: list[Message] = []
@@ -77,7 +82,7 @@ class FuzzedGate:
         taken_s = time.thread_time() - began_s
         self.slowest_s = max(self.slowest_s, taken_s)
         if taken_s > LONGEST_CPU_S:
-            raise WrongError(f"held the event loop for {taken_s:.3f} s")
+            raise WrongError(f"blocked the event loop for {taken_s:.3f} s")
         self._judge(scope, b"".join(chunks), sent)
         return int(sent[0].get("status", 0)) if sent else 0
 
@@ -114,7 +119,7 @@ class FuzzedGate:
     def _judge(self, scope: Scope, body: bytes, sent: list[Message]) -> None:
         counters = self.gate.counters()
         if counters["in_flight"] or counters["buffered_bytes"]:
-            raise WrongError(f"a slot or its bytes were not given back: {counters}")
+            raise WrongError(f"a slot or its bytes were not released: {counters}")
         if self._reached:
             self._judge_passed(scope, body)
         elif scope["type"] == "http" and sent:
@@ -134,7 +139,7 @@ class FuzzedGate:
             if seen != body:
                 raise WrongError("the body was changed on the way")
             if not isinstance(scope.get(CHECKED_BODY), dict):
-                raise WrongError("a body that was not checked has passed")
+                raise WrongError("an unchecked body passed")
 
 
 def _judge_refusal(sent: list[Message]) -> None:
@@ -149,9 +154,9 @@ def _judge_refusal(sent: list[Message]) -> None:
 
 
 def describe(data: bytes) -> tuple[Scope, list[bytes], bool, bool]:
-    """Turn a fuzzer's bytes into a request: its scope, its body in chunks, whether vLLM fails, whether the client goes.
+    """Turn a fuzzer's bytes into a request: scope, body in chunks, whether vLLM fails, whether the client disconnects.
 
-    The first eight bytes choose the odd things, all zero for an ordinary request; the rest is the body.
+    The first eight bytes select what is unusual, all zero for an ordinary request; the rest is the body.
     """
     choice = data[:8].ljust(8, b"\0")
     body = data[8:]
@@ -187,7 +192,7 @@ def describe(data: bytes) -> tuple[Scope, list[bytes], bool, bool]:
 
 
 def mutate(data: bytes, chaos: random.Random) -> bytes:
-    """Return the input with its JSON changed in one place, or some of its bytes where it holds no JSON."""
+    """Return the input with its JSON changed in one place, or with some bytes changed when it contains no JSON."""
     head, body = data[:8].ljust(8, b"\0"), data[8:]
     if chaos.random() < 0.15:
         changed = bytearray(head)
@@ -214,7 +219,7 @@ def _changed_bytes(body: bytes, chaos: random.Random) -> bytes:
 
 
 def _change(fields: dict[str, Any], head: bytes, chaos: random.Random) -> None:
-    """Set a field of the route, or change something further in."""
+    """Set a field of the route, or change something at a deeper level."""
     names = list(ROUTES[list(ROUTES)[head[1] % len(ROUTES)]])
     place: Any = fields
     while chaos.random() < 0.5:

@@ -5,7 +5,7 @@ usage: python image_decoder.py corpus FOLDER            write every kind of imag
        python image_decoder.py cut FOLDER               decode the first half of each behind the guard
        python image_decoder.py fuzz FOLDER COUNT SEED   decode broken ones behind the guard
 
-The guard's folder must be on PYTHONPATH, and before the engine's packages the folder of newer ones, where it is wanted.
+PYTHONPATH must have the guard's folder, and optionally the folder of newer packages before the engine's own.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def saved(image: Any, kind: str, **options: Any) -> bytes:
 
 
 def exif() -> Any:
-    """Return metadata that turns an image by 90 degrees, for those who read it."""
+    """Return metadata that rotates an image by 90 degrees for readers that apply it."""
     made = Image.Exif()
     made[0x0112], made[0x010E] = 6, "described"
     return made
@@ -70,7 +70,7 @@ def pngs() -> Iterator[tuple[str, bytes]]:
 
 
 def jpegs() -> Iterator[tuple[str, bytes]]:
-    """JPEG in each mode and way of writing; with metadata, a second picture, bytes that belong nowhere."""
+    """JPEG in each mode and encoding; with metadata, a second picture, stray bytes."""
     for mode in ("L", "RGB", "CMYK"):
         yield f"{mode}.jpg", saved(picture(mode), "JPEG", quality=90)
         yield f"{mode}-progressive.jpg", saved(picture(mode), "JPEG", progressive=True)
@@ -111,7 +111,7 @@ def gifs() -> Iterator[tuple[str, bytes]]:
 
 
 def loader(kind: str) -> Any:
-    """Return vLLM's own loader, or the guard's before it."""
+    """Return vLLM's own loader, or the guard's around it."""
     vllms = importlib.import_module("vllm.multimodal.media").ImageMediaIO()
     if kind == "plain":
         return vllms
@@ -126,7 +126,7 @@ def decode(load: Any, folder: Path) -> dict[str, str]:
         try:
             image = load.load_bytes(path.read_bytes()).media
             seen[path.name] = f"{image.mode} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"
-        except Exception as error:  # noqa: BLE001 - told, whatever it is
+        except Exception as error:  # noqa: BLE001 - every error is reported
             seen[path.name] = repr(error)
     return seen
 
@@ -145,7 +145,7 @@ def fuzz(load: Any, folder: Path, count: int, seed: int) -> dict[str, Any]:
         try:
             load.load_bytes(data)
             served += 1
-        except Exception as error:  # noqa: BLE001 - told, whatever it is
+        except Exception as error:  # noqa: BLE001 - every error is reported
             errors[type(error).__name__] = errors.get(type(error).__name__, 0) + 1
         if (took := time.perf_counter() - began) > slowest_s:
             slowest_s, worst = took, data
@@ -155,7 +155,7 @@ def fuzz(load: Any, folder: Path, count: int, seed: int) -> dict[str, Any]:
 
 
 def cut(load: Any, folder: Path) -> dict[str, str]:
-    """Return what becomes of the first half of each file in the folder that holds one picture."""
+    """Return the result for the first half of each file in the folder that contains one picture."""
     halves = folder.parent / "halves"
     halves.mkdir()
     for path in folder.iterdir():
@@ -166,7 +166,7 @@ def cut(load: Any, folder: Path) -> dict[str, str]:
 
 
 def broken(chance: random.Random, data: bytes) -> bytes:
-    """Return the file with one to four injuries: bits, bytes, cuts, pieces that come twice, sizes that are large."""
+    """Return the file with one to four defects: bits, bytes, cuts, repeated pieces, large sizes."""
     made = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         if not made:
@@ -194,7 +194,7 @@ def broken(chance: random.Random, data: bytes) -> bytes:
 
 
 def main() -> None:
-    """Do what the first word says."""
+    """Run the job that the first argument names."""
     warnings.simplefilter("ignore")
     job, folder = sys.argv[1], Path(sys.argv[2])
     if job == "corpus":

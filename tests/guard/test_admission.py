@@ -1,4 +1,4 @@
-"""What is refused once a prompt is in tokens."""
+"""What is refused once a prompt is tokenized."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +34,7 @@ def test_a_token_outside_the_vocabulary(token: int) -> None:
 
 @pytest.mark.advisory("vllm#5907", "vllm#38830")
 def test_logprobs_of_a_prompt_up_to_the_bounds() -> None:
-    """They are served up to the bounds of memory and of the event loop; beyond, the bound is named."""
+    """Logprobs are served up to the bounds of memory and of the event loop; above them, the error names the bound."""
     let_in([1] * MAX_LOGPROB_PROMPT_TOKENS, prompt_logprobs=MAX_PROMPT_LOGPROBS // MAX_LOGPROB_PROMPT_TOKENS - 1)
     with pytest.raises(ValueError, match=r"1,024 tokens \(got 1,025\)"):
         let_in([1] * (MAX_LOGPROB_PROMPT_TOKENS + 1), prompt_logprobs=0)
@@ -45,7 +45,7 @@ def test_logprobs_of_a_prompt_up_to_the_bounds() -> None:
 
 
 def test_prompts_of_one_request_count_together() -> None:
-    """Two prompts that pass alone are refused when one request has them both."""
+    """Two prompts that pass separately are refused when one request has both."""
     admitted = Admitted()
     let_in([1] * 1000, admitted, prompt_logprobs=1)
     let_in([1] * 1000, admitted, prompt_logprobs=1)
@@ -54,7 +54,7 @@ def test_prompts_of_one_request_count_together() -> None:
 
 
 def test_logprobs_of_an_answer() -> None:
-    """Streams are not bounded, whole answers are; a length that nobody asked for is lowered."""
+    """Streams are not bounded, whole answers are; a length that the client did not set is lowered."""
     most = MAX_LOGPROBS // 21
     assert let_in([1], logprobs=20, max_tokens=most).max_tokens == most
     assert let_in([1], logprobs=20, max_tokens=19_999).max_tokens == most
@@ -64,7 +64,7 @@ def test_logprobs_of_an_answer() -> None:
 
 
 def test_an_image_whose_place_is_cut() -> None:
-    """Truncation may cut an image's place out of the prompt; vLLM would fail at it later, with 500."""
+    """Truncation may remove an image's place from the prompt; vLLM would fail on it later, with 500."""
     let_in([1] * 10, places={"image": [SimpleNamespace(offset=2, length=8)]})
-    with pytest.raises(ValueError, match="an image in it would be cut"):
+    with pytest.raises(ValueError, match="would cut an image in it"):
         let_in([1] * 9, places={"image": [SimpleNamespace(offset=2, length=8)]})

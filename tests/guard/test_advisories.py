@@ -22,7 +22,7 @@ ADDRESS = re.compile(rb"0x[0-9a-fA-F]{4,}")
 
 
 def is_alive(engine: GuardedEngine, requests: SimpleNamespace) -> bool:
-    """Tell whether the engine still answers."""
+    """Return whether the engine still answers."""
     return engine.request("POST", COMPLETIONS, requests.completion()).status == 200
 
 
@@ -41,7 +41,7 @@ def test_a_vulnerable_route_is_closed(engine: GuardedEngine, path: str) -> None:
 @pytest.mark.advisory("CVE-2026-48746", "CVE-2026-48710", "PYSEC-2026-248")
 @pytest.mark.parametrize("host", ["x/?a=", "x/health?", "x/v1/../health#", "health", "x:y/health?a=b"])
 def test_the_host_header_opens_no_route(engine: GuardedEngine, host: str) -> None:
-    """What a URL made of the header would look like changes nothing: 401 without a key, 404 for a closed route."""
+    """The URL that could be built from the header changes nothing: 401 without a key, 404 for a closed route."""
     for target, with_key, wanted in (("/v1/models", False, 401), ("/metrics", False, 404), ("/metrics", True, 404)):
         key = f"Authorization: Bearer {engine.key}\r\n" if with_key else ""
         head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{key}Connection: close\r\n\r\n"
@@ -51,7 +51,7 @@ def test_the_host_header_opens_no_route(engine: GuardedEngine, host: str) -> Non
 
 @pytest.mark.advisory("CVE-2026-114051", "CVE-2026-105754", "PYSEC-2026-4353")
 def test_more_tokens_at_least_than_at_most(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """`min_tokens` above `max_tokens` is 400 on the routes that take it, and the engine lives."""
+    """`min_tokens` above `max_tokens` is 400 on the routes that accept it, and the engine survives."""
     for path, body in (
         (CHAT, requests.chat(min_tokens=9)),
         (CHAT, requests.chat(min_tokens=9, max_completion_tokens=3)),
@@ -70,7 +70,7 @@ def test_more_tokens_at_least_than_at_most(engine: GuardedEngine, requests: Simp
 def test_the_sequences_of_a_request_are_bounded(
     engine: GuardedEngine, requests: SimpleNamespace, fields: dict[str, Any]
 ) -> None:
-    """More than 256 prompts times `n` are 400, and none of them is begun."""
+    """More than 256 prompts times `n` are 400, and none of them starts."""
     response = engine.request("POST", COMPLETIONS, requests.completion(temperature=1, **fields))
     assert response.status == 400
     assert is_alive(engine, requests)
@@ -79,7 +79,7 @@ def test_the_sequences_of_a_request_are_bounded(
 @pytest.mark.advisory("CVE-2026-44222")
 @pytest.mark.parametrize("text", ["<|image|>", "<|image>", "<image|>", "<|image><|image|><image|>", "<|image|>" * 300])
 def test_image_tokens_spelt_in_a_text(engine: GuardedEngine, requests: SimpleNamespace, text: str) -> None:
-    """A text that spells the places of an image is answered or 400 without an image, and the engine lives."""
+    """A text that spells out image tokens, without an image, is answered or 400, and the engine survives."""
     message = [{"role": "user", "content": text}]
     for path, body in (
         (CHAT, {"model": "demo", "max_tokens": 2, "messages": message}),
@@ -94,7 +94,7 @@ def test_image_tokens_spelt_in_a_text(engine: GuardedEngine, requests: SimpleNam
 
 @pytest.mark.advisory("CVE-2026-54236")
 def test_no_error_holds_an_address(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """Whatever is wrong with an image or a field, no answer on any route holds an address of the server's memory."""
+    """No error about an image or a field, on any route, contains an address of the server's memory."""
     picture = requests.png(8, 8)
     broken = [picture[:40], picture[:50] + bytes(20), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(30)]
     broken += [b"GIF89a" + bytes(9), b"RIFF\x1a\0\0\0WEBPVP8 " + bytes(14), b"not an image"]
@@ -108,17 +108,17 @@ def test_no_error_holds_an_address(engine: GuardedEngine, requests: SimpleNamesp
             (RESPONSES, responses([{"type": "input_image", "image_url": url, "detail": "auto"}])),
             (MESSAGES, messages([block])),
         ):
-            seen.add(told(engine, path, body))
+            seen.add(status_without_address(engine, path, body))
     wrong: list[dict[str, Any]] = [{"messages": {}}, {"max_tokens": "x"}, {"tools": 1}, {"stop": [[]]}]
     for fields in wrong:
-        seen |= {told(engine, path, messages([]) | fields) for path in (CHAT, MESSAGES)}
+        seen |= {status_without_address(engine, path, messages([]) | fields) for path in (CHAT, MESSAGES)}
     assert 400 in seen
     assert seen <= {200, 400}
     assert is_alive(engine, requests)
 
 
-def told(engine: GuardedEngine, path: str, body: dict[str, Any]) -> int:
-    """Return the status of an answer that holds no address."""
+def status_without_address(engine: GuardedEngine, path: str, body: dict[str, Any]) -> int:
+    """Return the status of an answer, which must contain no address."""
     response = engine.request("POST", path, body)
     assert not ADDRESS.search(response.data), (path, response.data)
     return response.status
@@ -136,7 +136,7 @@ def responses(content: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.advisory("CVE-2026-73557", "PYSEC-2026-2303", "vllm#57719")
 def test_embeddings_in_a_request_are_refused(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """`prompt_embeds` is 400, alone and beside a prompt, and nothing of it is loaded."""
+    """`prompt_embeds` is 400, alone and with a prompt, and is never loaded."""
     data = base64.b64encode(b"PK\x03\x04" + bytes(64)).decode()
     for fields in ({"prompt_embeds": data}, {"prompt_embeds": [data]}, {"prompt_embeds": data, "prompt": None}):
         assert engine.request("POST", COMPLETIONS, requests.completion(**fields)).status == 400
@@ -155,7 +155,7 @@ def test_embeddings_in_a_request_are_refused(engine: GuardedEngine, requests: Si
     ],
 )
 def test_a_vulnerable_part_is_off_and_must_be(engine: GuardedEngine, key: str, other: object) -> None:
-    """The running engine reports each of them off; one that reports otherwise, or nothing, breaks the contract."""
+    """The running engine reports each of them as off; a different report, or none, breaks the contract."""
     effective = engine.effective()
     name = key.replace("-", "_")
     assert item(key, effective).met

@@ -1,4 +1,4 @@
-"""What a client gets from the real engine on the wire: ids, errors, upgrades, and requests of the outside world."""
+"""What a client gets from the real engine on the wire: ids, errors, upgrades, and requests of real libraries."""
 
 import json
 import socket
@@ -37,7 +37,7 @@ def id_of(data: bytes) -> str:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_carries_its_id(engine: GuardedEngine, requests: SimpleNamespace, path: str, *, stream: bool) -> None:
-    """The header of each answer, of a stream too, is in the id of vLLM's own; the body's `request_id` is not used."""
+    """vLLM's own id contains the header's id in each answer, streams included; the body's `request_id` is unused."""
     body = streaming(path, requests, 4) if stream else SMALL[path]
     made = engine.request("POST", path, body | {"request_id": "theirs"})
     assert made.status == 200
@@ -49,7 +49,7 @@ def test_an_answer_carries_its_id(engine: GuardedEngine, requests: SimpleNamespa
 
 @pytest.mark.parametrize("path", PATHS)
 def test_one_id_for_many_requests_harms_none(engine: GuardedEngine, path: str) -> None:
-    """Requests at the same time with the same id, in header and body, are all answered, each by its own."""
+    """Concurrent requests with the same id, in header and body, all get their own answers."""
     with ThreadPoolExecutor(16) as pool:
         answers = list(
             pool.map(
@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[str, Any, str | None]] = {
 def test_an_error_has_the_shape_its_client_knows(
     engine: GuardedEngine, path: str, body: Any, param: str | None
 ) -> None:
-    """Each way vLLM refuses a request: one shape, the field's name, and no path or address of this host."""
+    """Each of vLLM's refusals has the one format, the field's name, and no path or address of this host."""
     response = engine.request("POST", path, body)
     document = response.json()
     error = document["error"]
@@ -102,8 +102,8 @@ def test_an_error_has_the_shape_its_client_knows(
         assert error["type"] == "invalid_request_error"
 
 
-def test_models_tell_no_path(engine: GuardedEngine) -> None:
-    """`root` is the served name; what clients read is there."""
+def test_models_contain_no_path(engine: GuardedEngine) -> None:
+    """`root` is the served name; the fields that clients read are present."""
     response = engine.request("GET", "/v1/models")
     (model,) = response.json()["data"]
     assert (model["id"], model["root"], model["max_model_len"]) == ("demo", "demo", 4096)
@@ -113,14 +113,14 @@ def test_models_tell_no_path(engine: GuardedEngine) -> None:
 
 
 def head(engine: GuardedEngine, path: str = CHAT, key: str | None = None) -> bytes:
-    """The beginning of a raw request that is to be the last of its connection."""
+    """Return the start of a raw request that is the last one on its connection."""
     credential = f"Bearer {engine.key}" if key is None else key
     line = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {credential}\r\nConnection: close\r\n"
     return line.encode()
 
 
 def test_an_upgrade_is_ignored(engine: GuardedEngine) -> None:
-    """`curl --http2` and Java's HttpClient ask for h2c with their body: they are answered in HTTP/1.1."""
+    """`curl --http2` and Java's HttpClient request h2c with their body: they are answered in HTTP/1.1."""
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
     request = head(engine).replace(b"Connection: close\r\n", upgrade)
     answer = engine.raw(request + JSON + LENGTH + b"\r\n" + BODY, timeout_s=2)
@@ -152,7 +152,7 @@ OUTSIDE: dict[str, tuple[bytes, bytes, int]] = {
 def test_a_request_of_the_outside_world_is_answered(
     engine: GuardedEngine, headers: bytes, body: bytes, status: int
 ) -> None:
-    """What libraries and proxies send is served, or refused with words."""
+    """Requests as libraries and proxies send them are served, or refused with a message."""
     answer = engine.raw(head(engine) + headers + b"\r\n" + body, timeout_s=10)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
     if status == 100:
@@ -167,21 +167,21 @@ def test_a_request_of_the_outside_world_is_answered(
 
 @pytest.mark.parametrize("credential", ["Bearer wrong-key-0000000000000", 'Bearer "{key}"', "{key}"])
 def test_a_refused_client_is_not_asked_for_its_body(engine: GuardedEngine, credential: str) -> None:
-    """A wrong key, one in quotes or without a scheme: 401 at once, without a 100 before it."""
+    """A wrong key, one in quotes or without a scheme, is 401 immediately, without a 100 before it."""
     request = head(engine, key=credential.format(key=engine.key)) + JSON + b"Expect: 100-continue\r\n" + LENGTH
     assert engine.raw(request + b"\r\n").startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.parametrize("path", [CHAT + "/", "/v1/v1/chat/completions", "/tokenize", "/ping"])
 def test_a_wrong_address_is_not_found(engine: GuardedEngine, path: str) -> None:
-    """There is no redirect, and nothing beside the routes."""
+    """There are no redirects, and no paths other than the routes."""
     response = engine.request("POST", path, SMALL[CHAT], headers={"x-request-id": "abc"})
     assert (response.status, response.headers["x-request-id"]) == (404, "abc")
     assert response.json()["error"]["code"] == "unknown_url"
 
 
 def test_a_stream_that_nobody_reads_is_aborted(engine: GuardedEngine, eventually: Callable[..., None]) -> None:
-    """Its slot is free, vLLM works on it no more, and a stream beside it is whole."""
+    """Its slot is free, vLLM stops working on it, and a concurrent stream is complete."""
     fields = {"stream": True, "ignore_eos": True, "logprobs": True, "top_logprobs": 20, "n": 8, "max_tokens": 3000}
     body = json.dumps(chat(**fields)).encode()
     request = head(engine) + JSON + b"Content-Length: %d\r\n\r\n" % len(body) + body

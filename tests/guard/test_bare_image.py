@@ -1,4 +1,4 @@
-"""What is left of an image file before Pillow sees it: its first picture, in a bounded number of pieces."""
+"""What remains of an image file before Pillow reads it: its first picture, in a limited number of pieces."""
 
 import contextlib
 import struct
@@ -16,7 +16,7 @@ LARGE = 20_000_000
 
 
 def chunk(kind: bytes, content: bytes = b"") -> bytes:
-    """Return a PNG chunk; nobody here looks at its checksum."""
+    """Return a PNG chunk; its checksum is not checked here."""
     return struct.pack(">I", len(content)) + kind + content + b"sum!"
 
 
@@ -38,7 +38,7 @@ FRAME, SCAN = segment(0xC0, bytes(15)), segment(0xDA, bytes(10)) + b"pixels\xff\
 
 
 def test_a_png_keeps_its_pixels() -> None:
-    """Palette, transparency and pixels stay; profiles, text, Exif, frames and what follows the end go."""
+    """Palette, transparency and pixels stay; profiles, text, Exif, frames and trailing data are removed."""
     kept = (HEADER, chunk(b"PLTE", b"abc"), chunk(b"tRNS", b"a"), DATA, DATA)
     others = [chunk(kind, b"x" * 99) for kind in (b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fdAT")]
     mixed = b"".join(piece for pair in zip(kept, others, strict=False) for piece in pair)
@@ -54,7 +54,7 @@ def test_a_png_has_one_header() -> None:
 
 
 def test_a_jpeg_keeps_its_pixels() -> None:
-    """Frame, tables, colour spaces and scans stay; Exif, profiles, comments, bytes between them and behind go."""
+    """Frame, tables, colour spaces and scans stay; Exif, profiles, comments and stray bytes are removed."""
     jfif, adobe = segment(0xE0, b"JFIF\0" + bytes(9)), segment(0xEE, b"Adobe" + bytes(7))
     table, huffman = segment(0xDB, bytes(65)), segment(0xC4, bytes(20))
     exif, profile, comment = (segment(marker, b"x" * 500) for marker in (0xE1, 0xE2, 0xFE))
@@ -76,7 +76,7 @@ def test_a_jpeg_keeps_its_pixels() -> None:
     ],
 )
 def test_a_jpeg_has_one_frame(broken: bytes) -> None:
-    """Two frames could differ in size, and the decoder write beyond what the first one made room for."""
+    """Two frames could differ in size, and the decoder could write beyond the memory allocated for the first."""
     with pytest.raises(ValueError, match="more than one picture"):
         bare_image(JPEG + broken)
 
@@ -89,7 +89,7 @@ def test_scans_are_bounded() -> None:
 
 
 def test_a_webp_keeps_its_first_picture() -> None:
-    """Metadata and later frames go, from the flags in the header as well, and the file's size is right again."""
+    """Metadata and later frames are removed, also from the header's flags, and the file's size field is corrected."""
     header, first = (b"VP8X", b"\x3e" + bytes(9)), (b"ANMF", b"odd")
     more = [(kind, b"x" * 99) for kind in (b"ICCP", b"EXIF", b"XMP ")]
     expected = riff((b"VP8X", b"\x12" + bytes(9)), (b"ANIM", bytes(6)), first)
@@ -98,13 +98,13 @@ def test_a_webp_keeps_its_first_picture() -> None:
 
 
 def test_a_truncated_webp_is_refused() -> None:
-    """A file that is shorter than it says."""
+    """A file is refused when it is shorter than its header says."""
     with pytest.raises(ValueError, match="truncated"):
         bare_image(riff((b"VP8L", b"abcd"))[:-1])
 
 
 def test_a_gif_keeps_its_first_picture() -> None:
-    """Comments and other extensions go; the palettes, the transparency and all from the first picture on stay."""
+    """Comments and other extensions are removed; palettes, transparency and all from the first picture on stay."""
     control, comment = b"!\xf9\4abcd\0", b"!\xfe\5hello\5again\0"
     for head in (GIF + bytes(7), GIF + b"abcd\x81ab" + bytes(12)):
         assert bare_image(head + comment + control + comment + b",picture") == head + control + b",picture"
@@ -125,7 +125,7 @@ def test_a_gif_keeps_its_first_picture() -> None:
     ids=["png", "jpeg", "jpeg-filling", "jpeg-behind-a-scan", "webp", "gif-comment", "gif-nothing"],
 )
 def test_pieces_are_bounded(file: bytes) -> None:
-    """A file in more pieces than an image has is refused after so many, however long it is."""
+    """A file in more pieces than an image needs is refused at the limit, however long it is."""
     began_s = time.process_time()
     with pytest.raises(ValueError, match=f"more than {MAX_PIECES} chunks"):
         bare_image(file)
@@ -136,13 +136,13 @@ def test_pieces_are_bounded(file: bytes) -> None:
     "file", [b"", b"BM", b"II*\0", b"%!PS-Adobe", b"RIFF....WAVE", b"GIF88a", b"\xff\xd8", b"<svg"]
 )
 def test_another_kind_is_refused(file: bytes) -> None:
-    """Only the four kinds, known by how they begin."""
+    """Only the four kinds are accepted, recognised by their first bytes."""
     with pytest.raises(ValueError, match="not a readable"):
         bare_image(file)
 
 
 @given(st.sampled_from([PNG, JPEG + b"\xff", b"RIFF\0\0\0\0WEBP", GIF]), st.binary(max_size=300))
 def test_any_bytes_are_read(start: bytes, rest: bytes) -> None:
-    """Whatever follows the beginning, no more comes out than went in, or it is refused."""
+    """For any bytes after the signature, the result is never longer than the input, or the file is refused."""
     with contextlib.suppress(ValueError, IndexError, struct.error):
         assert len(bare_image(start + rest)) <= len(start + rest)

@@ -22,7 +22,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def web_server() -> Iterator[tuple[str, list[str]]]:
-    """A web server that notes who asks it for an image."""
+    """A web server that records requests for its image."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ def web_server() -> Iterator[tuple[str, list[str]]]:
 
 
 def image_requests(url: str) -> list[tuple[str, dict[str, Any]]]:
-    """The same image URL on each route that takes one."""
+    """The same image URL on each route that accepts images."""
     responses = {"role": "user", "content": [{"type": "input_image", "image_url": url, "detail": "auto"}]}
     messages = {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": url}}]}
     chat = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
@@ -60,7 +60,7 @@ def test_an_image_in_the_request_is_served(engine: GuardedEngine, requests: Simp
 
 @pytest.mark.advisory("CVE-2026-100650", "CVE-2026-130686")
 def test_no_web_address_is_fetched(engine: GuardedEngine, web_server: tuple[str, list[str]]) -> None:
-    """An http: image is refused with 400 on every route, and nobody is asked for it."""
+    """An http: image is refused with 400 on every route, and no request is made for it."""
     base, asked = web_server
     for path, body in image_requests(f"{base}/image.png"):
         response = engine.request("POST", path, body)
@@ -90,7 +90,7 @@ def test_no_web_address_is_fetched(engine: GuardedEngine, web_server: tuple[str,
     ],
 )
 def test_an_odd_image_url_is_a_bad_request(engine: GuardedEngine, url: str) -> None:
-    """What is no readable image in a data URL is refused with 400, never with a 500."""
+    """A data URL without a readable image is refused with 400, never with 500."""
     for path, body in image_requests(url):
         response = engine.request("POST", path, body)
         assert (path, response.status) == (path, 400), response.data
@@ -101,7 +101,7 @@ def test_an_odd_image_url_is_a_bad_request(engine: GuardedEngine, url: str) -> N
 def test_a_pixel_bomb_is_refused_before_it_is_decoded(
     engine: GuardedEngine, requests: SimpleNamespace, width: int, height: int
 ) -> None:
-    """A small file with a huge picture is refused with 400, and costs the server next to no memory."""
+    """A small file with a huge picture is refused with 400, and costs the server almost no memory."""
     bomb = requests.png(width, height)
     before = engine.resident_peak_bytes()
     response = engine.request("POST", CHAT, requests.chat(*[requests.image(bomb)] * 3))
@@ -112,7 +112,7 @@ def test_a_pixel_bomb_is_refused_before_it_is_decoded(
 
 @pytest.mark.advisory("CVE-2026-112398", "CVE-2026-112395", "CVE-2026-96637", "CVE-2026-55380", "CVE-2026-40192")
 def test_only_web_formats_are_decoded(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """EPS and TIFF, which Pillow would take, are refused."""
+    """EPS and TIFF, which Pillow would open, are refused."""
     for content in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"II*\0\x08\0\0\0"):
         response = engine.request("POST", CHAT, requests.chat(requests.image(content)))
         assert response.status == 400
@@ -146,7 +146,7 @@ def test_an_image_of_any_allowed_shape_leaves_the_engine_alive(
 def test_a_field_that_ends_the_engine_does_not_reach_it(
     engine: GuardedEngine, requests: SimpleNamespace, fields: dict[str, Any]
 ) -> None:
-    """Each of these ended or blocked an unguarded vLLM 0.20.2; here it is 400, and the engine lives."""
+    """Each of these ended or blocked an unguarded vLLM 0.20.2; here it is 400, and the engine survives."""
     for path, body in (
         (CHAT, requests.chat(requests.image(requests.png(64, 64)), **fields)),
         ("/v1/completions", requests.completion(**fields)),
@@ -159,7 +159,7 @@ def test_a_field_that_ends_the_engine_does_not_reach_it(
 
 
 def test_a_body_over_the_limit_is_refused(engine: GuardedEngine) -> None:
-    """Over the limit is 413, readable for a client that sends it all, with a length and in chunks."""
+    """A body over the limit is 413, which a client can read that sends it all, with a length or in chunks."""
     body = b" " * (MAX_BODY_BYTES + 1)
     before = engine.count(CHAT, "too_large")
     assert engine.request("POST", CHAT, body).status == 413
@@ -173,7 +173,7 @@ def test_a_body_over_the_limit_is_refused(engine: GuardedEngine) -> None:
     assert engine.count(CHAT, "too_large") == before + 3
 
 
-def test_a_body_at_the_limit_is_taken(engine: GuardedEngine, requests: SimpleNamespace) -> None:
+def test_a_body_at_the_limit_is_accepted(engine: GuardedEngine, requests: SimpleNamespace) -> None:
     """A body of exactly the limit reaches vLLM."""
     body = json.dumps(requests.completion()).encode()
     body += b" " * (MAX_BODY_BYTES - len(body))
@@ -181,7 +181,7 @@ def test_a_body_at_the_limit_is_taken(engine: GuardedEngine, requests: SimpleNam
 
 
 def test_endless_headers_are_cut_off(engine: GuardedEngine) -> None:
-    """A connection whose headers have no end is closed at 64 KiB, and a slow one after ten seconds."""
+    """A connection with endless headers is closed at 64 KiB, and a slow one after ten seconds."""
     answer = engine.raw(b"GET /health HTTP/1.1\r\nX: " + b"a" * 1024**2, timeout_s=2)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
     began = time.monotonic()
@@ -189,8 +189,8 @@ def test_endless_headers_are_cut_off(engine: GuardedEngine) -> None:
     assert 8 < time.monotonic() - began < 14
 
 
-def test_a_full_server_says_when_to_come_back(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """Over the in-flight limit is 429 with Retry-After; servekit itself is still let in; then all is free."""
+def test_a_full_server_says_when_to_retry(engine: GuardedEngine, requests: SimpleNamespace) -> None:
+    """A request over the in-flight limit is 429 with Retry-After; servekit is still admitted; all slots are freed."""
     body = requests.completion(max_tokens=400, ignore_eos=True)
     with ThreadPoolExecutor(60) as pool:
         futures = [pool.submit(engine.request, "POST", "/v1/completions", body) for _ in range(60)]

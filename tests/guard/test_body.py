@@ -1,5 +1,6 @@
 """Which request bodies must not reach the engine."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servekit.serve.guard.inside.servekit_guard.body import parse as parsing
-from servekit.serve.guard.inside.servekit_guard.body.check import MAX_DEPTH, check
+from servekit.serve.guard.inside.servekit_guard.body.bounds import BodyError
+from servekit.serve.guard.inside.servekit_guard.body.check import MAX_DEPTH, check_body
 from servekit.serve.guard.inside.servekit_guard.body.fields import (
     MAX_MESSAGES,
     MAX_SEQUENCES,
@@ -17,17 +19,19 @@ from servekit.serve.guard.inside.servekit_guard.body.fields import (
     ROUTES,
 )
 from servekit.serve.guard.inside.servekit_guard.body.parse import MAX_CONTAINERS, MAX_VALUES, parse
-from servekit.serve.guard.inside.servekit_guard.body.problem import Problem
 from tests.conftest import ROOT
 
 VOCABULARY = 1000
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 
 
-def problem_of(body: bytes, path: str = CHAT, vocabulary: int = VOCABULARY) -> Problem | None:
+def problem_of(body: bytes, path: str = CHAT, vocabulary: int = VOCABULARY) -> BodyError | None:
     """Return why these bytes must not reach the engine."""
-    fields = parse(body)
-    return fields if isinstance(fields, Problem) else check(fields, path, vocabulary)
+    try:
+        check_body(parse(body), path, vocabulary)
+    except BodyError as error:
+        return error
+    return None
 
 
 def refused(fields: Any, path: str = CHAT) -> str | None:
@@ -99,7 +103,7 @@ def refused(fields: Any, path: str = CHAT) -> str | None:
     ],
 )
 def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str) -> None:
-    """The refusal names the field, so the client can mend it."""
+    """The refusal names the field, so that the client can fix it."""
     assert refused(fields, path) == param
 
 
@@ -125,7 +129,7 @@ def test_a_harmful_field_is_named(path: str, fields: dict[str, Any], param: str)
     ],
 )
 def test_an_ordinary_body_passes(path: str, fields: Any) -> None:
-    """What does no harm passes, also where a dangerous name stands in a text or in a client's own schema."""
+    """Harmless bodies pass, also with a dangerous name in a text or in a client's own schema."""
     assert refused(fields, path) is None
 
 
@@ -160,15 +164,15 @@ def test_a_key_cannot_be_hidden(body: bytes) -> None:
     ],
     ids=lambda body: f"{len(body)} bytes",
 )
-def test_what_is_no_json_object_of_sane_size_is_refused(body: bytes) -> None:
-    """Broken JSON, numbers that are none, nesting and counts beyond measure are the client's mistake, in words."""
+def test_a_body_must_be_a_json_object_of_sane_size(body: bytes) -> None:
+    """Broken JSON, NaN, excessive nesting and excessive counts are refused with a message."""
     problem = problem_of(body)
     assert problem is not None
     assert problem.message.startswith(("The request body", "A number in the request body"))
 
 
 def test_brackets_in_a_text_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt of program text passes, however many brackets it has; beyond a size nobody counts exactly."""
+    """A prompt of source code passes, however many brackets it has; above a size the count is not exact."""
     text = '{"a": [1, "\\\\"]}, ' * MAX_CONTAINERS
     assert refused({"messages": [{"role": "user", "content": text}]}) is None
     monkeypatch.setattr(parsing, "MAX_COUNTED_BYTES", 100_000)
@@ -176,13 +180,13 @@ def test_brackets_in_a_text_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_known_vocabulary_no_token_passes() -> None:
-    """What cannot be checked is refused."""
+    """Token ids that cannot be checked are refused."""
     assert problem_of(b'{"stop_token_ids": [1]}', CHAT, 0) is not None
     assert problem_of(b'{"prompt": [1]}', COMPLETIONS, 0) is not None
 
 
 def test_every_field_of_vllm_has_a_verdict() -> None:
-    """A field of vLLM's request models without a verdict, or a verdict on none of its fields, is a mistake."""
+    """Every field of vLLM's request models has a verdict, and every verdict has a field."""
     table = json.loads((ROOT / "docs" / "request_fields.json").read_text())
     assert {route: set(fields) for route, fields in table["routes"].items()} == {
         route: set(rules) for route, rules in ROUTES.items()
@@ -200,9 +204,10 @@ JSON = st.recursive(
 
 @given(st.data(), st.sampled_from(sorted(ROUTES)))
 def test_any_json_is_judged(data: st.DataObject, path: str) -> None:
-    """Whatever types the fields have, the answer is a problem or None, and the rules hold for what passes."""
+    """Fields of any type are refused or pass, and the rules hold for those that pass."""
     fields: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(sorted(ROUTES[path])), JSON, max_size=5))
-    if check(fields, path, VOCABULARY) is None:
+    with contextlib.suppress(BodyError):
+        check_body(fields, path, VOCABULARY)
         assert fields.get("mm_processor_kwargs") in (None, False, {}, [])
         tokens = fields.get("stop_token_ids") or []
         assert all(0 <= token < VOCABULARY for token in tokens)
@@ -211,5 +216,5 @@ def test_any_json_is_judged(data: st.DataObject, path: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_judged(body: bytes) -> None:
-    """Bytes that are no JSON at all are refused, and never raise."""
+    """Bytes that are not JSON are refused, without any other exception."""
     problem_of(body)

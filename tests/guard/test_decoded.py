@@ -1,4 +1,4 @@
-"""How many requests may have decoded images at once, without vLLM."""
+"""The limit of requests with decoded images, without vLLM."""
 
 import asyncio
 import gc
@@ -7,30 +7,34 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.images.decoded import current_turn, request_turn
+from servekit.serve.guard.inside.servekit_guard.core.handoff import Handoff, current_request
+from servekit.serve.guard.inside.servekit_guard.images.decoded import Turn
 
 
 class Image:
-    """Stands for a decoded image: it can be watched for its end."""
+    """Stands in for a decoded image: its end can be observed."""
 
 
 class Server:
-    """Requests that load images and keep them until they are told to drop them."""
+    """Requests that load images and keep them until they are told to release them."""
 
     def __init__(self, places: int) -> None:
+        self.handoff = Handoff()
         self.free = asyncio.Semaphore(places)
         self.loaded: list[str] = []
         self.kept: dict[str, list[Image]] = {}
 
     async def request(self, name: str, images: int, end: asyncio.Event) -> None:
-        """Load so many images, each in a task of its own as vLLM does, and end when told."""
-        with request_turn():
+        """Load this many images, each in its own task as vLLM does, and end when told."""
+        with self.handoff.track():
             self.kept[name] = list(await asyncio.gather(*(self.load(name) for _ in range(images))))
             await end.wait()
 
     async def load(self, name: str) -> Image:
         """Load one image of a request."""
-        turn, image = current_turn(), Image()
+        request, image = current_request(), Image()
+        assert request is not None
+        turn = request.turn
         await turn.begin(self.free)
         self.loaded.append(name)
         turn.hold(image)
@@ -38,7 +42,7 @@ class Server:
 
 
 async def settle() -> None:
-    """Let the event loop do all it can."""
+    """Run the event loop until nothing is ready."""
     gc.collect()
     for _ in range(20):
         await asyncio.sleep(0)
@@ -54,7 +58,7 @@ Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
 def test_requests_wait_for_each_other(run: Run) -> None:
-    """With two places a third request decodes nothing until another one's last image is dropped."""
+    """With two permits a third request decodes nothing until the last image of another request is freed."""
 
     async def scene() -> None:
         server, end = Server(2), asyncio.Event()
@@ -75,7 +79,7 @@ def test_requests_wait_for_each_other(run: Run) -> None:
 
 
 def test_the_end_of_a_request_makes_room(run: Run) -> None:
-    """A request that ends, or whose client is gone, has its place no longer, whoever still holds its images."""
+    """A request that ends, or whose client is gone, releases its permit, even if its images still exist."""
 
     async def scene() -> None:
         server, end = Server(1), asyncio.Event()
@@ -92,17 +96,17 @@ def test_the_end_of_a_request_makes_room(run: Run) -> None:
         server.kept.clear()
         await settle()
         await server.free.acquire()
-        assert server.free.locked(), "a place was given back twice"
+        assert server.free.locked(), "a permit was released twice"
 
     run(scene)
 
 
 def test_an_image_that_cannot_be_loaded_makes_room(run: Run) -> None:
-    """Outside of a request too, a place is given back with the last image."""
+    """Outside a request, too, the permit is released with the last image."""
 
     async def scene() -> None:
         free = asyncio.Semaphore(1)
-        turn = current_turn()
+        turn = Turn()
         await turn.begin(free)
         turn.drop()
         await asyncio.wait_for(free.acquire(), 5)
@@ -111,7 +115,7 @@ def test_an_image_that_cannot_be_loaded_makes_room(run: Run) -> None:
 
 
 def test_one_request_never_waits_for_itself(run: Run) -> None:
-    """Many images of one request need one place."""
+    """Many images of one request need one permit."""
 
     async def scene() -> None:
         server, end = Server(1), asyncio.Event()

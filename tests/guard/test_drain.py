@@ -1,4 +1,4 @@
-"""The guard at the beginning of a drain: whom it refuses, and what it waits for; with a stand-in for vLLM."""
+"""The guard at the start of a drain: which requests it refuses, and what it waits for; with a stand-in for vLLM."""
 
 import asyncio
 import json
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from servekit.serve.guard.inside.servekit_guard.asgi import Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.core.handoff import TooLateError
 from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, DRAIN, Gate, Route
-from servekit.serve.guard.inside.servekit_guard.refusals import Message, Receive, Scope, Send
 from tests.guard.test_gate import BODY, Upstream, ask, make_gate, make_scope, own_headers
 
 PLAIN = SimpleNamespace(n=1, prompt_logprobs=None, logprobs=None)
@@ -19,7 +19,7 @@ PLAIN = SimpleNamespace(n=1, prompt_logprobs=None, logprobs=None)
 
 
 class Engine:
-    """vLLM's engine client as far as the guard knows it; `core` is what has reached EngineCore."""
+    """The part of vLLM's engine client that the guard uses; `core` is what has reached EngineCore."""
 
     def __init__(self) -> None:
         self.core: list[str] = []
@@ -39,7 +39,7 @@ class Engine:
 
 
 class Vllm:
-    """Renders a prompt until it is told to go on, hands the request to the engine, and answers what comes of it."""
+    """Renders a prompt until it is told to continue, passes the request to the engine, and answers with the result."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine: Any = engine
@@ -64,7 +64,7 @@ class Vllm:
 
 
 async def drain(gate: Gate) -> dict[str, Any]:
-    """Ask as servekit does."""
+    """Start a drain as servekit does."""
     status, _, body = await ask(gate, make_scope(DRAIN.path, DRAIN.method, key=None, headers=own_headers()))
     assert status == 200
     said = json.loads(body)
@@ -73,20 +73,20 @@ async def drain(gate: Gate) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the others work until a condition holds."""
+    """Let other tasks run until a condition holds."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - the condition is not ours to signal
             await asyncio.sleep(0)
 
 
 def run_with(key_file: Path, scenario: Callable[[Gate, Vllm, Engine], Awaitable[None]], *, settle_s: float = 5) -> None:
-    """Run a scenario with a guard before a stand-in for vLLM."""
+    """Run a scenario with a guard in front of a stand-in for vLLM."""
 
     async def main() -> None:
         engine = Engine()
         vllm = Vllm(engine)
         gate = make_gate(vllm, key_file, settle_s=settle_s, max_body_s=60, max_in_flight=8)
-        gate.passage.watch(engine)
+        gate.handoff.watch(engine)
         await scenario(gate, vllm, engine)
 
     asyncio.run(main())
@@ -94,7 +94,7 @@ def run_with(key_file: Path, scenario: Callable[[Gate, Vllm, Engine], Awaitable[
 
 @pytest.mark.parametrize("route", CLIENT_ROUTES, ids=lambda route: route.path)
 def test_every_client_is_refused(key_file: Path, route: Route) -> None:
-    """After the drain has begun each route is 503 with a retry time, OpenAI-shaped, and vLLM sees nothing of it."""
+    """During a drain each route is 503 with a retry time, in OpenAI's format, and vLLM gets nothing."""
 
     async def scenario(gate: Gate, vllm: Vllm, engine: Engine) -> None:
         assert await drain(gate) == {"in_flight": 0, "settled": True}
@@ -113,8 +113,8 @@ def test_every_client_is_refused(key_file: Path, route: Route) -> None:
     run_with(key_file, scenario)
 
 
-def test_a_drain_is_no_way_in(key_file: Path) -> None:
-    """While it drains, no key is still 401 and an unknown route still 404; only servekit's token opens the route."""
+def test_a_drain_does_not_weaken_the_checks(key_file: Path) -> None:
+    """During a drain a missing key is still 401 and an unknown route 404; only servekit's token starts a drain."""
 
     async def scenario(gate: Gate, _vllm: Vllm, _engine: Engine) -> None:
         assert (await ask(gate, make_scope(DRAIN.path, DRAIN.method)))[0] == 404
@@ -127,7 +127,7 @@ def test_a_drain_is_no_way_in(key_file: Path) -> None:
 
 
 def test_servekit_still_passes(upstream_gate: tuple[Gate, Upstream]) -> None:
-    """servekit's own questions are answered while it drains."""
+    """servekit's own requests are answered during a drain."""
     gate, upstream = upstream_gate
 
     async def scenario() -> None:
@@ -145,13 +145,13 @@ def upstream_gate(key_file: Path) -> tuple[Gate, Upstream]:
 
 
 def test_an_engine_that_cannot_be_asked(upstream_gate: tuple[Gate, Upstream]) -> None:
-    """Where vLLM's engine client is not what it was, the guard refuses all the same and says that it does not know."""
+    """With an unknown engine client, the guard still refuses clients, and reports that it did not settle."""
     gate, _ = upstream_gate
     assert asyncio.run(drain(gate)) == {"in_flight": 0, "settled": False}
 
 
 def test_the_drain_waits_for_what_was_let_in(key_file: Path) -> None:
-    """It is settled when the request that is still being rendered has reached EngineCore; that request ends whole."""
+    """The drain is settled once the request that is being rendered has reached EngineCore; that request completes."""
 
     async def scenario(gate: Gate, vllm: Vllm, engine: Engine) -> None:
         request = asyncio.create_task(ask(gate, make_scope(), BODY))
@@ -169,7 +169,7 @@ def test_the_drain_waits_for_what_was_let_in(key_file: Path) -> None:
 
 
 def test_the_wait_counts_as_drain(key_file: Path) -> None:
-    """What the settling took is taken off the time that vLLM gives its EngineCore."""
+    """The time that settling took is subtracted from the time that vLLM gives its EngineCore."""
 
     async def scenario(gate: Gate, vllm: Vllm, engine: Engine) -> None:
         request = asyncio.create_task(ask(gate, make_scope(), BODY))
@@ -182,8 +182,8 @@ def test_the_wait_counts_as_drain(key_file: Path) -> None:
     run_with(key_file, scenario, settle_s=0.2)
 
 
-def test_what_comes_too_late_is_no_empty_answer(key_file: Path) -> None:
-    """A request that has not reached EngineCore when the time is over does not reach it any more, and fails."""
+def test_a_late_request_gets_no_empty_answer(key_file: Path) -> None:
+    """A request that has not reached EngineCore by the deadline never reaches it, and fails."""
 
     async def scenario(gate: Gate, vllm: Vllm, engine: Engine) -> None:
         request = asyncio.create_task(ask(gate, make_scope(), BODY))
@@ -198,7 +198,7 @@ def test_what_comes_too_late_is_no_empty_answer(key_file: Path) -> None:
 
 
 def test_an_engine_core_that_takes_nothing(key_file: Path) -> None:
-    """A hung EngineCore holds the drain up for the settling time only."""
+    """A hung EngineCore delays the drain by the settling time only."""
 
     async def scenario(gate: Gate, _vllm: Vllm, engine: Engine) -> None:
         engine.answers = False
@@ -209,7 +209,7 @@ def test_an_engine_core_that_takes_nothing(key_file: Path) -> None:
 
 
 def test_a_client_that_still_sends_its_body(key_file: Path) -> None:
-    """It is refused when the drain begins, and holds nothing up."""
+    """It is refused when the drain begins, and delays nothing."""
 
     async def scenario(gate: Gate, vllm: Vllm, _engine: Engine) -> None:
         sent: list[Message] = []
@@ -234,7 +234,7 @@ def test_a_client_that_still_sends_its_body(key_file: Path) -> None:
 
 
 def test_servekits_own_token_is_not_held_back(key_file: Path) -> None:
-    """A canary that comes late still reaches EngineCore: nobody but a client is followed."""
+    """A late canary still reaches EngineCore: only clients' requests are tracked."""
 
     async def scenario(gate: Gate, _vllm: Vllm, engine: Engine) -> None:
         await drain(gate)

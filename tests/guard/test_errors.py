@@ -1,4 +1,4 @@
-"""The one shape of errors, with vLLM's as they were seen."""
+"""The one format of errors, from errors that vLLM really returned."""
 
 import asyncio
 import json
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE, in_words, wrong_fields
-from servekit.serve.guard.inside.servekit_guard.refusals import Message, Scope
+from servekit.serve.guard.inside.servekit_guard.asgi import Message, Scope
+from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE, describe_wrong_field, explain
 from tests.guard.test_gate import BODY, make_gate, make_scope
 
 VLLM = {"error": {"message": "temperature must be non-negative", "type": "BadRequestError", "param": "t", "code": 400}}
@@ -16,7 +16,7 @@ ANTHROPIC = {"type": "error", "error": {"type": "BadRequestError", "message": "n
 
 
 def answer_of(key_file: Path, path: str, status: int, *pieces: bytes) -> list[Message]:
-    """What a client gets of an answer of vLLM's."""
+    """Return what a client gets for an answer of vLLM."""
 
     async def vllm(_scope: Scope, _receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"%d" % sum(map(len, pieces))), (b"x-more", b"1")]
@@ -57,7 +57,7 @@ def answer_of(key_file: Path, path: str, status: int, *pieces: bytes) -> list[Me
     ],
 )
 def test_every_error_has_the_shape(key_file: Path, status: int, body: bytes, expected: tuple[Any, ...]) -> None:
-    """Whatever shape an error of vLLM's has, in one piece or two, the client gets OpenAI's."""
+    """An error of vLLM in any format, in one piece or two, reaches the client in OpenAI's."""
     for pieces in ([body], [body[:3], body[3:]]):
         start, part = answer_of(key_file, "/v1/completions", status, *pieces)
         error = json.loads(part["body"])["error"]
@@ -82,20 +82,20 @@ def test_every_error_has_the_shape(key_file: Path, status: int, body: bytes, exp
     ],
 )
 def test_messages_are_answered_as_anthropics(key_file: Path, status: int, kind: str) -> None:
-    """On /v1/messages the envelope and the types are those that Anthropic's clients know."""
+    """On /v1/messages the envelope and the types are Anthropic's."""
     _, part = answer_of(key_file, "/v1/messages", status, json.dumps(VLLM).encode())
     document = json.loads(part["body"])
     assert (document["type"], document["error"]["type"]) == ("error", kind)
 
 
-def test_what_is_no_error_passes_in_its_pieces(key_file: Path) -> None:
-    """An answer, and the bare 503 of /health, are not held back nor changed."""
+def test_other_answers_pass_in_their_pieces(key_file: Path) -> None:
+    """An answer, and the empty 503 of /health, are neither delayed nor changed."""
     assert [part["body"] for part in answer_of(key_file, "/v1/completions", 200, b"a", b"b")[1:]] == [b"a", b"b"]
     assert [part["body"] for part in answer_of(key_file, "/health", 503, b"")[1:]] == [b""]
 
 
 def test_a_message_has_an_end(key_file: Path) -> None:
-    """vLLM repeats values it does not like; a client gets the beginning."""
+    """vLLM repeats rejected values; a client gets the beginning only."""
     _, part = answer_of(key_file, "/v1/completions", 400, json.dumps({"error": {"message": "x" * 10**6}}).encode())
     assert len(json.loads(part["body"])["error"]["message"]) == LONGEST_MESSAGE
 
@@ -119,9 +119,9 @@ def test_a_message_has_an_end(key_file: Path) -> None:
         "maximum recursion depth exceeded",
     ],
 )
-def test_pythons_own_words_are_put_into_words(python: str) -> None:
-    """An IndexError's text is no message for who sent the request."""
-    said = in_words(python)
+def test_pythons_own_messages_are_explained(python: str) -> None:
+    """The text of an IndexError does not help the client, so the message explains what to check."""
+    said = explain(python)
     assert said.startswith("The request could not be processed")
     assert python in said
 
@@ -135,9 +135,9 @@ def test_pythons_own_words_are_put_into_words(python: str) -> None:
         "n must be at least 1",
     ],
 )
-def test_vllms_words_stay(message: str) -> None:
-    """What vLLM says in words is passed on."""
-    assert in_words(message) == message
+def test_vllms_own_messages_stay(message: str) -> None:
+    """vLLM's own messages are passed on."""
+    assert explain(message) == message
 
 
 MISSING = {"type": "missing", "msg": "Field required", "input": {}}
@@ -174,12 +174,12 @@ UNION = ("body", "messages", 0, "ChatCompletionUserMessageParam", "content")
     ],
 )
 def test_a_wrong_field_is_named(errors: list[Any], body: Any, expected: tuple[str, str | None]) -> None:
-    """The field as a client writes it, without the names of vLLM's classes, and what is wrong with it."""
-    assert wrong_fields(errors, body) == expected
+    """The message has the field as a client writes it, without vLLM's class names, and what is wrong with it."""
+    assert describe_wrong_field(errors, body) == expected
 
 
 def test_vllms_parameter_is_the_field() -> None:
-    """A validator of vLLM's knows which field it means."""
+    """The parameter that a validator of vLLM names is the field."""
     cause = type("VLLMValidationError", (ValueError,), {"parameter": "logprobs"})()
     error = {"type": "value_error", "loc": ("body",), "msg": "Value error, no", "ctx": {"error": cause}}
-    assert wrong_fields([error], {}) == ("no", "logprobs")
+    assert describe_wrong_field([error], {}) == ("no", "logprobs")

@@ -1,4 +1,4 @@
-"""The record of what is in flight: it outlives the server, and holds names and sizes only."""
+"""The record of requests in flight: it outlives the server, and contains names and sizes only."""
 
 import asyncio
 import json
@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from servekit.serve.guard import FLIGHT_FILE_NAME
+from servekit.serve.guard.inside.servekit_guard.asgi import Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.flight import (
-    REQUEST_ID,
     SLOT_BYTES,
     Flights,
     make_flight_file,
     read_flights,
 )
-from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
 from servekit.serve.guard.prepare import INSIDE
+from tests.conftest import wait_until
 from tests.guard.conftest import GuardedEngine
 from tests.guard.test_gate import BODY, CHAT, TOKEN, Upstream, ask, make_gate, make_scope
 
@@ -36,15 +36,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_file_is_the_owners_alone(file: Path) -> None:
-    """It has mode 0600 and a place for each request from the start, so that a full disk is found before."""
+def test_the_file_is_private(file: Path) -> None:
+    """It has mode 0600, and space for each request from the start, so that a full disk shows early."""
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.stat().st_blocks * 512 >= SLOTS * SLOT_BYTES
     assert read_flights(file) == []
 
 
 class Holding(Upstream):
-    """Tells when it has a request, and holds it."""
+    """Signals when it has a request, and keeps it waiting."""
 
     began: asyncio.Event
 
@@ -53,7 +53,7 @@ class Holding(Upstream):
         await super().__call__(scope, receive, send)
 
 
-def test_a_request_stands_in_it_while_it_is_in_flight(file: Path, key_file: Path) -> None:
+def test_a_request_is_on_record_while_it_is_in_flight(file: Path, key_file: Path) -> None:
     """The gate records id, route and size of an admitted request, and clears them when it is answered."""
     upstream = Holding()
 
@@ -79,11 +79,10 @@ def test_a_refused_request_leaves_nothing(file: Path, key_file: Path) -> None:
 
 
 def test_field_names_and_lengths_but_no_value(file: Path) -> None:
-    """A text, a list and an object are told with their length, a number by its name alone, and no value at all."""
+    """Strings, lists and objects are recorded with their length, numbers by name only, and no value at all."""
     fields = {"prompt": SECRET, "stop": [SECRET] * 4, "logit_bias": {SECRET: 1}, "temperature": 0.7, SECRET: 1}
     flights = Flights(str(file), SLOTS)
-    with flights.enter({}, CHAT) as flight:
-        flight.record(120, fields)
+    with flights.record("-", CHAT, 120, fields):
         [seen] = read_flights(file)
     assert seen.fields == "prompt(13), stop[4], logit_bias[1], temperature, 1 more"
     assert seen.request_id == "-"
@@ -93,52 +92,48 @@ def test_field_names_and_lengths_but_no_value(file: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["n" * 33, "a-b", "a b", "né", "", "a\tb", "a\nb", TOKEN], ids=lambda name: repr(name)[:12]
 )
-def test_a_name_that_is_none_is_counted_and_not_told(file: Path, name: str) -> None:
-    """Only short names of letters, digits and underscores are written down: they come from a client."""
-    with Flights(str(file), SLOTS).enter({}, CHAT) as flight:
-        flight.record(1, {name: 1})
+def test_a_name_that_is_not_plain_is_only_counted(file: Path, name: str) -> None:
+    """Only short names of letters, digits and underscores are recorded: the names come from a client."""
+    with Flights(str(file), SLOTS).record("a", CHAT, 1, {name: 1}):
         assert read_flights(file)[0].fields == "1 more"
 
 
 def test_many_names_fit(file: Path) -> None:
-    """A body with a hundred thousand fields, and the longest id, stay within their slot."""
+    """A body with a hundred thousand fields, and the longest id, fit their slot."""
     fields = {f"{'n' * 24}{number:08}": "x" * number for number in range(100_000)}
-    with Flights(str(file), SLOTS).enter({REQUEST_ID: "i\n" * 1000}, CHAT) as flight:
-        flight.record(10**12, fields)
+    with Flights(str(file), SLOTS).record("i" * 64, CHAT, 10**12, fields):
         [seen] = read_flights(file)
-    assert seen.request_id == "i?" * 32
+    assert seen.request_id == "i" * 64
     assert seen.fields.startswith("n" * 24 + "00000000(0), ")
 
 
 def test_after_the_engines_death_nothing_is_cleared(file: Path) -> None:
-    """vLLM fails every request when its EngineCore dies, before the server ends: those are the ones looked for."""
+    """vLLM fails every request when its EngineCore dies, before the server ends: those must stay on record."""
     flights = Flights(str(file), SLOTS)
-    with flights.enter({REQUEST_ID: "answered before"}, CHAT) as flight:
-        flight.record(1)
-    with flights.enter({REQUEST_ID: "killed-it"}, CHAT) as flight:
-        flight.record(1)
+    with flights.record("answered before", CHAT, 1, {}):
+        pass
+    with flights.record("killed-it", CHAT, 1, {}):
         flights.engine_dead = lambda: True
     assert [each.request_id for each in read_flights(file)] == ["killed-it"]
 
 
 def test_more_requests_than_slots(file: Path) -> None:
-    """Where no slot is free nothing is recorded, and nothing breaks: only after a death can it come to that."""
+    """Without a free slot nothing is recorded, and nothing breaks; this can only happen after a death."""
     flights = Flights(str(file), 1)
-    with flights.enter({REQUEST_ID: "first"}, CHAT) as first, flights.enter({}, CHAT) as second:
-        first.record(1)
-        second.record(1)
+    with flights.record("first", CHAT, 1, {}), flights.record("second", CHAT, 1, {}):
         assert [each.request_id for each in read_flights(file)] == ["first"]
 
 
 def test_the_record_outlives_its_process(file: Path) -> None:
-    """What a process had in flight when it was killed by SIGKILL is read afterwards, the latest first."""
+    """The requests of a process killed by SIGKILL can be read afterwards, the latest first."""
     program = textwrap.dedent(f"""
         import os, signal, sys, time
         sys.path.insert(0, {str(INSIDE)!r})
         from servekit_guard.flight import Flights
         flights = Flights({str(file)!r}, {SLOTS})
-        for name in ("one", "two"):
-            flights.enter({{"servekit.request_id": name}}, "/v1/completions").record(7, {{"prompt": "x"}})
+        records = [flights.record(name, "/v1/completions", 7, {{"prompt": "x"}}) for name in ("one", "two")]
+        for record in records:
+            record.__enter__()
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
@@ -149,15 +144,18 @@ def test_the_record_outlives_its_process(file: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\xff" + b"\t" * 100, b"\x05\0a\tb\t\0", b"\x09\0nan\tb\tc\td\te"])
-def test_half_a_record_is_none(file: Path, garbage: bytes) -> None:
-    """A slot that was being written when its process ended is passed over."""
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff" + b"\t" * 100, b"a\tb\t\n", b"nan\tb\tc\td\te\n", b"1.0\tb\tc\t4\te", b"1.0\tb\xff\x01\tc\t4\te\n"],
+)
+def test_an_incomplete_record_is_skipped(file: Path, garbage: bytes) -> None:
+    """A slot that was being written when its process ended is skipped."""
     file.write_bytes(garbage.ljust(SLOT_BYTES, b"\0"))
     assert read_flights(file) == []
 
 
 def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
-    """The guard does not come up without the file it was told of; servekit reads nothing from one that is gone."""
+    """The guard does not start without its file; servekit reads nothing from a missing one."""
     with pytest.raises(FileNotFoundError):
         Flights(str(tmp_path / "none"), SLOTS)
     assert read_flights(tmp_path / "none") == []
@@ -166,17 +164,18 @@ def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.timeout(300)
 def test_the_running_server_records_and_ticks(engine: GuardedEngine, requests: SimpleNamespace) -> None:
-    """Behind the real engine a stream stands in the record until it ends, and the event loop is watched meanwhile."""
+    """On the real engine a stream is on record until it ends, and the event loop is measured meanwhile."""
     file = engine.guard.config_path.with_name(FLIGHT_FILE_NAME)
-    body = requests.completion(max_tokens=200, stream=True, ignore_eos=True)
+    body = requests.completion(max_tokens=1000, stream=True, ignore_eos=True)
     before = engine.counters()["event_loop"]
+    wait_until(lambda: read_flights(file) == [], what="the end of earlier requests")
     headers = {"authorization": f"Bearer {engine.key}"}
     url = f"http://127.0.0.1:{engine.port}/v1/completions"
     stream = engine.pool.request("POST", url, json=body, headers=headers, preload_content=False)
     [flight] = read_flights(file)
     assert (flight.route, flight.body_bytes) == ("/v1/completions", len(json.dumps(body, separators=(",", ":"))))
     assert stream.data.rstrip().endswith(b"[DONE]")
-    assert read_flights(file) == []
+    wait_until(lambda: read_flights(file) == [], what="the end of the request")
     after = engine.counters()["event_loop"]
     assert sum(after["ticks"]) > sum(before["ticks"]) > 0
     assert after["cpu_s"] > before["cpu_s"]

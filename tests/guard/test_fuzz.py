@@ -1,4 +1,4 @@
-"""Thousands of malformed requests on the real engine: it lives on, and no slot is lost.
+"""Thousands of malformed requests on the real engine: it survives, and no slot is lost.
 
 Odd bodies are sent by tests/engine/killers/test_barrage.py.
 """
@@ -33,7 +33,7 @@ def test_malformed_http_does_no_harm(engine: GuardedEngine) -> None:
 
 
 def assert_unharmed(engine: GuardedEngine) -> None:
-    """The engine answers, and the guard holds nothing."""
+    """Assert that the engine answers and that the guard holds nothing."""
     counters = engine.counters()
     assert (counters["in_flight"], counters["buffered_bytes"]) == (0, 0)
     assert engine.request("GET", "/health").status == 200
@@ -41,7 +41,7 @@ def assert_unharmed(engine: GuardedEngine) -> None:
 
 
 def malformed(chaos: random.Random, key: str) -> bytes:
-    """A request that is broken, odd, or ordinary with a byte or two changed."""
+    """Return a request that is broken, unusual, or ordinary with a byte or two changed."""
     method = chaos.choice(["GET", "POST", "HEAD", "OPTIONS", "PUT", "get", "BREW", "", "G\0T", "CONNECT", "PRI"])
     path = chaos.choice(
         [*PATHS, "/v1/models", "/health", "/metrics", "/invocations", "//", "*", "", "/%", "/\xff", "/" + "a" * 9000]

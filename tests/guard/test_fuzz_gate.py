@@ -14,14 +14,14 @@ INPUTS = 10_000
 
 @pytest.fixture
 def fuzzed(tmp_path: Path) -> Iterator[FuzzedGate]:
-    """A gate before an application that is no vLLM."""
+    """A gate in front of an application that is not vLLM."""
     gate = FuzzedGate(tmp_path)
     yield gate
     gate.close()
 
 
-def test_gate_refuses_in_words_whatever_comes(fuzzed: FuzzedGate) -> None:
-    """No exception but the application's own, no passage without a key, every slot given back, none takes long."""
+def test_the_gate_refuses_every_input_with_a_message(fuzzed: FuzzedGate) -> None:
+    """No exception but the application's, nothing passes without a key, slots are released, and none takes long."""
     chaos, corpus, statuses = random.Random(1), list(SEEDS), Counter[int]()
     for number in range(INPUTS):
         data = mutate(chaos.choice(corpus), chaos)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
-from servekit.serve.guard.inside.servekit_guard.refusals import App, Message, Receive, Scope, Send
 from tests.conftest import KEY
 
 TOKEN = "a-private-token"
@@ -24,7 +24,7 @@ ALLOWED = {(route.path, route.method) for route in CLIENT_ROUTES}
 
 
 class Upstream:
-    """Stands for vLLM: reads the body, answers 200, and remembers what it was given."""
+    """Stands in for vLLM: reads the body, answers 200, and remembers what it got."""
 
     def __init__(self) -> None:
         self.seen: list[Scope] = []
@@ -152,7 +152,7 @@ def test_an_allowed_route_passes(gate: Gate, upstream: Upstream, route: Route) -
 
 @pytest.mark.parametrize("route", CLIENT_ROUTES, ids=lambda route: route.path)
 def test_only_a_public_route_needs_no_key(gate: Gate, upstream: Upstream, route: Route) -> None:
-    """Without a key every route but /health is 401 and vLLM sees nothing."""
+    """Without a key every route but /health is 401, and vLLM gets nothing."""
     status, _, _ = run(gate, make_scope(route.path, route.method, key=None), BODY)
     assert status == (200 if route.path == "/health" else 401)
     assert len(upstream.seen) == (1 if route.path == "/health" else 0)
@@ -161,7 +161,7 @@ def test_only_a_public_route_needs_no_key(gate: Gate, upstream: Upstream, route:
 @given(path=st.text(max_size=40), method=st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT", "get"]))
 @settings(max_examples=300, deadline=None)
 def test_every_other_path_is_not_found(tmp_path_factory: pytest.TempPathFactory, path: str, method: str) -> None:
-    """Whatever else a path is, with any method, it is 404 and does not reach vLLM."""
+    """Every other path, with any method, is 404 and does not reach vLLM."""
     upstream = Upstream()
     gate = shared_gate(tmp_path_factory, upstream)
     status, _, _ = run(gate, make_scope("/" + path, method))
@@ -203,13 +203,13 @@ def shared_gate(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) ->
     ],
 )
 def test_a_path_that_was_sent_otherwise_is_not_found(gate: Gate, upstream: Upstream, changes: dict[str, Any]) -> None:
-    """An escaped or prefixed path is what was sent, not what it decodes to; HEAD and OPTIONS are no POST."""
+    """An escaped or prefixed path counts as it was sent, not as it decodes; HEAD and OPTIONS are not POST."""
     assert run(gate, make_scope(**changes))[0] == 404
     assert upstream.seen == []
 
 
 def test_a_refusal_is_shaped_like_openai(gate: Gate) -> None:
-    """Every refusal is JSON that OpenAI's clients understand, with its true length."""
+    """Every refusal is JSON that OpenAI's clients understand, with the correct length."""
     status, headers, body = run(gate, make_scope(key=None))
     assert status == 401
     assert headers[b"www-authenticate"] == b"Bearer"
@@ -221,7 +221,7 @@ def test_a_refusal_is_shaped_like_openai(gate: Gate) -> None:
 
 
 def test_a_refusal_of_head_has_no_body(gate: Gate) -> None:
-    """HEAD is answered with headers alone."""
+    """HEAD is answered with headers only."""
     status, headers, body = run(gate, make_scope("/nowhere", "HEAD"))
     assert (status, body) == (404, b"")
     assert int(headers[b"content-length"]) > 0
@@ -232,7 +232,7 @@ def test_a_refusal_of_head_has_no_body(gate: Gate) -> None:
     [b"", b"Bearer", b"Bearer ", KEY.encode(), b"Basic " + KEY.encode(), b"Bearer x" + KEY.encode(), b"\xff\xfe"],
 )
 def test_other_credentials_are_refused(gate: Gate, header: bytes) -> None:
-    """Only `Bearer KEY` with a key of the file is let in."""
+    """Only `Bearer KEY` with a key of the file is accepted."""
     assert run(gate, make_scope(key=None, headers=[(b"authorization", header)]))[0] == 401
 
 
@@ -243,7 +243,7 @@ def test_the_scheme_is_case_insensitive(gate: Gate, scheme: str) -> None:
     assert run(gate, make_scope(key=None, headers=[header]), BODY)[0] == 200
 
 
-def test_two_credentials_are_none(gate: Gate) -> None:
+def test_two_credentials_are_refused(gate: Gate) -> None:
     """Two Authorization headers are refused, even when one is valid."""
     assert run(gate, make_scope(headers=[(b"authorization", b"Bearer other")]))[0] == 401
 
@@ -253,15 +253,15 @@ def test_two_credentials_are_none(gate: Gate) -> None:
 def test_no_headers_without_the_key_open_a_route(
     tmp_path_factory: pytest.TempPathFactory, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    """Whatever headers come, without the key nothing reaches vLLM."""
+    """With any headers, but without the key, nothing reaches vLLM."""
     upstream = Upstream()
     gate = shared_gate(tmp_path_factory, upstream)
     assert run(gate, make_scope(key=None, headers=headers), BODY)[0] == 401
     assert upstream.seen == []
 
 
-def test_no_authentication_lets_everybody_in(upstream: Upstream) -> None:
-    """Without a key file every route of the allowlist is open, and the rest still does not exist."""
+def test_without_authentication_everyone_is_admitted(upstream: Upstream) -> None:
+    """Without a key file every route of the allowlist is open, and all others are still 404."""
     gate = make_gate(upstream, None)
     assert run(gate, make_scope(key=None), BODY)[0] == 200
     assert run(gate, make_scope("/invocations", key=None))[0] == 404
@@ -290,7 +290,7 @@ def test_servekit_reaches_its_routes(gate: Gate, route: Route) -> None:
     ],
 )
 def test_the_token_alone_is_not_enough_from_elsewhere(gate: Gate, changes: dict[str, Any]) -> None:
-    """A wrong, a doubled, or a right token from another host opens nothing."""
+    """A wrong token, two tokens, or the right token from another host give no access."""
     assert run(gate, make_scope("/metrics", "GET", key=None) | changes)[0] == 404
 
 
@@ -300,13 +300,13 @@ def test_the_token_works_from_the_listening_address(gate: Gate) -> None:
     assert run(gate, make_scope("/metrics", "GET", key=None) | changes)[0] == 200
 
 
-def test_the_token_is_no_key_elsewhere(gate: Gate) -> None:
-    """The token grants no route that does not exist."""
+def test_the_token_is_not_a_key_elsewhere(gate: Gate) -> None:
+    """The token gives no access to other routes."""
     assert run(gate, make_scope("/invocations", headers=own_headers()))[0] == 404
 
 
 def test_a_client_cannot_reach_servekits_routes(gate: Gate) -> None:
-    """A valid key opens neither metrics nor the guard's own routes."""
+    """A valid key gives no access to metrics or the guard's own routes."""
     for path in ("/metrics", "/_servekit/effective", "/_servekit/counters"):
         assert run(gate, make_scope(path, "GET"))[0] == 404
 
@@ -318,7 +318,7 @@ def test_lifespan_passes(gate: Gate, upstream: Upstream) -> None:
 
 
 def test_a_websocket_is_closed(gate: Gate, upstream: Upstream) -> None:
-    """A websocket is refused, with a 404 where the server can send one, and an unknown kind is dropped."""
+    """A websocket is refused, with a 404 if the server supports it, and an unknown type is dropped."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -337,13 +337,13 @@ def test_a_websocket_is_closed(gate: Gate, upstream: Upstream) -> None:
 
 
 def test_the_body_arrives_whole(gate: Gate, upstream: Upstream) -> None:
-    """vLLM gets the client's bytes, whatever pieces they came in."""
+    """vLLM gets the client's bytes, whatever pieces they arrived in."""
     assert run(gate, make_scope(), b'{"mo', b"", b'del": "m"}')[0] == 200
     assert upstream.bodies == [BODY]
 
 
 def test_the_answer_is_not_touched(gate: Gate) -> None:
-    """What vLLM sends goes on as it is, but for the request's id in its headers."""
+    """vLLM's answer is unchanged, except for the request's id in its headers."""
     status, headers, body = run(gate, make_scope(), BODY)
     assert (status, set(headers), body) == (200, {b"x-request-id"}, b"ok")
 
@@ -359,13 +359,13 @@ def test_a_declared_body_over_the_limit_is_refused_unread(gate: Gate, upstream: 
 def test_a_body_that_grows_over_the_limit_is_refused(
     gate: Gate, upstream: Upstream, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    """A body without a true length is counted as it comes, and is 413 over the limit."""
+    """A body without a correct length is counted as it arrives, and is 413 over the limit."""
     assert run(gate, make_scope(headers=headers), *[b" " * 300] * 4)[0] == 413
     assert upstream.seen == []
 
 
 def test_a_slow_body_is_given_up(gate: Gate, upstream: Upstream) -> None:
-    """A body that does not arrive in time is 408 and leaves no slot taken, whatever came or ended before it."""
+    """A body that does not arrive in time is 408 and leaves no slot taken, whatever other bodies did."""
 
     async def main() -> None:
         async def receive() -> Message:
@@ -391,7 +391,7 @@ def test_a_slow_body_is_given_up(gate: Gate, upstream: Upstream) -> None:
 
 
 def test_too_many_in_flight_are_told_to_wait(gate: Gate, upstream: Upstream) -> None:
-    """The third of two is 429 with Retry-After; models, health and servekit itself still answer."""
+    """A third request with two slots is 429 with Retry-After; models, health and servekit's requests still work."""
 
     async def main() -> None:
         upstream.hold = asyncio.Event()
@@ -413,7 +413,7 @@ def test_too_many_in_flight_are_told_to_wait(gate: Gate, upstream: Upstream) -> 
 
 
 def test_too_many_bytes_in_flight_are_told_to_wait(gate: Gate, upstream: Upstream) -> None:
-    """Bodies together over the budget are 429, although each is within its own limit."""
+    """Bodies that exceed the budget together are 429, although each is within its own limit."""
 
     async def main() -> None:
         upstream.hold = asyncio.Event()
@@ -429,7 +429,7 @@ def test_too_many_bytes_in_flight_are_told_to_wait(gate: Gate, upstream: Upstrea
 
 
 def test_a_client_that_hangs_up_within_its_body_is_not_answered(gate: Gate, upstream: Upstream) -> None:
-    """Nobody is there to answer, and the slot is free again."""
+    """There is no client to answer, and the slot is free again."""
     assert run(gate, make_scope(), b"{", hang_up=True)[0] is None
     assert upstream.seen == []
     assert_nothing_in_flight(gate)
@@ -450,14 +450,14 @@ def test_the_slot_is_free_when_vllm_fails(key_file: Path, error: type[BaseExcept
 
 
 def test_a_harmful_field_is_refused(gate: Gate, upstream: Upstream) -> None:
-    """A body vLLM would choke on is 400 and names the field."""
+    """A body that would harm vLLM is 400 and names the field."""
     status, _, body = run(gate, make_scope(), b'{"mm_processor_kwargs": {"do_resize": false}}')
     assert (status, json.loads(body)["error"]["param"]) == (400, "mm_processor_kwargs")
     assert upstream.seen == []
 
 
 def test_what_happened_is_counted_by_route_and_outcome(gate: Gate) -> None:
-    """Each request is counted once; unknown paths share one label, so a scanner cannot make new ones."""
+    """Each request is counted once; unknown paths share one label, so that a scanner cannot create labels."""
     run(gate, make_scope(), BODY)
     run(gate, make_scope(key=None))
     run(gate, make_scope(), b" " * 1001)
@@ -483,7 +483,7 @@ def assert_nothing_in_flight(gate: Gate) -> None:
 
 
 def test_structured_output_in_flight_is_bounded(key_file: Path) -> None:
-    """Grammars are weighed together: a request whose share is not free is 429, and every share is given back."""
+    """The weights of grammars are added up: a request that does not fit is 429, and every weight is released."""
     body = json.dumps({"model": "m", "messages": [{}], "response_format": {"type": "json_object"}, "n": 4}).encode()
     for weight, status in ((3, 429), (4, 200)):
         upstream = Upstream()

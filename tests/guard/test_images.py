@@ -1,4 +1,4 @@
-"""Images in the engine's own environment: the same pixels as before, and nothing that ends or stalls the server."""
+"""Images in the engine's own environment: unchanged pixels, and nothing that ends or blocks the server."""
 
 import json
 import os
@@ -24,7 +24,7 @@ FUZZED = 3000
 
 
 def decoder(*words: str | Path, patched: bool = True) -> Any:
-    """Run the decoder in the engine's environment, with the newer packages or without; return what it prints."""
+    """Run the decoder in the engine's environment, with or without the newer packages; return its output."""
     path = os.pathsep.join(map(str, (INSIDE, PATCHES) if patched else (INSIDE,)))
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [str(PYTHON), str(DECODER), *map(str, words)]
@@ -42,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pixels_are_the_same(corpus: Path) -> None:
-    """Each kind of file gives the pixels that vLLM alone gets from it with the Pillow of its own environment."""
+    """Each kind of file gives the same pixels as in vLLM without the guard, with its own Pillow."""
     before = decoder("plain", corpus, patched=False)
     after = decoder("guarded", corpus)
     assert len(before) == len(list(corpus.iterdir())) > 40
@@ -51,14 +51,14 @@ def test_pixels_are_the_same(corpus: Path) -> None:
 
 
 def test_half_a_picture_is_refused(corpus: Path) -> None:
-    """A file that ends within its picture is the client's mistake, in each format."""
+    """A file that ends within its picture is refused with 400, in each format."""
     seen = decoder("cut", corpus)
     assert len(seen) > 30
     assert {name: what for name, what in seen.items() if not what.startswith("ValueError")} == {}
 
 
 def test_broken_files_harm_nobody(corpus: Path) -> None:
-    """Thousands of damaged files: each is served or refused, in bounded time and memory, and the process lives."""
+    """Each of thousands of damaged files is served or refused, in bounded time and memory, and the process survives."""
     seen = decoder("fuzz", corpus, str(FUZZED), "1")
     assert seen["served"] > FUZZED / 10
     assert seen["errors"]["ValueError"] + seen["served"] == FUZZED, seen
@@ -92,7 +92,7 @@ def test_every_kind_is_answered(engine: GuardedEngine, requests: Any, corpus: Pa
 
 @pytest.mark.advisory("CVE-2026-96643")
 def test_broken_metadata_is_passed_over(engine: GuardedEngine, requests: Any, corpus: Path) -> None:
-    """An image whose Exif data is broken is answered: vLLM alone hashes it by its Exif data, and answers 500."""
+    """An image with broken Exif data is answered: vLLM without the guard hashes by Exif data and answers 500."""
     data = (corpus / "RGB.jpg").read_bytes()
     broken = data[:2] + b"\xff\xe1\0\x20Exif\0\0" + bytes(24) + data[2:]
     answer = engine.request("POST", "/v1/chat/completions", requests.chat(requests.image(broken)))
@@ -100,7 +100,7 @@ def test_broken_metadata_is_passed_over(engine: GuardedEngine, requests: Any, co
 
 
 def test_a_costly_file_is_refused_quickly(engine: GuardedEngine, requests: Any, corpus: Path) -> None:
-    """A JPEG of 200 scans, a PNG of 20,000 empty chunks: 400 at once, for what each would cost."""
+    """A JPEG of 200 scans and a PNG of 20,000 empty chunks are 400 immediately, because of their cost."""
     jpeg, png = ((corpus / name).read_bytes() for name in ("RGB-progressive.jpg", "RGB.png"))
     last, end = jpeg.rindex(b"\xff\xda"), jpeg.rindex(b"\xff\xd9")
     scans = jpeg[:last] + jpeg[last:end] * 200 + jpeg[end:]
@@ -114,7 +114,7 @@ def test_a_costly_file_is_refused_quickly(engine: GuardedEngine, requests: Any, 
 
 
 def test_large_images_of_many_requests_take_turns(engine: GuardedEngine, requests: Any) -> None:
-    """30 requests of 10 kB with three images of 3840 x 2160 each, 3 GB when decoded: all are answered, in a third."""
+    """30 requests of 10 kB with three images of 3840 x 2160 each, 3 GB decoded, are answered in a third of that."""
     part = requests.image(requests.png(3840, 2160))
     before = engine.resident_peak_bytes()
     with ThreadPoolExecutor(30) as pool:
@@ -125,9 +125,9 @@ def test_large_images_of_many_requests_take_turns(engine: GuardedEngine, request
 
 
 # The uuid is refused where bodies are checked: vLLM 0.20.2 takes it for the image's name in all its caches
-# (entrypoints/chat_utils.py, multimodal/processing/inputs.py), whoever sent the image that has it.
+# (entrypoints/chat_utils.py, multimodal/processing/inputs.py), no matter who sent the image that has it.
 def uuid_bodies(part: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return a request for each way that vLLM 0.20.2 takes a client's uuid beside an image; `part` has the image."""
+    """Return a request for each way to send vLLM 0.20.2 a uuid with an image; `part` has the image."""
     url, uuid = part["image_url"]["url"], "mine"
     forms = (part, {"image_url": url}, {"type": "input_image", "image_url": url, "detail": "auto"})
     chats = [[{"role": role, "content": [{**form, "uuid": uuid}]}] for form in forms for role in ("user", "system")]
@@ -145,7 +145,7 @@ def uuid_bodies(part: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_no_uuid_of_a_client_names_an_image(engine: GuardedEngine, requests: Any, corpus: Path) -> None:
-    """An image is never known by a name a client gave it: two clients with one name would see each other's images."""
+    """An image is never cached under a client's name: two clients with the same name would see each other's images."""
     part = requests.image((corpus / "RGB.jpg").read_bytes())
     for route, body in uuid_bodies(part):
         answer = engine.request("POST", route, body)
@@ -155,6 +155,6 @@ def test_no_uuid_of_a_client_names_an_image(engine: GuardedEngine, requests: Any
 
 @pytest.mark.parametrize("nothing", [{"image_url": None}, {"image_embeds": None, "type": "image_embeds"}])
 def test_no_image_is_had_by_its_uuid_alone(engine: GuardedEngine, requests: Any, nothing: dict[str, Any]) -> None:
-    """A name without an image would show another client's image to whoever guesses it."""
+    """A name without an image would give anyone who guesses it another client's image."""
     answer = engine.request("POST", "/v1/chat/completions", requests.chat({**nothing, "uuid": "mine"}))
     assert answer.status == 400

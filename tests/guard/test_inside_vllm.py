@@ -1,4 +1,4 @@
-"""What the guard changes in vLLM's own code, held against the installed vLLM, in its own Python."""
+"""What the guard changes in vLLM's own code, checked with the installed vLLM in its own Python."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def test_table_of_fields_is_what_the_installed_vllm_gives() -> None:
 PENALTIES = """
 import json, torch
 from vllm.v1.sample.ops import penalties
-from servekit_guard import worker
+from servekit_guard.core import worker
 whole = penalties.apply_penalties
 worker.register()
 worker.register()
@@ -52,7 +52,7 @@ print(json.dumps(equal))
 
 @pytest.mark.advisory("CVE-2026-105922")
 def test_penalties_in_slices_are_those_of_the_whole_batch() -> None:
-    """Bit for bit, for batches below, at and above the size of a slice, and changed in place as vLLM expects."""
+    """The results are equal bit for bit, for batches below, at and above a slice's size, and in place."""
     assert run_inside(PENALTIES) == [True] * 4
 
 
@@ -64,7 +64,7 @@ from vllm.entrypoints.openai.chat_completion.api_router import router as chat
 from vllm.entrypoints.openai.completion.api_router import router as completions
 from vllm.entrypoints.openai.responses.api_router import router as responses
 from servekit_guard.gate import CLIENT_ROUTES
-from servekit_guard.validation import stop_at_first_mistakes
+from servekit_guard.vllm_patches import stop_at_first_mistakes
 app = FastAPI()
 for router in (messages, chat, completions, responses):
     app.include_router(router)
@@ -86,18 +86,18 @@ print(json.dumps([before, mistakes()]))
 
 
 def test_validation_stops_at_the_first_wrong_item() -> None:
-    """What vLLM accepts is accepted, and what it refuses is refused for one item's mistakes, not for those of all."""
+    """vLLM accepts the same bodies as before, and reports a refused body for one item's mistakes, not for all."""
     before, after = run_inside(VALIDATION)
     for path, (right, wrong) in after.items():
         assert right == before[path][0] == 0
         assert 0 < wrong <= before[path][1] / (1 if path == "/v1/completions" else 100)
 
 
-def test_a_route_that_is_not_there_is_told() -> None:
-    """Another vLLM, whose routes have other names, is not guarded in silence."""
+def test_a_missing_route_is_reported() -> None:
+    """A vLLM whose routes have other names does not start without this guard."""
     program = """
 import json
-from servekit_guard.validation import stop_at_first_mistakes
+from servekit_guard.vllm_patches import stop_at_first_mistakes
 try:
     stop_at_first_mistakes([], ["/v1/chat/completions"])
 except LookupError as error:

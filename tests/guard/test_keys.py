@@ -1,4 +1,4 @@
-"""Key files: made private, checked, rotated; read again by the guard when they change."""
+"""Key files: created private, checked, rotated; the guard reads them again when they change."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class Clock:
-    """A clock the test moves on."""
+    """A clock that the test advances."""
 
     now_s = 100.0
 
@@ -33,7 +33,7 @@ class Clock:
 
 
 def test_several_keys_comments_and_blank_lines() -> None:
-    """A file holds one key a line; comments, blank lines and doubles are left out."""
+    """A file has one key per line; comments, blank lines and duplicates are ignored."""
     text = f"# ours\n\n  {FIRST}   # the phone\n{SECOND}\r\n{FIRST}\n"
     assert parse_keys(text) == (FIRST, SECOND)
 
@@ -41,21 +41,21 @@ def test_several_keys_comments_and_blank_lines() -> None:
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "#" + FIRST])
 def test_a_file_without_a_key_is_an_error(text: str) -> None:
     """No key is never taken for "no key needed"."""
-    with pytest.raises(KeyFileError, match="there is no key in it"):
+    with pytest.raises(KeyFileError, match="it contains no key"):
         parse_keys(text)
 
 
-def test_every_bad_line_is_told_and_none_repeated() -> None:
-    """All bad lines are named by number; their text, which may be a key, is not repeated."""
+def test_every_bad_line_is_reported_and_none_repeated() -> None:
+    """Every bad line is reported by number; its text, which may be a key, is not repeated."""
     with pytest.raises(KeyFileError) as caught:
         parse_keys(f"{FIRST}\nshort\nwith spaces in the middle of it\nschlüssel-mit-umlaut-und-länge\n{'k' * 513}\n")
-    assert [problem.line for problem in caught.value.problems] == [2, 3, 4, 5]
+    assert list(caught.value.problems) == [2, 3, 4, 5]
     assert "short" not in str(caught.value)
 
 
 @given(st.text())
 def test_any_text_gives_keys_or_an_error(text: str) -> None:
-    """Whatever stands in a file, the result is a KeyFileError or usable keys."""
+    """Any file content gives a KeyFileError or usable keys."""
     keys: tuple[str, ...] = ()
     with contextlib.suppress(KeyFileError):
         keys = parse_keys(text)
@@ -64,7 +64,7 @@ def test_any_text_gives_keys_or_an_error(text: str) -> None:
 
 
 def test_a_generated_key_is_long_and_new() -> None:
-    """A key has 256 random bits and a prefix that scanners can know."""
+    """A key has 256 random bits and a prefix that secret scanners can recognise."""
     one, other = generate_key(), generate_key()
     assert one != other
     assert one.startswith("sk-servekit-")
@@ -73,7 +73,7 @@ def test_a_generated_key_is_long_and_new() -> None:
 
 
 def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
-    """The first call makes folder and file for the owner alone; the second leaves them."""
+    """The first call creates folder and file for the owner only; the second leaves them unchanged."""
     path = own_key_file(tmp_path / "state" / "servekit")
     assert ensure_key_file(path)
     keys = load_keys(path)
@@ -85,7 +85,7 @@ def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
 
 
 def test_rotation_replaces_the_key_or_adds_one(path: Path) -> None:
-    """A rotated file holds the new key, and the old ones after it when they are kept."""
+    """A rotated file has the new key, and the old ones after it when they are kept."""
     assert load_keys(path) == (FIRST,)
     second = rotate_key(path, keep_old=True)
     assert load_keys(path) == (second, FIRST)
@@ -95,7 +95,7 @@ def test_rotation_replaces_the_key_or_adds_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
-def test_a_private_mode_is_taken(path: Path, mode: int) -> None:
+def test_a_private_mode_is_accepted(path: Path, mode: int) -> None:
     """The owner, and a group that may only read, as Kubernetes mounts a secret."""
     path.chmod(mode)
     assert permission_problem(path.stat()) is None
@@ -103,14 +103,14 @@ def test_a_private_mode_is_taken(path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602, 0o620, 0o777])
 def test_an_open_mode_is_refused(path: Path, mode: int) -> None:
-    """A file that others may read, or anybody else may write, holds no keys; the message says what to do."""
+    """A file that others may read, or anyone else may write, is refused; the message says what to do."""
     path.chmod(mode)
     with pytest.raises(ConfigurationError, match=f"{mode:04o}.*0600"):
         load_keys(path)
 
 
 def test_a_strangers_file_is_refused(path: Path) -> None:
-    """A file of a third user is refused: its owner could change the keys."""
+    """A file that belongs to another user is refused: that user could change the keys."""
     fields = list(path.stat())
     fields[4] = os.geteuid() + 12345
     assert "belongs to user" in str(permission_problem(os.stat_result(fields)))
@@ -124,7 +124,7 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_large_or_binary_file_is_refused(path: Path) -> None:
-    """A file that is something else altogether is not read as keys."""
+    """A large or binary file is not read as keys."""
     for content in (b"\xff" * 30, f"{FIRST}\n".encode() * 4000):
         path.write_bytes(content)
         with pytest.raises(ConfigurationError):
@@ -132,14 +132,14 @@ def test_a_large_or_binary_file_is_refused(path: Path) -> None:
 
 
 def test_a_key_file_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
-    """A state folder that is no folder ends the start with a remedy, not with a traceback."""
+    """A state folder that is not a folder ends the start with a remedy and without a traceback."""
     (tmp_path / "state").write_text("")
     with pytest.raises(ConfigurationError, match="SERVEKIT_API_KEYS_FILE"):
         ensure_key_file(tmp_path / "state" / "api_keys")
 
 
 def test_the_keyring_admits_each_key_and_no_other(path: Path) -> None:
-    """Every key of the file is valid at once; a part of one is not."""
+    """All keys of the file are valid together; a part of one is not."""
     path.write_text(f"{FIRST}\n{SECOND}\n")
     ring = Keyring(path)
     assert len(ring) == 2
@@ -154,8 +154,8 @@ def test_the_keyring_keeps_no_key_in_clear(path: Path) -> None:
     assert FIRST not in repr(vars(Keyring(path)))
 
 
-def test_a_changed_file_is_taken_up_within_a_second(path: Path) -> None:
-    """A rotated key works after the check interval, and the old one no more."""
+def test_a_changed_file_takes_effect_within_a_second(path: Path) -> None:
+    """A new key works after the check interval, and the old one stops working."""
     clock = Clock()
     ring = Keyring(path, clock)
     new = rotate_key(path)
@@ -169,7 +169,7 @@ def test_a_changed_file_is_taken_up_within_a_second(path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "# none\n", "short\n", None])
 def test_a_broken_file_leaves_the_old_keys(path: Path, content: str | None, caplog: pytest.LogCaptureFixture) -> None:
-    """An empty, broken or missing new file changes nothing and is told once; a good one is taken up again."""
+    """An empty, broken or missing new file changes nothing and is logged once; a usable one takes effect again."""
     clock = Clock()
     ring = Keyring(path, clock)
     if content is None:
@@ -192,7 +192,7 @@ def test_a_broken_file_leaves_the_old_keys(path: Path, content: str | None, capl
 
 
 def test_a_file_opened_to_others_later_is_not_taken(path: Path) -> None:
-    """A change of mode alone counts as a change: nobody else may slip a key in."""
+    """A change of the mode alone counts as a change: nobody else may add a key."""
     clock = Clock()
     ring = Keyring(path, clock)
     path.chmod(0o666)

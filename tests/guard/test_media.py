@@ -1,4 +1,4 @@
-"""The rules for images and headers that need neither vLLM nor uvicorn to be shown."""
+"""The rules for images and headers, tested without vLLM and uvicorn."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from servekit.serve.guard.inside.servekit_guard.images.media import check_size, 
 
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"])
-def test_a_data_url_is_taken(url: str) -> None:
+def test_a_data_url_is_accepted(url: str) -> None:
     """An image in the request needs no domain."""
     check_url(url, ())
 
@@ -20,13 +20,13 @@ def test_a_data_url_is_taken(url: str) -> None:
     "url", ["http://a/", "https://a/", "file:///x", "ftp://a/", "httpx://a/", "//a/", "/x", "", " data:,", "\0data:,"]
 )
 def test_any_other_url_is_refused(url: str) -> None:
-    """Nothing is fetched from anywhere while no domain is listed."""
+    """Nothing is fetched from anywhere when no domain is listed."""
     with pytest.raises(ValueError, match="data:image"):
         check_url(url, ())
 
 
 def test_web_urls_are_left_to_vllm_when_domains_are_listed() -> None:
-    """With domains, web URLs go on to vLLM's own check of the host; files still do not."""
+    """With domains, vLLM checks the host of web URLs; files are still refused."""
     check_url("https://images.example.org/a.png", ("images.example.org",))
     for url in ("file:///x", "ftp://images.example.org/", "httpx://images.example.org/"):
         with pytest.raises(ValueError, match="data:image"):
@@ -34,7 +34,7 @@ def test_web_urls_are_left_to_vllm_when_domains_are_listed() -> None:
 
 
 def test_a_data_url_is_cut_without_a_parser() -> None:
-    """All after the scheme is kept, as vLLM's parser keeps it; another URL is left to vLLM."""
+    """Everything after the scheme is kept, as in vLLM's parser; vLLM parses other URLs."""
     for url in ("data:image/png;base64,AA+/", "DATA:image/png;base64,AA+/"):
         data = data_of(url)
         assert data is not None
@@ -43,14 +43,14 @@ def test_a_data_url_is_cut_without_a_parser() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 1), (1000, 1000), (4000, 250)])
-def test_a_size_within_the_limit_is_taken(width: int, height: int) -> None:
+def test_a_size_within_the_limit_is_accepted(width: int, height: int) -> None:
     """Up to the limit of pixels and a ratio of twenty."""
     check_size(width, height, 1_000_000)
 
 
 @pytest.mark.parametrize(("width", "height"), [(30000, 30000), (1001, 1000), (21, 1), (1, 21), (10, 0)])
 def test_a_size_over_the_limit_is_refused(width: int, height: int) -> None:
-    """Too many pixels, or too thin; the message has the size."""
+    """An image with too many pixels, or too thin, is refused; the message has the size."""
     with pytest.raises(ValueError, match=f"{width} x {height}"):
         check_size(width, height, 1_000_000)
 
@@ -67,7 +67,7 @@ class Timer:
 
 
 class Protocol:
-    """Stands for uvicorn's httptools protocol: a request's head goes from its first byte to a blank line."""
+    """Stands in for uvicorn's httptools protocol: a request's head goes from its first byte to a blank line."""
 
     def __init__(self) -> None:
         self.refusals: list[bytes] = []
@@ -94,7 +94,7 @@ class Protocol:
         self.closed = True
 
     def is_closing(self) -> bool:
-        """Tell whether it was closed."""
+        """Return whether it was closed."""
         return self.closed
 
     def connection_made(self, _transport: Any) -> None:
@@ -129,7 +129,7 @@ def connection() -> Any:
 
 
 def test_an_endless_head_is_refused(connection: Any) -> None:
-    """Headers over the limit are refused once, whatever pieces they come in."""
+    """Headers over the limit are refused once, whatever pieces they arrive in."""
     for _ in range(50):
         connection.data_received(b"a" * 10)
     (refusal,) = connection.refusals
@@ -138,7 +138,7 @@ def test_an_endless_head_is_refused(connection: Any) -> None:
 
 
 def test_a_large_body_is_not_counted(connection: Any) -> None:
-    """What follows the head is the gate's business."""
+    """The gate, and not this limit, handles what follows the head."""
     connection.data_received(b"POST\r\n\r\n" + b"b" * 1000)
     assert connection.refusals == []
 
@@ -156,14 +156,14 @@ def test_a_slow_head_is_given_up(connection: Any) -> None:
 
 
 def test_a_head_that_comes_whole_needs_no_clock(connection: Any) -> None:
-    """Only the first request of a connection is waited for with a timer."""
+    """Only the first request of a connection starts a timer."""
     for _ in range(3):
         connection.data_received(b"GET\r\n\r\n")
     assert len(connection.timers) == 1
 
 
 def test_a_lost_connection_stops_its_clock(connection: Any) -> None:
-    """Nothing fires for a connection that is gone."""
+    """No timer fires for a connection that is closed."""
     connection.connection_lost(None)
     assert connection.lost == 1
     assert connection.timers[-1].action is None

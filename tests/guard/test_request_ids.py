@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from servekit.serve.guard.inside.servekit_guard.asgi import Message
 from servekit.serve.guard.inside.servekit_guard.gate import Gate
-from servekit.serve.guard.inside.servekit_guard.refusals import Message
-from servekit.serve.guard.inside.servekit_guard.request_ids import HEADER, name_request, name_responses
+from servekit.serve.guard.inside.servekit_guard.request_ids import HEADER, name_request
+from servekit.serve.guard.inside.servekit_guard.vllm_patches import name_responses, wrap
 from tests.guard.test_gate import BODY, Upstream, make_gate, make_scope, run
 
 MADE = re.compile(rb"[0-9a-f]{32}")
@@ -28,14 +29,14 @@ def gate(upstream: Upstream, key_file: Path) -> Gate:
 
 
 def vllm_id(upstream: Upstream) -> bytes:
-    """The one id vLLM was given last."""
+    """Return the one id that vLLM got last."""
     (value,) = [value for name, value in upstream.seen[-1]["headers"] if name == HEADER]
     assert isinstance(value, bytes)
     return value
 
 
 def test_a_request_without_an_id_gets_one(gate: Gate, upstream: Upstream) -> None:
-    """The answer's id is the one vLLM was given, and another one each time."""
+    """The answer's id is the one that vLLM got, and a new one each time."""
     ids = []
     for _ in range(2):
         _, headers, _ = run(gate, make_scope(), BODY)
@@ -47,7 +48,7 @@ def test_a_request_without_an_id_gets_one(gate: Gate, upstream: Upstream) -> Non
 
 @pytest.mark.parametrize("own", [b"abc", b"a", b"0af7651916cd43dd-1.2_3", b"x" * 64])
 def test_a_plain_id_of_the_clients_is_kept(gate: Gate, upstream: Upstream, own: bytes) -> None:
-    """It comes back as it is; vLLM gets it with an end that makes it unique, so that two clients cannot meet."""
+    """It is returned unchanged; vLLM gets it with a unique suffix, so that two clients' ids cannot collide."""
     ids = set()
     for _ in range(2):
         assert run(gate, make_scope(headers=[(HEADER, own)]), BODY)[1][HEADER] == own
@@ -63,7 +64,7 @@ def test_a_plain_id_of_the_clients_is_kept(gate: Gate, upstream: Upstream, own: 
     [[b""], [b"x" * 65], [b"a b"], [b"a\nb"], [b"a/b"], [b"\xff"], [b"a", b"b"], [b"a\n"], [b"%n"], [b"{}"]],
 )
 def test_another_id_is_replaced(gate: Gate, upstream: Upstream, sent: list[bytes]) -> None:
-    """A long, odd or doubled id goes neither into the answer nor to vLLM."""
+    """A long, unusual or repeated id reaches neither the answer nor vLLM."""
     _, headers, _ = run(gate, make_scope(headers=[(HEADER, value) for value in sent]), BODY)
     assert MADE.fullmatch(headers[HEADER])
     assert vllm_id(upstream) == headers[HEADER]
@@ -80,7 +81,7 @@ def test_another_id_is_replaced(gate: Gate, upstream: Upstream, sent: list[bytes
     ],
 )
 def test_a_refusal_carries_the_id(gate: Gate, scope: dict[str, Any], status: int) -> None:
-    """In its headers and in its body, where Anthropic's clients look too."""
+    """The id is in the headers and in the body, also where Anthropic's clients read it."""
     answered, headers, body = run(gate, scope, b"no json")
     document = json.loads(body)
     assert (answered, headers[HEADER], document["error"]["request_id"]) == (status, b"mine", "mine")
@@ -88,7 +89,7 @@ def test_a_refusal_carries_the_id(gate: Gate, scope: dict[str, Any], status: int
 
 
 def test_vllms_own_header_gives_way(key_file: Path) -> None:
-    """Where vLLM answers with an id of its own (`--enable-request-id-headers`), there is one header still."""
+    """When vLLM answers with its own id (`--enable-request-id-headers`), there is still only one header."""
 
     async def answers(_scope: Any, _receive: Any, send: Any) -> None:
         headers = [(HEADER, b"vllms"), (b"content-type", b"text/plain")]
@@ -108,7 +109,7 @@ def test_vllms_own_header_gives_way(key_file: Path) -> None:
 
 
 def test_the_servers_own_headers_stay() -> None:
-    """The list the server made is not changed: it belongs to the connection."""
+    """The server's list of headers is not changed: it belongs to the connection."""
     headers = [(b"host", b"x"), (HEADER, b"a")]
     scope = {"headers": headers}
     name_request(scope)
@@ -117,7 +118,7 @@ def test_the_servers_own_headers_stay() -> None:
 
 
 def test_a_response_is_named_by_the_header_and_not_by_its_body() -> None:
-    """`/v1/responses` takes its id from the body in vLLM: one that a client can choose, and two clients alike."""
+    """vLLM takes the id of `/v1/responses` from the body, where two clients can choose the same."""
     seen: list[str] = []
 
     async def create_responses(request: Any, _raw_request: Any = None) -> str:
@@ -125,8 +126,8 @@ def test_a_response_is_named_by_the_header_and_not_by_its_body() -> None:
         return "answer"
 
     serving = SimpleNamespace(create_responses=create_responses)
-    name_responses(SimpleNamespace(openai_serving_responses=serving))
-    name_responses(SimpleNamespace())
+    wrap(serving, "create_responses", name_responses)
+    wrap(None, "create_responses", name_responses)
     raw = SimpleNamespace(headers={"x-request-id": "mine-1"})
     assert asyncio.run(serving.create_responses(SimpleNamespace(request_id="theirs"), raw)) == "answer"
     assert asyncio.run(serving.create_responses(SimpleNamespace(request_id="inner"))) == "answer"

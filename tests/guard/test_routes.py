@@ -1,4 +1,4 @@
-"""Which routes of the running engine answer whom."""
+"""Which routes of the running engine answer which client."""
 
 import pytest
 
@@ -32,12 +32,12 @@ def addresses(engine: GuardedEngine) -> list[tuple[str, str]]:
 
 
 def test_the_guard_is_outermost(engine: GuardedEngine) -> None:
-    """Nothing of vLLM's sees a request before the guard."""
+    """No part of vLLM gets a request before the guard."""
     assert engine.effective()["middleware"][0] == "servekit_guard.entry.Guard"
 
 
 def test_nothing_is_missing_from_the_effective_configuration(engine: GuardedEngine) -> None:
-    """Every value servekit checks the contract with is found in vLLM 0.20.2."""
+    """Every value that servekit checks the contract with exists in vLLM 0.20.2."""
     effective = engine.effective()
     assert effective["missing"] == []
     assert effective["limit_mm_per_prompt"] == {"image": 3, "audio": 0, "video": 0}
@@ -52,12 +52,12 @@ def test_nothing_is_missing_from_the_effective_configuration(engine: GuardedEngi
 
 
 def test_the_engine_has_no_route_we_do_not_know(engine: GuardedEngine) -> None:
-    """A vLLM with another route table fails here, so that somebody decides about the new route."""
+    """A vLLM with a different route table fails here, so that someone decides about the new route."""
     assert {route["path"] for route in engine.effective()["routes"]} == set(KNOWN.split())
 
 
 def test_without_a_key_only_health_answers(engine: GuardedEngine) -> None:
-    """Each route of the table with each method is 401 or 404, but for the public one."""
+    """Each route of the table with each method is 401 or 404, except the public one."""
     for path, method in addresses(engine):
         response = engine.request(method, path, key=False)
         expected = 200 if (path, method) in PUBLIC else 401 if (path, method) in CLIENT else 404
@@ -74,7 +74,7 @@ def test_with_a_key_only_the_allowlist_answers(engine: GuardedEngine) -> None:
 
 
 def test_servekit_itself_reaches_metrics(engine: GuardedEngine) -> None:
-    """The private token opens vLLM's metrics, and a client's key does not."""
+    """The private token gives access to vLLM's metrics, and a client's key does not."""
     assert b"vllm:num_requests_running" in engine.request("GET", "/metrics", headers=engine.guard.headers).data
     assert engine.request("GET", "/metrics").status == 404
     assert engine.request("GET", "/metrics", headers={"x-servekit-token": "x" * 43}).status == 404
@@ -103,7 +103,7 @@ def test_servekit_itself_reaches_metrics(engine: GuardedEngine) -> None:
     ],
 )
 def test_an_odd_path_is_not_found(engine: GuardedEngine, target: str) -> None:
-    """A path that is not letter by letter an allowed one is 404, or no HTTP at all, even with a key."""
+    """A path that differs from an allowed one in any character is 404, or invalid HTTP, even with a key."""
     request = f"GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {engine.key}\r\nConnection: close\r\n\r\n"
     status = engine.raw(request.encode()).split(b" ")[1]
     assert status in (b"404", b"400")

@@ -1,4 +1,4 @@
-"""servekit's side of the guard: what it writes, what it asks of the engine, and which settings it refuses."""
+"""servekit's side of the guard: what it writes, how the engine loads it, and which settings it refuses."""
 
 import hashlib
 import json
@@ -19,6 +19,8 @@ from servekit.serve.guard import (
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
 from servekit.serve.guard.keys import load_keys
 
+HEADER = "x-servekit-token"
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> GuardSettings:
@@ -26,7 +28,7 @@ def settings(tmp_path: Path) -> GuardSettings:
 
 
 def test_a_key_is_made_when_none_is_configured(settings: GuardSettings, tmp_path: Path) -> None:
-    """The first run makes a key in the state folder and says so; the second uses it."""
+    """The first run creates a key in the state folder and reports it; the second uses it."""
     guard = prepare_guard(settings, tmp_path / "run")
     assert guard.key_generated
     assert guard.key_file == tmp_path / "state" / "api_keys"
@@ -39,24 +41,24 @@ def test_the_configuration_holds_no_secret(settings: GuardSettings, tmp_path: Pa
     assert guard.key_file is not None
     text = guard.config_path.read_text()
     assert guard.config_path.stat().st_mode & 0o777 == 0o600
-    assert guard.token not in text
+    assert guard.headers[HEADER] not in text
     assert load_keys(guard.key_file)[0] not in text
     rules = Rules.read(guard.config_path)
-    assert rules.token_sha256 == hashlib.sha256(guard.token.encode()).hexdigest()
+    assert rules.token_sha256 == hashlib.sha256(guard.headers[HEADER].encode()).hexdigest()
     assert rules.max_buffered_bytes == 1024**3
 
 
 def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_path: Path) -> None:
-    """The token is never the same and stands in no text of the guard but its header."""
+    """The token is different each time and appears only in the header."""
     one, other = (prepare_guard(settings, tmp_path / "run") for _ in range(2))
-    assert one.token != other.token
-    assert one.token not in repr(one)
-    assert one.token not in " ".join([*one.argv, *one.environment.values()])
-    assert one.headers == {"x-servekit-token": one.token}
+    assert one.headers[HEADER] != other.headers[HEADER]
+    assert one.headers[HEADER] not in repr(one)
+    assert one.headers[HEADER] not in " ".join([*one.argv, *one.environment.values()])
+    assert set(one.headers) == {HEADER}
 
 
 def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardSettings, tmp_path: Path) -> None:
-    """PYTHONPATH is a folder with one package, a plugin too; the engine loads the guard as its middleware."""
+    """PYTHONPATH is a folder with one package, which is also a plugin; the engine loads the guard as its middleware."""
     guard = prepare_guard(settings, tmp_path / "run")
     assert guard.environment["PYTHONPATH"] == str(INSIDE)
     names = {entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"}
@@ -66,7 +68,7 @@ def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardS
 
 
 def test_no_media_domain_means_none(settings: GuardSettings, tmp_path: Path) -> None:
-    """Without domains vLLM gets a list no URL can match, and follows no redirects either way."""
+    """Without domains vLLM gets a list that no URL can match; it never follows redirects."""
     guard = prepare_guard(settings, tmp_path / "run")
     assert guard.argv[-2:] == ("--allowed-media-domains", "no domain: data URLs only")
     assert guard.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
@@ -78,7 +80,7 @@ def test_no_media_domain_means_none(settings: GuardSettings, tmp_path: Path) -> 
 
 
 def test_the_structured_output_backend_is_fixed(settings: GuardSettings, tmp_path: Path) -> None:
-    """vLLM gets one backend, beside what the profile says otherwise; the kinds that are open reach the guard."""
+    """vLLM gets one backend, with the profile's other options; the guard gets the enabled kinds."""
     guard = prepare_guard(replace(settings, structured_outputs=("regex",)), tmp_path / "run")
     assert guard.argv[2:4] == ("--structured-outputs-config", '{"backend": "guidance"}')
     assert Rules.read(guard.config_path).structured_outputs == ("regex",)
@@ -87,7 +89,7 @@ def test_the_structured_output_backend_is_fixed(settings: GuardSettings, tmp_pat
 
 
 def test_an_old_configuration_is_replaced(settings: GuardSettings, tmp_path: Path) -> None:
-    """A file or a link left by somebody else is removed, not written through."""
+    """An older file or link is replaced, not written through."""
     target = tmp_path / "elsewhere"
     target.write_text("")
     (tmp_path / "run").mkdir()
@@ -98,7 +100,7 @@ def test_an_old_configuration_is_replaced(settings: GuardSettings, tmp_path: Pat
 
 
 def test_no_auth_works_on_loopback_or_with_consent(settings: GuardSettings, tmp_path: Path) -> None:
-    """Without authentication there is no key file; on other addresses it takes the operator's consent."""
+    """Without authentication there is no key file; other addresses than loopback need the operator's consent."""
     guard = prepare_guard(replace(settings, no_auth=True), tmp_path / "run")
     assert guard.key_file is None
     assert not (tmp_path / "state").exists()
@@ -108,8 +110,8 @@ def test_no_auth_works_on_loopback_or_with_consent(settings: GuardSettings, tmp_
     assert prepare_guard(replace(exposed, expose_without_auth=True), tmp_path / "run").key_file is None
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    """Every wrong setting is named with its variable, and no key is made for a start that cannot be."""
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    """Every wrong setting is reported with its variable, and no key is created for a start that fails."""
     settings = GuardSettings(
         state_dir=tmp_path / "state",
         max_in_flight=0,
@@ -128,19 +130,19 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_a_bad_key_file_is_told_with_its_lines(settings: GuardSettings, tmp_path: Path) -> None:
+def test_a_bad_key_file_is_reported_with_its_lines(settings: GuardSettings, tmp_path: Path) -> None:
     """The operator's own file is checked before the engine starts."""
     path = tmp_path / "keys"
     path.touch(mode=0o600)
     path.write_text("short\n")
-    with pytest.raises(ConfigurationError, match=f"{path}:1: error: a key has"):
+    with pytest.raises(ConfigurationError, match=f"{path}:1: error: a key must have"):
         prepare_guard(replace(settings, api_keys_file=path), tmp_path / "run")
     with pytest.raises(ConfigurationError, match="contradicts"):
         prepare_guard(replace(settings, api_keys_file=path, no_auth=True), tmp_path / "run")
 
 
 def test_a_misspelt_configuration_does_not_load(settings: GuardSettings, tmp_path: Path) -> None:
-    """A key the guard does not know ends the engine's start: no limit is ever silently absent."""
+    """An unknown key in the configuration ends the engine's start: no limit is ever silently absent."""
     guard = prepare_guard(settings, tmp_path / "run")
     fields = json.loads(guard.config_path.read_text())
     guard.config_path.write_text(json.dumps(fields | {"max_bodybytes": 1}))
@@ -152,13 +154,13 @@ def test_a_misspelt_configuration_does_not_load(settings: GuardSettings, tmp_pat
     ("host", "expected"), [("127.0.0.1", True), ("::1", True), ("[::1]", True), ("localhost", True)]
 )
 def test_a_loopback_address_is_known(host: str, *, expected: bool) -> None:
-    """What only this host reaches."""
+    """Addresses that only this host can reach are loopback."""
     assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "example.org"])  # noqa: S104 # under test
 def test_any_other_address_is_not_loopback(host: str) -> None:
-    """What others reach, or may reach, is not loopback."""
+    """Addresses that others can reach, or might reach, are not loopback."""
     assert not is_loopback(host)
 
 

@@ -1,4 +1,4 @@
-"""Streams pass untouched, and clients that hang up leave nothing behind."""
+"""Streams pass unchanged, and clients that disconnect leave nothing behind."""
 
 import json
 import re
@@ -40,14 +40,14 @@ def streaming(path: str, requests: SimpleNamespace, tokens: int) -> Any:
 
 
 def without_identity(stream: bytes) -> bytes:
-    """A stream without what differs from one run to the next: ids and times."""
+    """Return a stream without what differs between runs: ids and times."""
     stream = re.sub(rb'"(id|item_id|response_id|request_id)":\s*"[^"]*"', b'"id":""', stream)
     return re.sub(rb'"(created|created_at)":\s*[0-9.]+', b'"created":0', stream)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_stream_is_what_vllm_sends(engine: GuardedEngine, requests: SimpleNamespace, path: str) -> None:
-    """A client's stream is byte for byte that of a request the guard passes on unread (servekit's own)."""
+    """A client's stream equals, byte for byte, that of a request that the guard does not check (servekit's own)."""
     body = streaming(path, requests, 24)
     for _ in range(20):  # vLLM joins tokens that are ready at the same moment, so two streams are not always alike
         guarded = engine.request("POST", path, body)
@@ -64,7 +64,7 @@ def test_a_stream_is_what_vllm_sends(engine: GuardedEngine, requests: SimpleName
 def test_hanging_up_frees_the_slot(
     engine: GuardedEngine, requests: SimpleNamespace, eventually: Callable[..., None]
 ) -> None:
-    """Clients that leave before, within or after the body or the stream leave no slot and no bytes taken."""
+    """Clients that disconnect before, within or after the body or the stream leave no slot and no bytes taken."""
     body = json.dumps(streaming("/v1/chat/completions", requests, 2000)).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {engine.key}\r\n"
@@ -87,7 +87,7 @@ def test_hanging_up_frees_the_slot(
 
 
 def running(engine: GuardedEngine) -> float:
-    """How many requests vLLM itself says are running or waiting."""
+    """Return how many requests are running or waiting according to vLLM."""
     text = engine.request("GET", "/metrics", key=False, headers=engine.guard.headers).data.decode()
     values = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.MULTILINE)
     assert values

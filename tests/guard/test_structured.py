@@ -1,4 +1,4 @@
-"""Structured output: what the guard lets through to the engine's one backend, and what it refuses."""
+"""Structured output: what the guard passes to the engine's one backend, and what it refuses."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed pac
 
 from benchmarks.structured_features import BEYOND, OPENAI
 
-from servekit.serve.guard.inside.servekit_guard.body.bounds import BOUNDS
+from servekit.serve.guard.inside.servekit_guard.body.bounds import BOUNDS, BodyError
 from servekit.serve.guard.inside.servekit_guard.body.patterns import pattern_size, repetitions
 from servekit.serve.guard.inside.servekit_guard.body.structured import EXTRA_KINDS, MAX_CHOICES, check_structured
 
@@ -25,7 +25,7 @@ TAG = {"structures": [{"begin": "<a>", "schema": {"type": "object"}, "end": "</a
 
 
 def nested(levels: int, kind: str = "object") -> dict[str, Any]:
-    """Objects in objects, or arrays in arrays, so many times."""
+    """Return objects in objects, or arrays in arrays, this many levels deep."""
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels):
         schema = {"type": kind, "items": schema} if kind == "array" else {"type": kind, "properties": {"a": schema}}
@@ -43,15 +43,24 @@ def chain(number: int) -> dict[str, Any]:
     return {"$defs": definitions | {f"a{number}": {"type": "string"}}, "$ref": "#/$defs/a0"}
 
 
+def problem_of(fields: dict[str, Any], allowed: frozenset[str] = NONE) -> BodyError | None:
+    """Return why a body's structured output must not reach the engine."""
+    try:
+        check_structured(fields, allowed)
+    except BodyError as error:
+        return error
+    return None
+
+
 def problem(schema: Any) -> str | None:
-    """What the guard says of a schema."""
-    found = check_structured({"structured_outputs": {"json": schema}}, NONE)
-    return found[1] if found else None
+    """Return the guard's message about a schema."""
+    found = problem_of({"structured_outputs": {"json": schema}})
+    return found.message if found else None
 
 
 @pytest.mark.parametrize("name", [*OPENAI, *BEYOND])
 def test_ordinary_schemas_pass(name: str) -> None:
-    """What OpenAI documents, and what its users ask for beyond it, is not the guard's to refuse."""
+    """Schemas that OpenAI documents, and others that its users need, pass the guard."""
     schema = (OPENAI | BEYOND)[name].schema
     assert problem(schema) is None
     assert problem(json.dumps(schema)) is None
@@ -91,7 +100,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_schemas_pass(name: str) -> None:
-    """The bounds leave room for what people write."""
+    """The bounds leave room for realistic schemas."""
     assert problem(LARGE[name]) is None
 
 
@@ -153,11 +162,11 @@ def test_large_schemas_pass(name: str) -> None:
     ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
 )  # fmt: skip
 def test_schemas_over_a_bound_are_refused(schema: Any, said: str) -> None:
-    """Each bound is named in its refusal, with the field."""
-    told = problem(schema)
-    assert told is not None
-    assert said in told
-    assert told.startswith("structured_outputs.json: ")
+    """A refusal names the bound and the field."""
+    message = problem(schema)
+    assert message is not None
+    assert said in message
+    assert message.startswith("structured_outputs.json: ")
 
 
 @pytest.mark.parametrize(
@@ -199,10 +208,10 @@ def test_schemas_over_a_bound_are_refused(schema: Any, said: str) -> None:
     ids=lambda value: str(sorted(value) if isinstance(value, frozenset) else value)[:40],
 )  # fmt: skip
 def test_members_that_must_not_reach_the_engine(params: Any, allowed: frozenset[str]) -> None:
-    """Empty and false members, unknown ones, several at once and kinds that are not open are refused."""
-    found = check_structured({"structured_outputs": params}, allowed)
+    """Empty, false and unknown members, several together, and kinds that are not enabled are refused."""
+    found = problem_of({"structured_outputs": params}, allowed)
     assert found is not None
-    assert (found[0] or "").startswith("structured_outputs")
+    assert (found.param or "").startswith("structured_outputs")
 
 
 @pytest.mark.parametrize(
@@ -218,9 +227,9 @@ def test_members_that_must_not_reach_the_engine(params: Any, allowed: frozenset[
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_open_passes(params: Any) -> None:
-    """Each kind passes where it is open."""
-    assert check_structured({"structured_outputs": params}, ALL) is None
+def test_an_enabled_kind_passes(params: Any) -> None:
+    """Each kind passes when it is enabled."""
+    assert problem_of({"structured_outputs": params}, ALL) is None
 
 
 BAD = {"type": "string", "pattern": "((a{1,100}){1,100}){1,100}"}
@@ -247,21 +256,21 @@ def places(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("place", places(GOOD))
-def test_every_place_of_a_schema_is_looked_at(place: str) -> None:
-    """Wherever a schema comes in, the same bounds hold."""
-    assert check_structured(places(GOOD)[place], NONE) is None
-    found = check_structured(places(BAD)[place], NONE)
+def test_every_place_of_a_schema_is_checked(place: str) -> None:
+    """The same bounds hold for every place of a schema."""
+    assert problem_of(places(GOOD)[place]) is None
+    found = problem_of(places(BAD)[place])
     assert found is not None
-    assert "atoms in all patterns" in found[1]
+    assert "atoms in all patterns" in found.message
 
 
 def test_tools_that_make_no_grammar_are_free() -> None:
-    """A tool that the model may leave alone is a text in the prompt; so is another than the one that is named."""
+    """A tool that the model need not call is only text in the prompt; so is any other than the named one."""
     schemas_of = {"f": GOOD, "g": BAD}
     tools = [{"type": "function", "function": {"name": name, "parameters": each}} for name, each in schemas_of.items()]
     for choice in (None, "none", "auto", {"type": "auto"}, {"type": "function", "function": {"name": "f"}}):
-        assert check_structured({"tools": tools, "tool_choice": choice}, NONE) is None
-    assert check_structured({"tools": tools, "tool_choice": "required"}, NONE) is not None
+        assert problem_of({"tools": tools, "tool_choice": choice}) is None
+    assert problem_of({"tools": tools, "tool_choice": "required"}) is not None
 
 
 @pytest.mark.parametrize(
@@ -278,34 +287,34 @@ def test_tools_that_make_no_grammar_are_free() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_response_format_that_is_none(form: Any) -> None:
+def test_an_invalid_response_format(form: Any) -> None:
     """An unknown format, or one without its schema, is refused; text and JSON pass."""
-    assert check_structured({"response_format": form}, NONE) is not None
+    assert problem_of({"response_format": form}) is not None
     for name in ("text", "json_object"):
-        assert check_structured({"response_format": {"type": name}}, NONE) is None
+        assert problem_of({"response_format": {"type": name}}) is None
 
 
 def test_one_constraint_at_a_time() -> None:
-    """Two fields that each bring a grammar are refused."""
+    """Two fields that each define a grammar are refused."""
     both = places(GOOD)["structured_outputs"] | {"response_format": {"type": "json_object"}}
-    assert check_structured(both, NONE) is not None
+    assert problem_of(both) is not None
 
 
 def test_many_sequences_share_a_budget() -> None:
-    """vLLM compiles for each prompt and each of `n`: a large schema may be asked for fewer times."""
+    """vLLM compiles for each prompt and each of `n`, so a large schema allows fewer sequences."""
     large = {"structured_outputs": {"json": LARGE["450 properties"]}}
     small = {"structured_outputs": {"json": GOOD}}
     for many in ({"n": 128}, {"prompt": ["a"] * 128}, {"prompt": [[1]] * 16, "n": 8}):
-        assert check_structured(large | many, NONE) is not None
-        assert check_structured(small | many, NONE) is None
+        assert problem_of(large | many) is not None
+        assert problem_of(small | many) is None
     pattern = {"structured_outputs": {"json": {"type": "string", "pattern": "^a+$"}}}
-    assert check_structured(pattern | {"n": 60}, NONE) is None
-    assert check_structured(pattern | {"n": 90}, NONE) is not None
-    assert check_structured(large | {"prompt": [1] * 1000}, NONE) is None, "one prompt of token ids"
+    assert problem_of(pattern | {"n": 60}) is None
+    assert problem_of(pattern | {"n": 90}) is not None
+    assert problem_of(large | {"prompt": [1] * 1000}) is None, "one prompt of token ids"
 
 
 def test_the_size_of_patterns() -> None:
-    """Repetitions are written out, nested ones multiplied; what cannot be read has no size."""
+    """Repetitions are expanded, nested ones multiplied; an unreadable pattern has no size."""
     sizes = {
         "": 0,
         "abc": 3,
@@ -347,19 +356,19 @@ schemas = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(schemas)
 def test_any_schema_is_judged(schema: Any) -> None:
-    """Whatever stands in a schema, there is a verdict and no exception."""
-    told = problem(schema)
-    assert told is None or told.startswith("structured_outputs")
+    """Any schema gets a verdict and raises no other exception."""
+    message = problem(schema)
+    assert message is None or message.startswith("structured_outputs")
 
 
 @given(st.text(alphabet=r"a(){}[]\|?*+,0123456789pL<>:=!-^", max_size=60))
 def test_any_pattern_is_measured(pattern: str) -> None:
-    """Whatever stands in a pattern, it has a size or none."""
+    """Any pattern has a size or None."""
     size = pattern_size(pattern)
     assert size is None or size >= 0
 
 
-def test_the_documents_tell_every_bound() -> None:
+def test_the_documents_name_every_bound() -> None:
     """The table in docs/security.md has the numbers of the code."""
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     missing = [name for name, most in BOUNDS.items() if f"| {name} | {most:,} |" not in text]
@@ -367,7 +376,7 @@ def test_the_documents_tell_every_bound() -> None:
 
 
 def test_judging_is_quick() -> None:
-    """The largest schemas take the event loop a few hundredths of a second."""
+    """Checking the largest schemas takes a few hundredths of a second."""
     wide = {"type": "object", "properties": {name: {"anyOf": [{"$ref": "#/$defs/a"}]} for name in texts(300)}}
     for schema in (LARGE["450 properties"], {"enum": texts(2000)}, wide | {"$defs": {"a": nested(10)}}):
         began_s = time.thread_time()

@@ -1,4 +1,4 @@
-"""Structured output on the real engine: right answers or 400, in every order, and everybody else's are whole."""
+"""Structured output on the real engine: correct answers or 400, in every order, and other requests are complete."""
 
 import itertools
 import json
@@ -77,7 +77,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def lives(engine: GuardedEngine) -> Iterator[None]:
-    """Whatever the test sends, the engine answers plain requests afterwards, and it is the same process."""
+    """After each test the same engine process still answers plain requests."""
     pids = {process.pid for process in engine.family()}
     yield
     answer = engine.request("POST", "/v1/completions", completion(), timeout_s=120)
@@ -100,7 +100,7 @@ def text_of(engine: GuardedEngine, fields: dict[str, Any], **others: Any) -> str
 
 @pytest.mark.usefixtures("lives")
 def test_killers_in_every_order(engine: GuardedEngine) -> None:
-    """Each request that ended or stalled an engine is 400 after each ordinary one; those are answered right."""
+    """Each request that ended or blocked an engine is 400 after each ordinary one; the ordinary ones are correct."""
     for (name, killer), (before, harmless) in itertools.product(KILLERS.items(), HARMLESS.items()):
         status, body = ask(engine, killer)
         assert status == 400, (name, body)
@@ -116,7 +116,7 @@ def test_killers_in_every_order(engine: GuardedEngine) -> None:
 
 @pytest.mark.usefixtures("lives")
 def test_a_stream_beside_killers_is_whole(engine: GuardedEngine) -> None:
-    """A stream that runs beside them is the one that runs beside nothing."""
+    """A stream that runs beside them equals one that runs alone."""
     alone, beside = [], []
     request = completion(max_tokens=200, temperature=0, ignore_eos=True)
     alone.append(engine.request("POST", "/v1/completions", request).json()["choices"][0]["text"])
@@ -136,7 +136,7 @@ def test_a_stream_beside_killers_is_whole(engine: GuardedEngine) -> None:
 @pytest.mark.usefixtures("lives")
 @pytest.mark.parametrize("name", [*OPENAI, *BEYOND])
 def test_the_backend_serves_what_the_table_says(engine: GuardedEngine, name: str) -> None:
-    """Every schema of OpenAI's subset is served; what the backend cannot do is 400 with its reason."""
+    """Every schema of OpenAI's subset is served; what the backend cannot do is 400 with the reason."""
     status, body = ask(engine, schema((OPENAI | BEYOND)[name].schema))
     assert status == (400 if name in REFUSED_BY_THE_BACKEND else 200), body
     if status == 400:
@@ -158,7 +158,7 @@ UNCOMPILABLE = {
 @pytest.mark.usefixtures("lives")
 @pytest.mark.parametrize("name", UNCOMPILABLE)
 def test_a_grammar_that_does_not_compile_ends_its_own_request(engine: GuardedEngine, name: str) -> None:
-    """The second line: past the guard, as servekit itself, such a grammar ends its request and nothing else."""
+    """The second line of defence: past the guard, as servekit itself, such a grammar ends only its own request."""
     body = completion(structured_outputs=UNCOMPILABLE[name])
     headers = engine.guard.headers
     answer = engine.request("POST", "/v1/completions", body, key=False, headers=headers, timeout_s=200)
@@ -179,14 +179,14 @@ def test_a_grammar_that_does_not_compile_ends_its_own_request(engine: GuardedEng
     ids=str,
 )
 def test_beside_other_fields(engine: GuardedEngine, fields: dict[str, Any]) -> None:
-    """A grammar that has ended beside fields that want more, and others, does no harm."""
+    """A finished grammar together with fields that require more tokens does no harm."""
     status, body = ask(engine, HARMLESS["a choice"] | fields, max_tokens=12)
     assert status == 200, body
 
 
 @pytest.mark.usefixtures("lives")
 def test_random_schemas_within_the_bounds(engine: GuardedEngine, eventually: Callable[..., None]) -> None:
-    """Schemas of every keyword, mixed: 200 or 400, never a 500, and no slot is lost."""
+    """Random schemas of every keyword are 200 or 400, never 500, and no slot is lost."""
     chaos = random.Random(15)
     requests = [schema(made(chaos, chaos.randint(1, 4))) | {"max_tokens": 6} for _ in range(RANDOM_SCHEMAS)]
     with ThreadPoolExecutor(6) as pool:
@@ -200,7 +200,7 @@ def test_random_schemas_within_the_bounds(engine: GuardedEngine, eventually: Cal
 
 
 def made(chaos: random.Random, levels: int) -> Any:
-    """A schema with some keywords, wrong ones among them."""
+    """Return a schema with some keywords, some of them wrong."""
     leaves: list[Any] = [
         {"type": "string", "minLength": chaos.randint(0, 5), "maxLength": chaos.choice([3, 9, 100_000])},
         {

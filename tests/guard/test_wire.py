@@ -1,4 +1,4 @@
-"""The HTTP wire on a real uvicorn behind the guard: framing, heads, upgrades, and clients that do not read."""
+"""HTTP on the wire of a real uvicorn behind the guard: framing, heads, upgrades, and clients that do not read."""
 
 import contextlib
 import hashlib
@@ -34,14 +34,14 @@ STREAM = b"POST /v1/chat/completions HTTP/1.1\r\n" + KEYED + LENGTH + b"\r\n" + 
 
 @dataclass
 class Wire:
-    """A running server, and how to speak to it in bytes."""
+    """A running server, with requests as raw bytes."""
 
     port: int
     pid: int
     context: ssl.SSLContext | None = None
 
     def connect(self, *, receive_bytes: int | None = None) -> socket.socket:
-        """Return a new connection, with TLS where the server has it."""
+        """Return a new connection, with TLS if the server uses it."""
         connection = socket.socket()
         if receive_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -65,7 +65,7 @@ class Wire:
         return given(self.raw(head.encode(), timeout_s=10))
 
     def count(self, outcome: str) -> int:
-        """Return how many requests ended so."""
+        """Return how many requests had this outcome."""
         return sum(row["count"] for row in self.counters()["requests"] if row["outcome"] == outcome)
 
     def resident_bytes(self) -> int:
@@ -80,7 +80,15 @@ def serving(folder: Path, *certificate: str) -> Iterator[Wire]:
     keys.touch(mode=0o600)
     keys.write_text(f"{KEY}\n")
     token = hashlib.sha256(TOKEN.encode()).hexdigest()
-    rules = Rules(token, str(keys), 1 << 20, 64, 1 << 24, max_head_s=2, max_write_s=MAX_WRITE_S)
+    rules = Rules(
+        token_sha256=token,
+        api_keys_file=str(keys),
+        max_body_bytes=1 << 20,
+        max_in_flight=64,
+        max_buffered_bytes=1 << 24,
+        max_head_s=2,
+        max_write_s=MAX_WRITE_S,
+    )
     (folder / "guard.json").write_text(rules.to_json())
     python = ROOT / ".venv-engine" / "bin" / "python"
     program = Path(__file__).with_name("wire_server.py")
@@ -114,7 +122,7 @@ def statuses(answer: bytes) -> list[int]:
 
 
 def given(answer: bytes) -> Any:
-    """Return what vLLM would have got."""
+    """Return what vLLM would have received."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 "), answer
     return json.loads(body)
@@ -159,7 +167,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("rest", REFUSED.values(), ids=REFUSED.keys())
 def test_a_doubtful_request_is_refused_and_the_connection_closed(wire: Wire, rest: bytes) -> None:
-    """What two servers could read in two ways is 400, and what follows it on the connection is not read."""
+    """A request that two servers could read differently is 400, and the rest of the connection is not read."""
     answer = wire.raw(POST + KEYED + rest + POST + KEYED + LENGTH + b"\r\n" + BODY)
     assert statuses(answer) == [400]
     assert b"connection: close" in answer.lower()
@@ -169,14 +177,14 @@ def test_a_doubtful_request_is_refused_and_the_connection_closed(wire: Wire, res
 @pytest.mark.parametrize(
     "head", [POST + KEYED[len(b"Host: x\r\n") :], POST + KEYED.replace(b"Host: x", b"Host: x/?a=")]
 )
-def test_a_request_says_one_host(wire: Wire, head: bytes) -> None:
+def test_a_request_has_one_host(wire: Wire, head: bytes) -> None:
     """HTTP/1.1 without a Host, or with one that would change the URL, is 400 (RFC 9112, 3.2)."""
     assert statuses(wire.raw(head + LENGTH + b"\r\n" + BODY)) == [400]
 
 
 @pytest.mark.parametrize("host", [b"", b"localhost", b"my_service:8000", b"[::1]:8000", b"10.0.0.1"])
-def test_a_host_of_any_kind_is_taken(wire: Wire, host: bytes) -> None:
-    """Names, addresses and ports are taken, and so is an empty Host."""
+def test_a_host_of_any_kind_is_accepted(wire: Wire, host: bytes) -> None:
+    """Names, addresses and ports are accepted, and so is an empty Host."""
     head = POST + KEYED.replace(b"Host: x", b"Host: " + host)
     assert given(wire.raw(head + LENGTH + b"\r\n" + BODY))["body"] == BODY.decode()
 
@@ -191,7 +199,7 @@ def test_a_host_of_any_kind_is_taken(wire: Wire, host: bytes) -> None:
     ],
 )
 def test_a_body_arrives_however_it_is_framed(wire: Wire, rest: bytes) -> None:
-    """A length, chunks, extensions and an expectation are read as they are meant."""
+    """A length, chunks, extensions and an expectation are handled as the RFC says."""
     answer = wire.raw(POST + KEYED + rest).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert given(answer)["body"] == BODY.decode()
 
@@ -213,7 +221,7 @@ UPGRADES = {
 @pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES.keys())
 @pytest.mark.parametrize("rest", [LENGTH + b"\r\n" + BODY, CHUNKED + b"\r\n" + CHUNKS], ids=["length", "chunks"])
 def test_an_upgrade_is_ignored_and_the_body_read(wire: Wire, upgrade: bytes, rest: bytes) -> None:
-    """The request is answered as if it asked for no upgrade, whatever pieces it comes in, and so is the next."""
+    """The request is answered as if it requested no upgrade, in any pieces, and so is the next."""
     request = POST + KEYED + upgrade + rest
     assert statuses(wire.raw(request * 3 + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")) == [200] * 4
     seen = given(wire.raw(request))
@@ -227,13 +235,13 @@ def test_an_upgrade_is_ignored_and_the_body_read(wire: Wire, upgrade: bytes, res
 
 @pytest.mark.parametrize("name", ["a length and chunks", "two lengths", "two hosts", "chunks twice"])
 def test_an_upgrade_does_not_open_a_way_round(wire: Wire, name: str) -> None:
-    """A doubtful request is refused with an upgrade too."""
+    """An ambiguous request is refused with an upgrade too."""
     answer = wire.raw(POST + KEYED + UPGRADES["h2c"] + REFUSED[name] + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
     assert statuses(answer) == [400]
 
 
 def test_an_upgrade_needs_the_key(wire: Wire) -> None:
-    """Nothing is let in for an upgrade's sake, and there is no websocket."""
+    """An upgrade needs the key as well, and there is no websocket."""
     head = b"GET %s HTTP/1.1\r\nHost: x\r\n" + UPGRADES["websocket"] + b"\r\n"
     assert statuses(wire.raw(head % b"/v1/models")) == [401]
     assert statuses(wire.raw(head % b"/v1/realtime")) == [404]
@@ -241,13 +249,13 @@ def test_an_upgrade_needs_the_key(wire: Wire) -> None:
 
 @pytest.mark.parametrize("target", [b"/", b"x:1", b"/v1/completions"])
 def test_no_tunnel_is_made(wire: Wire, target: bytes) -> None:
-    """CONNECT is 400, and what comes after it is not read."""
+    """CONNECT is 400, and the rest of the connection is not read."""
     follower = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     assert statuses(wire.raw(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x:1\r\n\r\n" + follower)) == [400]
 
 
 def test_thousands_of_upgrades_at_once_are_answered(wire: Wire) -> None:
-    """A pipeline of upgrades costs what a pipeline costs: no recursion, and the server lives."""
+    """A pipeline of upgrades costs as much as any pipeline: no recursion, and the server survives."""
     head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     assert statuses(wire.raw(head * 3000, 3)).count(404) == 3000
 
@@ -285,7 +293,7 @@ def test_a_large_body_behind_a_head_is_not_counted(wire: Wire) -> None:
 
 @pytest.mark.parametrize("rest", [b"0\r\nX: " + b"a" * 65536, b"1;" + b"a" * 65536], ids=["trailers", "extensions"])
 def test_what_is_around_chunks_has_an_end(wire: Wire, rest: bytes) -> None:
-    """Trailers and extensions over 64 KiB, that need no key, end the connection, and the server keeps none of them."""
+    """Trailers and extensions over 64 KiB, which need no key, end the connection, and the server frees their memory."""
     before = wire.resident_bytes()
     more = (b"\r\nX: " if rest.startswith(b"0") else b"") + b"a" * 65536
     with wire.connect() as connection, pytest.raises(OSError, match=r"reset|Broken pipe"):
@@ -293,14 +301,14 @@ def test_what_is_around_chunks_has_an_end(wire: Wire, rest: bytes) -> None:
     assert wire.resident_bytes() - before < 16 * 1024**2
 
 
-def test_a_trailer_is_no_header(wire: Wire) -> None:
-    """A key in a trailer opens nothing (RFC 9110, 6.5.1)."""
+def test_a_trailer_is_not_a_header(wire: Wire) -> None:
+    """A key in a trailer gives no access (RFC 9110, 6.5.1)."""
     chunks = CHUNKS.removesuffix(b"\r\n") + KEYED[len(b"Host: x\r\n") :] + b"\r\n"
     assert statuses(wire.raw(POST + b"Host: x\r\n" + CHUNKED + b"\r\n" + chunks)) == [401]
 
 
 def test_a_slow_head_is_given_up(wire: Wire) -> None:
-    """A head that is not complete in time is closed, with an upgrade before it too."""
+    """A connection whose head is not complete in time is closed, also after an upgrade."""
     for before in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n" + UPGRADES["h2c"] + b"\r\n"):
         began = time.monotonic()
         wire.raw(before + b"GET / HTTP/1.1\r\nHost: x\r\nX: ", timeout_s=8)
@@ -308,7 +316,7 @@ def test_a_slow_head_is_given_up(wire: Wire) -> None:
 
 
 def test_a_refusal_is_not_written_into_another_answer(wire: Wire) -> None:
-    """Bytes that are no HTTP, behind a request that is being answered, end the connection without a word."""
+    """Bytes that are not HTTP, after a request that is being answered, end the connection silently."""
     with wire.connect() as connection:
         connection.sendall(STREAM)
         answer = connection.recv(1000)
@@ -321,7 +329,7 @@ def test_a_refusal_is_not_written_into_another_answer(wire: Wire) -> None:
 
 @pytest.mark.timeout(60)
 def test_an_answer_that_nobody_reads_is_ended(wire: Wire, eventually: Callable[..., None]) -> None:
-    """A stream whose client takes nothing is reset and its slot freed; one that reads slowly goes on."""
+    """A stream whose client reads nothing is reset and its slot freed; one that is read slowly continues."""
     check_unread(wire, eventually)
 
 

@@ -1,4 +1,4 @@
-"""A real uvicorn with uvloop and httptools, as vLLM runs it, with the guard's protocol and gate; vLLM is played.
+"""A real uvicorn with uvloop and httptools, as vLLM runs it, with the guard's protocol and gate, and a fake vLLM.
 
 usage: wire_server.py RULES.json [CERTIFICATE KEY], with the engine's Python and the guard on its path. Prints its port.
 `/v1/completions` answers with what it was given; `/v1/chat/completions` streams until its client is gone.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servekit.serve.guard.inside.servekit_guard import Gate, Rules, header_limits, slow_readers
-    from servekit.serve.guard.inside.servekit_guard.refusals import Receive, Scope, Send
+    from servekit.serve.guard.inside.servekit_guard.asgi import Receive, Scope, Send
 else:
     from servekit_guard import Gate, Rules, header_limits, slow_readers
 
@@ -31,9 +31,13 @@ async def play_vllm(scope: "Scope", receive: "Receive", send: "Send") -> None:
     if scope["path"] == "/v1/chat/completions":
         await stream(receive, send)
         return
-    message = await receive()
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
     given = {
-        "body": message.get("body", b"").decode("latin-1"),
+        "body": body.decode("latin-1"),
         "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]],
     }
     body = json.dumps(given).encode()
@@ -42,7 +46,7 @@ async def play_vllm(scope: "Scope", receive: "Receive", send: "Send") -> None:
 
 
 async def stream(receive: "Receive", send: "Send") -> None:
-    """Send without end, as Starlette does: until the client is told to be gone."""
+    """Send endlessly, as Starlette does: until the client is reported as disconnected."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -66,7 +70,7 @@ def main(rules_file: str, certificate: str | None = None, key: str | None = None
     header_limits.limit(rules.max_head_bytes, rules.max_head_s)
     watch = slow_readers.watch(rules.max_write_s)
     gate = Gate(play_vllm, rules)
-    watch.tell = gate.count_unread
+    watch.report = gate.count_unread
     uvicorn: Any = importlib.import_module("uvicorn")
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

@@ -35,7 +35,7 @@ FLAGS = (
 
 @dataclass(eq=False)
 class Engine(Collector):
-    """What the engine's server says about itself: its own metrics, and the guard's counters in the registry."""
+    """What the engine's server reports about itself: its own metrics, and the guard's counters in the registry."""
 
     up: bool = True
     tokens: int = 1_204_311
@@ -81,7 +81,7 @@ class Engine(Collector):
 
 
 class Clock:
-    """A monotonic clock that moves when it is told to."""
+    """A monotonic clock that a test moves."""
 
     now = 100.0
 
@@ -94,7 +94,7 @@ class Site:
     """A served status page and what stands behind it."""
 
     plan: Plan
-    board: StatusStore
+    store: StatusStore
     engine: Engine
     clock: Clock
     endpoints: Endpoints
@@ -111,9 +111,9 @@ class Site:
 
     def load(self, *, until: Phase = Phase.VERIFY) -> None:
         """Go through the phases of a start, each as long as on a GPU, up to `until`."""
-        self.board.enter(State.STARTING, "checking and preparing")
+        self.store.enter(State.STARTING, "checking and preparing")
         for phase, seconds in START.items():
-            self.board.see_phase(phase)
+            self.store.enter_phase(phase)
             if phase is until:
                 break
             self.clock.now += seconds
@@ -122,8 +122,8 @@ class Site:
         """Finish the start with a contract that is met."""
         self.load()
         self.clock.now += START[Phase.VERIFY]
-        self.board.note(engine_pid=4711, contract=MET)
-        self.board.enter(State.READY, "the engine answers and the contract is met")
+        self.store.record(engine_pid=4711, contract=MET)
+        self.store.enter(State.READY, "the engine answers and the contract is met")
 
 
 START = {
@@ -172,11 +172,11 @@ def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
     plan = build_plan(profile, settings, {})
     clock, engine = Clock(), Engine()
     began = time.time() - 3600
-    board = StatusStore(clock, lambda: began + clock())
-    registry = make_registry(StatusCollector(plan, board, clock), engine)
-    endpoints = Endpoints(plan, board, registry, engine, clock)
+    store = StatusStore(clock, lambda: began + clock())
+    registry = make_registry(StatusCollector(plan, store, clock), engine)
+    endpoints = Endpoints(plan, store, registry, engine, clock)
     with Server(endpoints, "127.0.0.1", 0) as server:
-        yield Site(plan, board, engine, clock, endpoints, server)
+        yield Site(plan, store, engine, clock, endpoints, server)
 
 
 class Browser:

@@ -31,12 +31,12 @@ def plan(root: Path) -> Plan:
 
 
 @pytest.fixture
-def board() -> StatusStore:
-    """A board of an endpoint that starts."""
-    board = StatusStore()
-    board.see_phase(Phase.PREFLIGHT)
-    board.enter(State.STARTING, "the engine is loading")
-    return board
+def store() -> StatusStore:
+    """The status of an endpoint that starts."""
+    store = StatusStore()
+    store.enter_phase(Phase.PREFLIGHT)
+    store.enter(State.STARTING, "the engine is loading")
+    return store
 
 
 class EngineMetrics:
@@ -57,9 +57,9 @@ def engine_metrics() -> EngineMetrics:
 
 
 @pytest.fixture
-def server(plan: Plan, board: StatusStore, engine_metrics: EngineMetrics) -> Iterator[Server]:
+def server(plan: Plan, store: StatusStore, engine_metrics: EngineMetrics) -> Iterator[Server]:
     """The server on a port the system chose."""
-    endpoints = Endpoints(plan, board, make_registry(StatusCollector(plan, board)), engine_metrics)
+    endpoints = Endpoints(plan, store, make_registry(StatusCollector(plan, store)), engine_metrics)
     with Server(endpoints, "127.0.0.1", 0) as server:
         yield server
 
@@ -87,26 +87,26 @@ def get(url: str, method: str = "GET") -> tuple[int, str]:
     ],
 )
 def test_probes_in_every_state(
-    server: Server, board: StatusStore, state: State, live: int, ready: int, text: str
+    server: Server, store: StatusStore, state: State, live: int, ready: int, text: str
 ) -> None:
     """Liveness stays green until servekit fails; readiness is green only while requests are welcome."""
-    board.see_phase(Phase.WEIGHTS)
-    board.enter(state, "why")
+    store.enter_phase(Phase.WEIGHTS)
+    store.enter(state, "why")
     assert get(f"{server.url}/livez")[0] == live
     assert get(f"{server.url}/readyz") == (ready, text)
     assert ask_server(server.url, "ready") == (ready == 200, text.strip())
     assert ask_server(server.url, "live")[0] is (live == 200)
 
 
-def test_an_answer_says_how_long_servekit_took(plan: Plan, board: StatusStore) -> None:
-    """The time counts from the connection: a thread that comes late to answer on it is no excuse."""
+def test_an_answer_says_how_long_servekit_took(plan: Plan, store: StatusStore) -> None:
+    """The time counts from the connection, so that it includes the wait for a thread."""
 
     class Late(Endpoints):
         def answer(self, method: str, path: str) -> tuple[str, str, bytes]:
             time.sleep(0.2)
             return super().answer(method, path)
 
-    endpoints = Late(plan, board, make_registry(), lambda: "")
+    endpoints = Late(plan, store, make_registry(), lambda: "")
     with Server(endpoints, "127.0.0.1", 0) as server, urllib.request.urlopen(f"{server.url}/livez") as answer:
         header = answer.headers["Server-Timing"]
     name, _, milliseconds = header.partition(";dur=")
@@ -121,10 +121,10 @@ def test_probe_without_a_server(free_port: int) -> None:
     assert f"no servekit answers on http://127.0.0.1:{free_port}" in reason
 
 
-def test_status_tells_everything(server: Server, board: StatusStore) -> None:
+def test_status_has_everything(server: Server, store: StatusStore) -> None:
     """The status is JSON with state, history, phases, contract and plan."""
-    board.note(contract=(ContractItem("max-num-seqs", 1024, 256),))
-    board.enter(State.READY, "the engine answers")
+    store.record(contract=(ContractItem("max-num-seqs", 1024, 256),))
+    store.enter(State.READY, "the engine answers")
     body = json.loads(get(f"{server.url}/status")[1])
     assert (body["state"], body["ready"], body["phase"]) == ("ready", True, None)
     assert [change["state"] for change in body["transitions"]] == ["starting", "ready"]
@@ -133,11 +133,11 @@ def test_status_tells_everything(server: Server, board: StatusStore) -> None:
     assert body["plan"]["deviations"][0]["key"] == "kv-cache-dtype"
 
 
-def test_metrics_are_one_valid_target(server: Server, board: StatusStore) -> None:
+def test_metrics_are_one_valid_target(server: Server, store: StatusStore) -> None:
     """servekit's families come first, then the engine's, and Prometheus' own parser takes them as one page."""
-    board.enter(State.READY, "the engine answers")
+    store.enter(State.READY, "the engine answers")
     items = (ContractItem("max-num-seqs", 1024, 1024), ContractItem("kv-cache-dtype", "fp8_e4m3", "auto"))
-    board.note(contract=items)
+    store.record(contract=items)
     samples = scrape(server)
     assert samples['servekit_state{state="ready"}'] == 1
     assert samples['servekit_state{state="starting"}'] == 0
@@ -153,25 +153,25 @@ def test_metrics_are_one_valid_target(server: Server, board: StatusStore) -> Non
 
 
 def test_metrics_without_an_engine(server: Server, engine_metrics: EngineMetrics) -> None:
-    """An engine that does not answer takes nothing of servekit's own away, and is said to be missing."""
+    """An engine that does not answer takes none of servekit's own metrics away, and one of them reports it."""
     engine_metrics.up = False
     samples = scrape(server)
     assert samples["servekit_engine_scrape_success{}"] == 0
     assert samples["servekit_ready{}"] == 0
     assert not [name for name in samples if name.startswith("vllm:")]
-    assert not [name for name in samples if name.startswith("servekit_contract_met")], "never asked, so not told"
+    assert not [name for name in samples if name.startswith("servekit_contract_met")], "never checked, so absent"
 
 
 def test_what_is_not_here(server: Server) -> None:
     """Another path is 404 and names those there are; another method is 405; HEAD has no body."""
-    assert get(f"{server.url}/healthz") == (404, "not here; there are /livez /readyz /status /metrics /\n")
-    assert get(f"{server.url}/livez", "POST") == (405, "only GET\n")
+    assert get(f"{server.url}/healthz") == (404, "not found; the paths are /livez /readyz /status /metrics /\n")
+    assert get(f"{server.url}/livez", "POST") == (405, "only GET and HEAD are allowed\n")
     assert get(f"{server.url}/livez", "HEAD") == (200, "")
 
 
-def test_taken_port_is_explained(server: Server, plan: Plan, board: StatusStore) -> None:
+def test_taken_port_is_explained(server: Server, plan: Plan, store: StatusStore) -> None:
     """A port somebody listens on is a clear refusal."""
-    endpoints = Endpoints(plan, board, make_registry(), EngineMetrics())
+    endpoints = Endpoints(plan, store, make_registry(), EngineMetrics())
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(PreflightError, match=f"127.0.0.1:{port}: servekit's own server cannot listen here: Address"):
         Server(endpoints, "127.0.0.1", port)

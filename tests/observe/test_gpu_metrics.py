@@ -1,80 +1,76 @@
-"""The GPU's figures: what NVML tells, in base units, and nothing it does not tell."""
+"""The GPU's metric families: what NVML reports, in base units, and nothing that it does not report."""
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from servekit.nvml import GpuFacts, Nvml
+from servekit.observe.gpu_errors import GpuErrors
 from servekit.observe.gpu_metrics import GpuCollector
-from servekit.preflight.host.gpus import GpuFacts, GpuSurvey
+from tests.fake_nvml import GPU, XID, FakeNvml, pynvml
 
-GPU = GpuFacts(0, "GPU-1234", "NVIDIA L4", 24_152_899_584, 24_000_000_000, (8, 9))
-SURVEY = GpuSurvey("580.95", (13, 0), (GPU,))
-
-
-class Nvml:
-    """NVML with one L4; functions named in `silent` are not supported by it."""
-
-    class NVMLError(Exception):
-        """As pynvml's."""
-
-    def __init__(self, *silent: str) -> None:
-        self.silent = silent
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer as an L4 under load would."""
-        answers = {
-            "nvmlDeviceGetHandleByUUID": "handle",
-            "nvmlDeviceGetTotalEnergyConsumption": 81_234_567,
-            "nvmlDeviceGetPowerUsage": 71_500,
-            "nvmlDeviceGetEnforcedPowerLimit": 72_000,
-            "nvmlDeviceGetTemperature": 64,
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=21_000_000_000, total=24_152_899_584),
-            "nvmlDeviceGetCurrentClocksEventReasons": 0x44,
-        }
-
-        def call(*_: object) -> object:
-            if name in self.silent:
-                raise self.NVMLError(name)
-            return answers[name]
-
-        return call
+L4 = GpuFacts(0, GPU, "NVIDIA L4", 24_152_899_584, 24_000_000_000, (8, 9))
 
 
 def page(collector: GpuCollector) -> list[str]:
-    """Return the samples Prometheus would read, without their labels' GPU."""
+    """Return the samples that Prometheus would read, without the GPU's own labels."""
     registry = CollectorRegistry()
     registry.register(collector)
     lines = generate_latest(registry).decode().splitlines()
-    return [line.replace('gpu="GPU-1234",name="NVIDIA L4"', "") for line in lines if not line.startswith("#")]
+    labels = (f'gpu="{GPU}",', 'name="NVIDIA L4"')
+    return [line.replace(labels[0], "").replace(labels[1], "") for line in lines if not line.startswith("#")]
 
 
-def test_every_figure_in_base_units() -> None:
-    """Millijoules become joules and milliwatts watts; a power cap is no slowdown, a thermal one is."""
-    assert page(GpuCollector(survey=lambda: SURVEY, nvml=Nvml(), environ={})) == [
+def collector(library: FakeNvml) -> GpuCollector:
+    """A collector for one L4, as `servekit serve` makes it."""
+    nvml = Nvml(library)
+    return GpuCollector([L4], GpuErrors([GPU], nvml), nvml)
+
+
+def test_every_value_in_base_units() -> None:
+    """Millijoules become joules and milliwatts watts; a power cap is no slowdown; the last Xid is absent at first."""
+    assert page(collector(FakeNvml())) == [
         "servekit_gpu_energy_joules_total{} 81234.567",
         "servekit_gpu_power_watts{} 71.5",
         "servekit_gpu_power_limit_watts{} 72.0",
         "servekit_gpu_temperature_celsius{} 64.0",
-        "servekit_gpu_memory_used_bytes{} 2.1e+10",
+        "servekit_gpu_memory_used_bytes{} 5.59939584e+08",
         "servekit_gpu_memory_total_bytes{} 2.4152899584e+10",
         'servekit_gpu_slowed_down{,reason="hardware slowdown"} 0.0',
         'servekit_gpu_slowed_down{,reason="software thermal slowdown"} 0.0',
         'servekit_gpu_slowed_down{,reason="hardware thermal slowdown"} 1.0',
         'servekit_gpu_slowed_down{,reason="hardware power brake"} 0.0',
+        "servekit_gpu_xid_errors_total{} 0.0",
+        'servekit_gpu_ecc_errors_total{kind="corrected",} 5.0',
+        'servekit_gpu_ecc_errors_total{kind="uncorrected",} 5.0',
+        'servekit_gpu_remapped_rows{cause="corrected",} 1.0',
+        'servekit_gpu_remapped_rows{cause="uncorrected",} 2.0',
+        "servekit_gpu_remapping_pending{} 1.0",
+        "servekit_gpu_remapping_failed{} 0.0",
     ]
 
 
-def test_what_is_not_told_is_absent() -> None:
-    """A figure this GPU does not give is no series, never a zero."""
+def test_an_xid_is_a_count_and_a_number(eventually: Callable[..., None]) -> None:
+    """An Xid raises the counter, and its number is the last one's."""
+    library = FakeNvml()
+    errors = GpuErrors([GPU], Nvml(library))
+    errors.start()
+    library.happen(XID, 48)
+    eventually(lambda: errors.xids() == {GPU: (1, 48)}, what="the Xid")
+    lines = page(GpuCollector([L4], errors, Nvml(library)))
+    assert {"servekit_gpu_xid_errors_total{} 1.0", "servekit_gpu_last_xid{} 48.0"} <= set(lines)
+    errors.stop()
+
+
+def test_what_nvml_does_not_report_is_absent() -> None:
+    """A value that this GPU does not have is no series, never a zero."""
     silent = (
         "nvmlDeviceGetTotalEnergyConsumption",
         "nvmlDeviceGetTemperature",
         "nvmlDeviceGetCurrentClocksEventReasons",
     )
-    names = [
-        line.partition("{")[0] for line in page(GpuCollector(survey=lambda: SURVEY, nvml=Nvml(*silent), environ={}))
-    ]
+    errors = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetSupportedEventTypes")
+    names = [line.partition("{")[0] for line in page(collector(FakeNvml(*silent, *errors)))]
     assert names == [
         "servekit_gpu_power_watts",
         "servekit_gpu_power_limit_watts",
@@ -84,15 +80,15 @@ def test_what_is_not_told_is_absent() -> None:
 
 
 def test_a_lost_gpu_takes_nothing_else_away() -> None:
-    """A GPU that has fallen off the bus has no figures, and the scrape goes on."""
-    assert page(GpuCollector(survey=lambda: SURVEY, nvml=Nvml("nvmlDeviceGetHandleByUUID"), environ={})) == []
+    """A GPU that is lost has no values, but its Xids stay, and the scrape goes on."""
+    library = FakeNvml()
+    made = collector(library)
+    library.failures["nvmlDeviceGetHandleByUUID"] = pynvml.NVML_ERROR_GPU_IS_LOST
+    assert page(made) == ["servekit_gpu_xid_errors_total{} 0.0"]
 
 
-def test_nothing_without_nvml() -> None:
-    """Without a driver there are no GPU families, and none is estimated."""
-    assert page(GpuCollector(survey=lambda: None)) == []
-
-
-def test_only_the_visible_gpu() -> None:
-    """A GPU hidden from the engine is not exported."""
-    assert page(GpuCollector(survey=lambda: SURVEY, nvml=Nvml(), environ={"CUDA_VISIBLE_DEVICES": ""})) == []
+def test_nothing_without_a_gpu() -> None:
+    """Without a visible GPU there are no families, and none is estimated."""
+    library = FakeNvml()
+    assert page(GpuCollector([], GpuErrors([], Nvml(library)), Nvml(library))) == []
+    assert library.calls == []

@@ -53,24 +53,24 @@ def read(site: "Site") -> Page:
 
 
 @pytest.mark.parametrize("state", State)
-def test_page_tells_the_state(site: "Site", state: State) -> None:
+def test_page_shows_the_state(site: "Site", state: State) -> None:
     """Every state stands on the page with its reason, as the page comes from the server."""
     site.load(until=Phase.WEIGHTS)
-    site.board.enter(state, "this is why", exit_code=7 if state is State.FAILED else None)
+    site.store.enter(state, "this is why", exit_code=7 if state is State.FAILED else None)
     page = read(site)
     phase = " (weights)" if state is State.STARTING else ""
     assert f"{state}{phase} this is why" in " ".join(page.words.split())
     assert ("ends with exit code 7" in page.words) is (state is State.FAILED)
 
 
-def test_page_tells_contract_and_start(site: "Site") -> None:
-    """Before the engine was asked the contract is open; later each item says whether it is met."""
+def test_page_shows_contract_and_start(site: "Site") -> None:
+    """Before the engine has reported, the contract is open; later each item shows whether it is met."""
     page = " ".join(read(site).words.split())
-    assert "kv-cache-dtype fp8_e4m3 not asked yet open" in page
-    assert "limit-mm-per-prompt image 3, audio 0, video 0 not asked yet open" in page
+    assert "kv-cache-dtype fp8_e4m3 not checked yet open" in page
+    assert "limit-mm-per-prompt image 3, audio 0, video 0 not checked yet open" in page
     assert "Deviations None." in page
     site.become_ready()
-    site.board.note(contract=(ContractItem("max-num-seqs", 1024, 256), ContractItem("audio limit", 0, None)))
+    site.store.record(contract=(ContractItem("max-num-seqs", 1024, 256), ContractItem("audio limit", 0, None)))
     page = " ".join(read(site).words.split())
     assert "max-num-seqs 1,024 256 not met" in page
     assert "audio limit 0 none not met" in page
@@ -79,7 +79,7 @@ def test_page_tells_contract_and_start(site: "Site") -> None:
 
 
 @pytest.mark.parametrize("target", [Target.CPU])
-def test_page_tells_deviations(site: "Site", target: Target) -> None:
+def test_page_shows_deviations(site: "Site", target: Target) -> None:
     """A deviation stands there with its reason."""
     assert target is Target.CPU
     page = " ".join(read(site).words.split())
@@ -102,8 +102,8 @@ def test_bars_stay_inside(site: "Site") -> None:
 def test_values_stay_text(site: "Site", served_name: str) -> None:
     """Markup in a name, a reason or a contract value adds no element, no attribute and no broken byte."""
     site.become_ready()
-    site.board.note(contract=(ContractItem(EVIL, EVIL, [EVIL]),))
-    site.board.enter(State.FAILED, EVIL)
+    site.store.record(contract=(ContractItem(EVIL, EVIL, [EVIL]),))
+    site.store.enter(State.FAILED, EVIL)
     page = read(site)
     assert page.tags.count("script") == page.tags.count("style") == 1
     assert "img" not in page.tags

@@ -51,8 +51,10 @@ def test_page_in_every_state(
 ) -> None:
     """State, reason, contract and figures can be read on a telephone and a desktop, light and dark, without errors."""
     site.become_ready()
-    site.board.note(contract=(*site.board.read().contract, ContractItem("a-key-with-a-long-name", "x" * 60, "y" * 60)))
-    site.board.enter(state, "a reason with /a/long/path/" + "x" * 100)
+    site.store.record(
+        contract=(*site.store.read().contract, ContractItem("a-key-with-a-long-name", "x" * 60, "y" * 60))
+    )
+    site.store.enter(state, "a reason with /a/long/path/" + "x" * 100)
     browser.open(site.url, width=width, height=740, dark=dark)
     eventually(lambda: "37" in browser.text(".figures"), what="the figures")
     text = browser.text()
@@ -72,11 +74,11 @@ def test_page_follows_the_endpoint(site: "Site", browser: "Browser", eventually:
     site.load(until=Phase.WEIGHTS)
     browser.open(site.url)
     assert browser.text("[data-state]") == "starting (weights)"
-    assert "not asked yet" in browser.text(".contract")
+    assert "not checked yet" in browser.text(".contract")
     browser.ask("void (window.opened = true)")
     site.become_ready()
     eventually(lambda: browser.text("[data-state]") == "ready", what="the change")
-    assert "not asked yet" not in browser.text(".contract")
+    assert "not checked yet" not in browser.text(".contract")
     assert " s to ready" in browser.text()
     assert browser.ask("document.title") == "ready · gemma4-E4B-opt"
     assert browser.ask("document.querySelector('[data-state]').closest('[aria-live]').ariaLive") == "polite"
@@ -85,7 +87,7 @@ def test_page_follows_the_endpoint(site: "Site", browser: "Browser", eventually:
 
 
 def test_page_tells_rates(site: "Site", browser: "Browser", eventually: Eventually) -> None:
-    """Tokens per second come from the counter; an engine that is gone takes its figures along, and says so."""
+    """Tokens per second come from the counter; without the engine there are no values, and the page says so."""
     site.become_ready()
     site.engine.gpu = True
     site.engine.tokens_per_reading = 4000
@@ -96,7 +98,7 @@ def test_page_tells_rates(site: "Site", browser: "Browser", eventually: Eventual
     assert "68 W" in browser.text(".figures")
     assert "206.3 Wh" in browser.text(".figures")
     site.engine.up = False
-    eventually(lambda: "The engine gives no figures." in browser.text("#note"), what="the note")
+    eventually(lambda: "The engine reports no metrics." in browser.text("#note"), what="the note")
     assert browser.text(".figures").strip() == ""
     assert browser.console() == []
 
@@ -107,10 +109,10 @@ def test_hung_engine_does_not_delay_the_state(site: "Site", browser: "Browser", 
     browser.open(site.url)
     eventually(lambda: "37" in browser.text(".figures"), what="the figures")
     site.engine.answers.clear()
-    site.board.enter(State.FAILED, "the engine hung")
+    site.store.enter(State.FAILED, "the engine hung")
     eventually(lambda: browser.text("[data-state]") == "failed", within_s=4, what="the change")
     eventually(lambda: browser.text(".figures").strip() == "", what="the end of the figures")
-    assert browser.text("#note") == "No figures."
+    assert browser.text("#note") == "No metrics."
     site.engine.answers.set()
     eventually(lambda: "37" in browser.text(".figures"), what="the figures again")
 
@@ -120,11 +122,11 @@ def test_injected_script_does_not_run(
     site: "Site", browser: "Browser", eventually: Eventually, served_name: str
 ) -> None:
     """Markup in a name, a reason or a contract value is read as text, at first and when the script takes it over."""
-    site.board.enter(State.STARTING, served_name)
+    site.store.enter(State.STARTING, served_name)
     browser.open(site.url)
     assert served_name in browser.text()
-    site.board.note(contract=(ContractItem(served_name, served_name, served_name),))
-    site.board.enter(State.FAILED, served_name)
+    site.store.record(contract=(ContractItem(served_name, served_name, served_name),))
+    site.store.enter(State.FAILED, served_name)
     eventually(lambda: browser.text("[data-state]") == "failed", what="the change")
     assert served_name in browser.text(".contract")
     assert browser.ask("document.querySelectorAll('img').length") == 0
@@ -171,7 +173,7 @@ def test_page_without_a_script(site: "Site", browser: "Browser") -> None:
     text = browser.text()
     assert "ready\n" in text
     assert "As of 20" in text
-    assert "Live figures need JavaScript" in text
+    assert "Live values need JavaScript" in text
     assert "82.6 s to ready" in text
     assert browser.console() == []
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from servekit.nvml import GpuFacts, GpuSurvey
 from servekit.preflight.docker.doctor import DockerFacts, check_docker, check_driver_of_host, inspect_docker
-from servekit.preflight.host.gpus import GpuFacts, GpuSurvey
 from servekit.preflight.memory.gpu_models import GIB
 
 GOOD = DockerFacts(

@@ -3,16 +3,15 @@
 import dataclasses
 import shutil
 import socket
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servekit.nvml import GpuFacts, GpuSurvey
 from servekit.preflight.findings import Finding
 from servekit.preflight.host.gpu_rules import gpu_model
-from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, survey_gpus, visible_gpus
+from servekit.preflight.host.gpus import visible_gpus
 from servekit.preflight.host.host_facts import (
     COMPILE_CACHE_BYTES,
     HostFacts,
@@ -121,6 +120,14 @@ def test_target_cuda_needs_a_gpu(host: Path, survey: Any) -> None:
     assert (finding.name, facts.gpu) == ("gpu-missing", None)
 
 
+def test_a_gpu_that_cannot_be_read_is_told(host: Path) -> None:
+    """A lost GPU is a warning beside a healthy one."""
+    survey = dataclasses.replace(SURVEY, unreadable=((1, "GPU is lost"),))
+    assert names(host, survey=lambda: survey) == ["gpu-unreadable"]
+    lost = dataclasses.replace(survey, gpus=())
+    assert names(host, survey=lambda: lost) == ["gpu-unreadable", "gpu-missing"]
+
+
 TWO = dataclasses.replace(SURVEY, gpus=(L4, dataclasses.replace(L4, index=1, uuid="GPU-bbbb")))
 
 
@@ -218,76 +225,6 @@ def test_small_shared_memory_is_told(host: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert names(host, "cpu") == ["shared-memory"]
     assert names(host, "cuda") == []
-
-
-class FakeNvml(types.ModuleType):
-    """The calls of nvidia-ml-py the survey makes, for one L4 whose driver lacks some of them."""
-
-    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
-    NVML_VOLATILE_ECC = 0
-    nvmlMemory_v2 = 2  # noqa: N815 - the library's name
-
-    class NVMLError(Exception):
-        """What the library raises."""
-
-    def __init__(self, *, driver: bool = True) -> None:
-        super().__init__("pynvml")
-        self.driver, self.open = driver, False
-
-    def nvmlInit(self) -> None:  # noqa: N802 - the library's name, as all below
-        """Fail without a driver."""
-        if not self.driver:
-            raise self.NVMLError
-        self.open = True
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        """Close the library."""
-        self.open = False
-
-    def nvmlDeviceGetMemoryInfo(self, _handle: object, version: int = 1) -> Any:  # noqa: N802
-        """23,034 MiB, of which version 2 tells the reserve."""
-        reserve = {"reserved": 470 * MIB} if version == self.nvmlMemory_v2 else {}
-        return types.SimpleNamespace(total=23_034 * MIB, free=22_500 * MIB, **reserve)
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer the calls that only return a value; raise for those this driver lacks."""
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-        answers: dict[str, Any] = {
-            "nvmlSystemGetCudaDriverVersion_v2": 13_000,
-            "nvmlSystemGetDriverVersion": "580.95.05",
-            "nvmlDeviceGetCount": 1,
-            "nvmlDeviceGetHandleByIndex": object(),
-            "nvmlDeviceGetUUID": "GPU-aaaa",
-            "nvmlDeviceGetName": "NVIDIA L4",
-            "nvmlDeviceGetCudaComputeCapability": (8, 9),
-            "nvmlDeviceGetComputeRunningProcesses": [types.SimpleNamespace(pid=7)],
-            "nvmlDeviceGetCurrentClocksEventReasons": 0x04 | 0x40,
-        }
-
-        def call(*_: object) -> Any:
-            if name not in answers:
-                raise self.NVMLError
-            return answers[name]
-
-        return call
-
-
-def test_survey_reads_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The survey is what NVML says, with the gaps of a driver that lacks calls, and leaves the library closed."""
-    nvml = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    seen = dataclasses.replace(L4, processes=(7,), uncorrected_errors=None, slowdowns=("hardware thermal slowdown",))
-    assert survey_gpus() == dataclasses.replace(SURVEY, gpus=(seen,))
-    assert not nvml.open
-
-
-def test_survey_without_driver_or_library_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No driver and no library both mean no GPU."""
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(driver=False))
-    assert survey_gpus() is None
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert survey_gpus() is None
 
 
 def test_missing_library_of_the_cpu_engine() -> None:

@@ -54,7 +54,7 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
             start_s=start_s,
             drain_s=drain_s,
             patience=HangPolicy(hang_s, silent_s=silent_s),
-            guard=GuardSettings(Path("/nowhere"), max_in_flight=2048),
+            guard=GuardSettings(state_dir=Path("/nowhere"), max_in_flight=2048),
             run_dir=Path("/nowhere"),
         )
 
@@ -89,10 +89,10 @@ def supervise(make_plan: Callable[..., Plan]) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(*faults: str, **named: Any) -> Run:
-        told = {name: named.pop(name) for name in ("in_flight", "gpu_errors") if name in named}
+        witnesses = {name: named.pop(name) for name in ("in_flight", "gpu_errors") if name in named}
         plan = make_plan(*faults, **named)
         board = StatusStore()
-        supervisor = Supervisor(plan, board, EngineClient(plan.url), {}, **told)
+        supervisor = Supervisor(plan, board, EngineClient(plan.url), {}, **witnesses)
         codes: list[ExitCode] = []
         thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
         runs.append(Run(plan, board, supervisor, thread, codes))
@@ -101,6 +101,6 @@ def supervise(make_plan: Callable[..., Plan]) -> Iterator[Callable[..., Run]]:
 
     yield start
     for run in runs:
-        run.supervisor.ask_to_stop("end of the test")
-        run.supervisor.ask_to_stop("end of the test")
+        run.supervisor.request_stop("end of the test")
+        run.supervisor.request_stop("end of the test")
         run.thread.join(20)

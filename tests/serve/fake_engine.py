@@ -11,12 +11,12 @@ requests that run when SIGTERM comes, and ends with 0. Its faults:
   --never-listen        load for ever
   --fail-with TEXT      print a traceback that ends in TEXT while loading, then vLLM's own last words, and exit 1
   --end-loading         end as the next three say while it loads
-  --exit-after S        exit S seconds after its first token, with --exit-code (0 by default)
+  --exit-after S        exit S seconds after its warm-up, with --exit-code (0 by default)
   --die-by SIGNAL       kill itself by this signal number instead, after --exit-after
-  --sick-after S        answer /health with 503 from S seconds after its first token, and go on
+  --sick-after S        answer /health with 503 from S seconds after its warm-up, and go on
   --sick                answer /health with 503 always
   --slow-health-s S     take S seconds for each answer of /health, once it has made a token
-  --mute-metrics-after S    never answer /metrics from S seconds after its first token
+  --mute-metrics-after S    never answer /metrics from S seconds after its warm-up
   --wedge               never make a token
   --complain            print an exception that it survives, with each token but the first
   --complain-loading    print an exception that it survives while it loads
@@ -29,7 +29,7 @@ requests that run when SIGTERM comes, and ends with 0. Its faults:
   --no-token            answer a generation with no token
   --no-batch            answer a request with several prompts with 500
   --slow-request-s S    take S seconds for each generation
-  --wedge-after S       make no token and move no counter from S seconds after its first token, but for a batch of
+  --wedge-after S       make no token and move no counter from S seconds after its warm-up, but for a batch of
                         prompts, which servekit sends before it is ready; /health stays 200
   --runs-with-kv-cache-dtype X    the cache type it reports, whatever it was asked for
   --runs-with JSON      an object of what else it reports, whatever it was asked for; may be given again
@@ -167,7 +167,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__((options.host, options.port), Handler)
         self.options = options
-        self.first_token = math.inf
+        self.warm_s = math.inf
         self.running = 0
         self.late = 0
         self.made = 0
@@ -175,8 +175,8 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def is_past(self, seconds: float | None) -> bool:
-        """Whether so many seconds have gone since the first token; never for None."""
-        return seconds is not None and time.monotonic() - self.first_token > seconds
+        """Whether so many seconds have passed since the warm-up; never for None."""
+        return seconds is not None and time.monotonic() - self.warm_s > seconds
 
     def start(self) -> None:
         """Listen."""
@@ -277,7 +277,8 @@ class Handler(BaseHTTPRequestHandler):
             if options.complain and self.server.made:
                 print("ValueError: a client's mistake", flush=True)
             self.server.made += made
-            self.server.first_token = min(self.server.first_token, time.monotonic())
+            if "structured_outputs" in request:  # the last request of the warm-up: servekit calls it ready now
+                self.server.warm_s = min(self.server.warm_s, time.monotonic())
             self.answer(200, json.dumps({"usage": {"completion_tokens": made}}).encode())
         finally:
             with self.server.lock:

@@ -15,8 +15,8 @@ WITHIN_S = 5.0
 """Time in which the kernel and the keeper must have ended everything."""
 
 
-def survivors(moment_s: float, folder: Path, cache: Path) -> tuple[bool, list[str]]:
-    """Start servekit and kill it after `moment_s`.
+def survivors(moment_s: float | None, folder: Path, cache: Path) -> tuple[bool, list[str]]:
+    """Start servekit and kill it after `moment_s`, or as soon as the engine runs.
 
     Return whether the stand-in for vLLM ran by then, and the command lines of what still runs after WITHIN_S, which is
     killed. `cache` holds the demo checkpoint, or it is built first.
@@ -35,8 +35,10 @@ def survivors(moment_s: float, folder: Path, cache: Path) -> tuple[bool, list[st
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    time.sleep(moment_s)
-    met = any(str(FAKE) in command for command in _marked(mark).values())
+    deadline = time.monotonic() + (60 if moment_s is None else moment_s)
+    while time.monotonic() < deadline and not (moment_s is None and _has_engine(mark)):
+        time.sleep(0.005)
+    met = _has_engine(mark)
     process.kill()
     process.wait()
     deadline = time.monotonic() + WITHIN_S
@@ -45,6 +47,10 @@ def survivors(moment_s: float, folder: Path, cache: Path) -> tuple[bool, list[st
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     return met, list(left.values())
+
+
+def _has_engine(mark: str) -> bool:
+    return any(str(FAKE) in command for command in _marked(mark).values())
 
 
 def _marked(mark: str) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""What the end of an engine is told as."""
+"""How the end of an engine is described, and which cause its output names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The end that was asked for: what is refused, what is finished, what is cut, and how that is counted."""
+"""A requested stop: what is refused, what is finished, what is cut, and how that is counted."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from servekit.errors import ExitCode
-from servekit.serve.drain import Remaining, count_connections
+from servekit.serve.drain import count_connections, describe_requests, fewest
 from servekit.serve.status import State
 from tests.serve.conftest import Run
 from tests.serve.test_supervisor import Eventually, Supervise, generate, running, until_ready
@@ -33,7 +33,7 @@ def test_connections_of_a_port(free_port: int) -> None:
             assert count_connections(free_port) == 0
 
 
-def test_connections_that_nobody_tells(tmp_path: Path) -> None:
+def test_connections_that_the_kernel_does_not_report(tmp_path: Path) -> None:
     """Without the kernel's tables there is no count, rather than a zero."""
     assert count_connections(80, proc=tmp_path) is None
 
@@ -50,11 +50,9 @@ def test_connections_that_nobody_tells(tmp_path: Path) -> None:
     ],
 )
 def test_remaining(began_with: int | None, connections: int | None, count: int | None, text: str) -> None:
-    """The smaller count is told, the one that is known where the other is not, and no number where neither is."""
-    remaining = Remaining(began_with, 1, connections=lambda _: connections)
-    assert remaining.count == began_with
-    assert remaining.look() == count
-    assert str(remaining) == text
+    """The smaller count is logged, the one that is known where the other is not, and no number where neither is."""
+    assert fewest(began_with, connections) == count
+    assert describe_requests(count) == text
 
 
 def test_drain_finishes_running_requests(supervise: Supervise, eventually: Eventually) -> None:
@@ -65,7 +63,7 @@ def test_drain_finishes_running_requests(supervise: Supervise, eventually: Event
     request = threading.Thread(target=lambda: answers.append(generate(run)))
     request.start()
     eventually(lambda: running(run) == 1, what="the request")
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     eventually(lambda: run.status.state is State.DRAINING, within_s=0.5, what="draining")
     assert run.end() is ExitCode.STOPPED
     request.join()
@@ -73,12 +71,12 @@ def test_drain_finishes_running_requests(supervise: Supervise, eventually: Event
 
 
 def test_drain_that_runs_out(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that cuts its requests when its own time is over ends with 0; servekit says 8."""
+    """An engine that cuts its requests when its own time is over ends with 0; servekit returns 8."""
     run = supervise("--slow-request-s", "30", drain_s=1)
     until_ready(run, eventually)
     threading.Thread(target=generate, args=(run,), daemon=True).start()
     eventually(lambda: running(run) == 1, what="the request")
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.DRAIN_RAN_OUT
     assert "the drain did not finish: 1 running request cut after 1 s" in run.status.reason
 
@@ -92,9 +90,9 @@ def test_second_signal_ends_the_drain(
     threading.Thread(target=generate, args=(run,), daemon=True).start()
     eventually(lambda: running(run) == 1, what="the request")
     caplog.set_level(logging.INFO)
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     eventually(lambda: "SIGTERM: draining, 1 running request" in caplog.text, what="the engine's SIGTERM")
-    run.supervisor.ask_to_stop("SIGINT")
+    run.supervisor.request_stop("SIGINT")
     assert run.end() is ExitCode.DRAIN_RAN_OUT
     assert run.status.reason == "SIGINT while draining: 1 running request cut"
 
@@ -106,7 +104,7 @@ def test_engine_that_ignores_sigterm_is_killed(
     monkeypatch.setattr("servekit.serve.plan.STOP_MARGIN_S", 1)
     run = supervise("--ignore-sigterm", drain_s=0)
     until_ready(run, eventually)
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.DRAIN_RAN_OUT
     assert "killed" in run.status.reason
 
@@ -117,7 +115,7 @@ def test_requests_in_the_moment_of_the_stop(supervise: Supervise, eventually: Ev
     until_ready(run, eventually)
     with clients(run, 8) as answers:
         eventually(lambda: answers["whole"] >= 8, what="answers")
-        run.supervisor.ask_to_stop("SIGTERM")
+        run.supervisor.request_stop("SIGTERM")
         assert run.end() is ExitCode.STOPPED
     assert set(answers) <= {"whole", "503", "no answer"}
     assert answers["503"]
@@ -132,7 +130,7 @@ def test_a_guard_that_does_not_answer(
     with clients(run, 8) as answers:
         eventually(lambda: answers["whole"] >= 8, what="answers")
         began = time.monotonic()
-        run.supervisor.ask_to_stop("SIGTERM")
+        run.supervisor.request_stop("SIGTERM")
         assert run.end() is ExitCode.STOPPED
     assert time.monotonic() - began < run.plan.settle_s + 1 + 2
     assert "the guard does not answer" in caplog.text
@@ -144,18 +142,18 @@ def test_second_signal_while_the_guard_is_asked(supervise: Supervise, eventually
     run = supervise("--deaf-to-drain", drain_s=60)
     until_ready(run, eventually)
     began = time.monotonic()
-    run.supervisor.ask_to_stop("SIGTERM")
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.DRAIN_RAN_OUT
     assert time.monotonic() - began < 2
     assert run.status.reason == "SIGTERM while draining: running requests cut"
 
 
 def test_engine_that_dies_while_the_guard_is_asked(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that is killed before it is told to stop ends the drain at once."""
+    """An engine that is killed before its SIGTERM ends the drain at once."""
     run = supervise("--deaf-to-drain", drain_s=60)
     until_ready(run, eventually)
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     eventually(lambda: run.status.state is State.DRAINING, what="draining")
     assert run.status.engine_pid is not None
     os.kill(run.status.engine_pid, signal.SIGKILL)

@@ -19,14 +19,14 @@ def tracebacks(count: int) -> list[str]:
     return [line.replace("{n}", str(number)) for number in range(count) for line in TRACEBACK]
 
 
-def test_identical_tracebacks_are_told_once() -> None:
-    """A block of lines that follows itself, but for times and ids, is told once, with a count."""
+def test_identical_tracebacks_appear_once() -> None:
+    """A block of lines that repeats, except for times and ids, appears once, with a count."""
     lines = ["before", *tracebacks(8), "after"]
     assert fold(lines) == ["before", *tracebacks(1), "... these 4 lines 7 more times", "after"]
 
 
 def test_one_line_again_and_again() -> None:
-    """A single line is folded too, and one repetition is told in the singular."""
+    """A single line is folded too, and one repetition is written in the singular."""
     assert fold(["a", "b", "b", "c", "c", "c"]) == [
         "a",
         "b",
@@ -37,31 +37,31 @@ def test_one_line_again_and_again() -> None:
 
 
 def test_different_lines_stay() -> None:
-    """Nothing is left out that was told only once; a number that is no id makes another line."""
+    """Lines that do not repeat stay; a number that is no id makes another line."""
     lines = ["step 1", "step 2", "", "step 1", "RuntimeError: 7 of 9"]
     assert fold(lines) == lines
     assert fold([]) == []
 
 
-def test_what_came_before_the_tracebacks_is_still_told() -> None:
+def test_what_came_before_the_tracebacks_stays() -> None:
     """The reason before a hundred tracebacks is among the last lines."""
-    heard = EngineOutput()
+    output = EngineOutput()
     for line in ["RuntimeError: the reason", *tracebacks(9)]:
-        heard.add(line)
-    assert heard.last()[0] == "RuntimeError: the reason"
-    assert len(heard.last()) == 3, "one line of each traceback, told once, and how often"
+        output.add(line)
+    assert output.last()[0] == "RuntimeError: the reason"
+    assert len(output.last()) == 3, "the traceback once, and the number of repetitions"
 
 
 def test_the_cause_since_a_moment() -> None:
     """Lines before the moment are not looked at."""
     now_s = [1.0]
-    heard = EngineOutput(clock=lambda: now_s[0])
-    heard.add("RuntimeError: survived")
+    output = EngineOutput(clock=lambda: now_s[0])
+    output.add("RuntimeError: survived")
     now_s[0] = 2.0
-    heard.add("ValueError: the reason")
-    assert heard.cause() == "RuntimeError: survived"
-    assert heard.cause(since_s=1.5) == "ValueError: the reason"
-    assert heard.cause(since_s=2.5) == ""
+    output.add("ValueError: the reason")
+    assert output.cause() == "RuntimeError: survived"
+    assert output.cause(since_s=1.5) == "ValueError: the reason"
+    assert output.cause(since_s=2.5) == ""
 
 
 DEATHS = Path(__file__).parent / "deaths"
@@ -69,7 +69,7 @@ DEATHS = Path(__file__).parent / "deaths"
 
 
 @pytest.mark.parametrize(
-    ("death", "cause", "told"),
+    ("death", "cause", "repeated"),
     [
         ("core_killed", "", "Parent process exited, terminating worker queues"),
         (
@@ -79,15 +79,15 @@ DEATHS = Path(__file__).parent / "deaths"
         ),
     ],
 )
-def test_a_real_death(death: str, cause: str, told: str) -> None:
-    """What is repeated of a death holds what came first, and nothing that only followed from it."""
+def test_a_real_death(death: str, cause: str, repeated: str) -> None:
+    """The last lines of a death hold what came first, and nothing that only followed from it."""
     lines = (DEATHS / f"{death}.txt").read_text().splitlines()
     assert any("Found no NVIDIA driver" in line for line in lines)
-    heard = EngineOutput()
+    output = EngineOutput()
     for line in lines:
-        heard.add(line)
-    assert heard.cause() == cause
-    assert any(told in line for line in heard.last())
+        output.add(line)
+    assert output.cause() == cause
+    assert any(repeated in line for line in output.last())
     for consequence in ("NVIDIA", "EngineDeadError", "Exception ignored", "AttributeError"):
-        assert not any(consequence in line for line in heard.last())
-    assert heard.last()[-1].endswith("Finished server process [9971]" if not cause else "server process [12359]")
+        assert not any(consequence in line for line in output.last())
+    assert output.last()[-1].endswith("Finished server process [9971]" if not cause else "server process [12359]")

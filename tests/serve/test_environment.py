@@ -1,4 +1,4 @@
-"""Which variables reach the engine: a verdict for each that vLLM knows, and what Python must not be told."""
+"""Which variables reach the engine: a verdict for each that vLLM knows, and those that Python must not get."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the log says of the requests that were in flight at a death."""
+"""What the log reports about the requests in flight at a death."""
 
 from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.guard import InFlight
@@ -17,9 +17,9 @@ def test_one_request() -> None:
     ]
 
 
-def test_nothing_in_flight_is_told_too() -> None:
-    """That nobody asked for anything says that no request was the cause."""
-    assert in_flight_lines([], 1) == ["no client's request was in flight"]
+def test_nothing_in_flight_is_reported_too() -> None:
+    """Without a request in flight no request was the cause, and the log reports it."""
+    assert in_flight_lines([], 1) == ["no client request was in flight"]
 
 
 def test_of_many_the_latest_and_the_oldest() -> None:

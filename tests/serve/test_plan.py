@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servekit.preflight.host.gpus import GpuSurvey
+from servekit.nvml import GpuSurvey
 from servekit.preflight.start import find_engine_patches, make_start
 from servekit.profile import load_profile
 from servekit.serve.guard import INSIDE

@@ -1,4 +1,4 @@
-"""The engine as a process: it is started, heard, stopped, and nothing of it stays."""
+"""The engine as a process: it starts, its lines are read, it stops, and nothing of it stays."""
 
 import os
 import queue
@@ -19,8 +19,8 @@ Eventually = Callable[..., None]
 PYTHON = sys.executable
 
 
-class Ear:
-    """Collects what an engine calls back with."""
+class Recorder:
+    """Records what an engine calls back with."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -39,65 +39,65 @@ class Ear:
 
 def test_lines_come_before_the_news_of_the_end() -> None:
     """Every line is passed on, also those without an end or with broken bytes, and then the exit code comes."""
-    ear = Ear()
+    recorder = Recorder()
     program = (
         "import sys; print('one'); sys.stdout.buffer.write(b'tw\\xffo\\r\\n'); sys.stderr.write('three'); sys.exit(7)"
     )
-    ear.start(PYTHON, "-u", "-c", program)
-    assert ear.exit_code() == 7
-    assert sorted(ear.lines) == ["one", "three", "tw�o"]
+    recorder.start(PYTHON, "-u", "-c", program)
+    assert recorder.exit_code() == 7
+    assert sorted(recorder.lines) == ["one", "three", "tw�o"]
 
 
 def test_a_line_without_end_does_not_fill_the_memory() -> None:
     """A flood without line ends is passed on in pieces."""
-    ear = Ear()
-    ear.start(PYTHON, "-c", "print('y' * 1_000_000, end='')")
-    assert ear.exit_code() == 0
-    assert len(ear.lines) > 10
-    assert sum(map(len, ear.lines)) == 1_000_000
+    recorder = Recorder()
+    recorder.start(PYTHON, "-c", "print('y' * 1_000_000, end='')")
+    assert recorder.exit_code() == 0
+    assert len(recorder.lines) > 10
+    assert sum(map(len, recorder.lines)) == 1_000_000
 
 
-def test_death_by_signal_is_told_as_such() -> None:
+def test_death_by_signal_has_its_own_code() -> None:
     """The exit code is that of the leader, negative for a signal."""
-    ear = Ear()
-    ear.start(PYTHON, "-c", "import os; os.kill(os.getpid(), 11)")
-    assert ear.exit_code() == -signal.SIGSEGV
+    recorder = Recorder()
+    recorder.start(PYTHON, "-c", "import os; os.kill(os.getpid(), 11)")
+    assert recorder.exit_code() == -signal.SIGSEGV
 
 
 def test_missing_program_says_so() -> None:
     """A program that is not there ends with 127 and a line that names it."""
-    ear = Ear()
-    ear.start("/nowhere/vllm", "serve")
-    assert ear.exit_code() == 127
-    assert ear.lines == ["cannot start /nowhere/vllm: No such file or directory"]
+    recorder = Recorder()
+    recorder.start("/nowhere/vllm", "serve")
+    assert recorder.exit_code() == 127
+    assert recorder.lines == ["cannot start /nowhere/vllm: No such file or directory"]
 
 
 def test_sigterm_goes_to_the_leader_alone_and_once(tmp_path: Path) -> None:
-    """The leader's child hears nothing, and a second request is not passed on."""
+    """The leader's child receives nothing, and a second request is not passed on."""
     program = textwrap.dedent(f"""
         import signal, subprocess, sys, time
-        heard = []
+        received = []
         child = subprocess.Popen([sys.executable, "-c", '''
         import signal, time, pathlib
-        signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("{tmp_path}/child").write_text("heard"))
+        signal.signal(signal.SIGTERM, lambda *_: pathlib.Path("{tmp_path}/child").write_text("received"))
         print("child up", flush=True); time.sleep(60)'''.replace("\\n        ", "\\n")])
-        signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+        signal.signal(signal.SIGTERM, lambda *_: received.append(1))
         time.sleep(0.3)
         print("leader up", flush=True)
-        while not heard: time.sleep(0.01)
+        while not received: time.sleep(0.01)
         end = time.monotonic() + 0.7
         while time.monotonic() < end: time.sleep(0.01)
-        sys.exit(len(heard))
+        sys.exit(len(received))
     """)
-    ear = Ear()
-    engine = ear.start(PYTHON, "-c", program)
-    while sorted(ear.lines) != ["child up", "leader up"]:
-        assert ear.exits.empty(), ear.lines
+    recorder = Recorder()
+    engine = recorder.start(PYTHON, "-c", program)
+    while sorted(recorder.lines) != ["child up", "leader up"]:
+        assert recorder.exits.empty(), recorder.lines
     engine.terminate()
     engine.terminate()
-    assert ear.exit_code() == 1
+    assert recorder.exit_code() == 1
     assert not (tmp_path / "child").exists()
-    assert processes_of_group(engine.group) == []
+    assert processes_of_group(engine._process.pid) == []
 
 
 @pytest.mark.parametrize("own_session", [False, True])
@@ -110,9 +110,9 @@ def test_no_child_outlives_its_leader(tmp_path: Path, *, own_session: bool) -> N
         pathlib.Path("{tmp_path}/pid").write_text(str(child.pid))
         os.kill(os.getpid(), 9)
     """)
-    ear = Ear()
-    ear.start(PYTHON, "-c", program)
-    assert ear.exit_code() == -signal.SIGKILL
+    recorder = Recorder()
+    recorder.start(PYTHON, "-c", program)
+    assert recorder.exit_code() == -signal.SIGKILL
     assert not is_running(int((tmp_path / "pid").read_text()))
 
 
@@ -123,35 +123,35 @@ def test_kill_ends_everything_at_once(eventually: Eventually) -> None:
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
         "print('up', flush=True); time.sleep(600)"
     )
-    ear = Ear()
-    engine = ear.start(PYTHON, "-c", program)
-    eventually(lambda: ear.lines == ["up"], what="the leader's line")
+    recorder = Recorder()
+    engine = recorder.start(PYTHON, "-c", program)
+    eventually(lambda: recorder.lines == ["up"], what="the leader's line")
     engine.terminate()
     engine.kill()
-    assert ear.exit_code() == -signal.SIGKILL
-    assert processes_of_group(engine.group) == []
+    assert recorder.exit_code() == -signal.SIGKILL
+    assert processes_of_group(engine._process.pid) == []
 
 
 def test_sweep_ends_an_engine_whose_keeper_is_stopped(eventually: Eventually) -> None:
     """A keeper that does not run any more cannot obey; the whole group is killed instead."""
-    ear = Ear()
-    engine = ear.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
-    eventually(lambda: ear.lines == ["up"], what="the leader's line")
-    os.kill(engine.group, signal.SIGSTOP)
+    recorder = Recorder()
+    engine = recorder.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
+    eventually(lambda: recorder.lines == ["up"], what="the leader's line")
+    os.kill(engine._process.pid, signal.SIGSTOP)
     engine.kill()
     engine.sweep()
-    assert ear.exit_code() == -signal.SIGKILL
-    eventually(lambda: processes_of_group(engine.group) == [], what="the end of the group")
+    assert recorder.exit_code() == -signal.SIGKILL
+    eventually(lambda: processes_of_group(engine._process.pid) == [], what="the end of the group")
 
 
 def test_a_killed_keeper_takes_the_engine_with_it(eventually: Eventually) -> None:
     """Killing the keeper leaves no engine behind."""
-    ear = Ear()
-    engine = ear.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
-    eventually(lambda: ear.lines == ["up"], what="the leader's line")
-    os.kill(engine.group, signal.SIGKILL)
-    assert ear.exit_code() == -signal.SIGKILL
-    eventually(lambda: processes_of_group(engine.group) == [], what="the end of the group")
+    recorder = Recorder()
+    engine = recorder.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
+    eventually(lambda: recorder.lines == ["up"], what="the leader's line")
+    os.kill(engine._process.pid, signal.SIGKILL)
+    assert recorder.exit_code() == -signal.SIGKILL
+    eventually(lambda: processes_of_group(engine._process.pid) == [], what="the end of the group")
 
 
 def test_engine_ends_when_servekit_is_killed(eventually: Eventually) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from servekit.serve.watch.probe import EngineClient
-from servekit.serve.watch.silence import Silence, Silent, Speaks
+from servekit.serve.watch.silence import Recovered, Silence, Silent
 
 SILENT_S = 0.4
 
@@ -20,10 +20,10 @@ class Server(EngineClient):
         self.let = threading.Event()
         self.asked = 0
 
-    def answers(self, *, timeout_s: float) -> bool:
+    def health(self, *, timeout_s: float = 5) -> int | None:
         """Answer as soon as it is let, however late."""
         self.asked += 1
-        return self.let.wait(timeout_s)
+        return 200 if self.let.wait(timeout_s) else None
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def server() -> Server:
 
 
 @pytest.fixture
-def posted(server: Server) -> Iterator["queue.SimpleQueue[Silent | Speaks]"]:
+def posted(server: Server) -> Iterator["queue.SimpleQueue[Silent | Recovered]"]:
     """What is posted about the server, until the end of the test."""
-    over, events = threading.Event(), queue.SimpleQueue[Silent | Speaks]()
+    over, events = threading.Event(), queue.SimpleQueue[Silent | Recovered]()
     Silence(server, SILENT_S, 60, events.put, over).start()
     yield events
     over.set()
@@ -42,7 +42,7 @@ def posted(server: Server) -> Iterator["queue.SimpleQueue[Silent | Speaks]"]:
 
 
 def test_silence_is_posted_once_and_its_end_too(
-    server: Server, posted: "queue.SimpleQueue[Silent | Speaks]", eventually: Callable[..., None]
+    server: Server, posted: "queue.SimpleQueue[Silent | Recovered]", eventually: Callable[..., None]
 ) -> None:
     """Without an answer for that long the server is silent; the answer to the question that stood ends it."""
     assert posted.get(timeout=5) == Silent(SILENT_S)
@@ -51,13 +51,13 @@ def test_silence_is_posted_once_and_its_end_too(
         posted.get(timeout=3 * SILENT_S)
     server.let.set()
     end = posted.get(timeout=5)
-    assert isinstance(end, Speaks)
+    assert isinstance(end, Recovered)
     assert end.seconds >= 4 * SILENT_S
     eventually(lambda: server.asked > asked, what="the next question")
     assert posted.empty()
 
 
-def test_late_answers_are_answers(server: Server, posted: "queue.SimpleQueue[Silent | Speaks]") -> None:
+def test_late_answers_are_answers(server: Server, posted: "queue.SimpleQueue[Silent | Recovered]") -> None:
     """A server that takes three quarters of the time for every answer is slow, not silent."""
     original = server.let.wait
 

@@ -34,7 +34,7 @@ def test_start_and_stop(supervise: Supervise, eventually: Eventually, caplog: py
     until_ready(run, eventually)
     phases = [phase for phase, _ in run.status.starts]
     assert phases == [Phase.IMPORTS, Phase.ENGINE, Phase.WEIGHTS, Phase.COMPILE, Phase.WARM_UP, Phase.VERIFY]
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.STOPPED
     assert [change.state for change in run.status.transitions] == [
         *(State.STARTING, State.READY, State.DRAINING, State.STOPPED)
@@ -48,7 +48,7 @@ def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> 
     run = supervise("--never-listen", "--lose-sigterm")
     eventually(lambda: run.status.phase is Phase.WARM_UP, what="the phase")
     pid = run.status.engine_pid
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end(within_s=5) is ExitCode.STOPPED
     assert pid is not None
     assert not is_running(pid)
@@ -57,7 +57,7 @@ def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> 
 def test_asked_to_stop_before_the_start(supervise: Supervise) -> None:
     """A stop that was asked for before the engine was started starts none."""
     run = supervise("--never-listen")
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.STOPPED
 
 
@@ -69,24 +69,24 @@ def test_deadline_of_the_start(supervise: Supervise) -> None:
 
 
 def test_deadline_of_a_phase(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A phase that does not end is told by name, long before the whole start's time is over."""
+    """A phase that does not end is named, long before the time of the whole start is over."""
     monkeypatch.setattr("servekit.serve.phases.PHASE_LIMITS_S", {Phase.WARM_UP: 1})
     run = supervise("--never-listen", start_s=600)
     assert run.end() is ExitCode.START_FAILED
-    assert "phase warm-up was not over within 1 s" in run.status.reason
+    assert "phase warm-up did not end within 1 s" in run.status.reason
 
 
-def test_what_the_kernel_says_of_a_death(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill by the out-of-memory killer is told in the kernel's words."""
-    said = "Out of memory: Killed process 7 (VLLM::Worker) total-vm:9GB"
-    monkeypatch.setattr("servekit.serve.supervisor.OomWatcher.read", lambda _self: said)
+def test_what_the_kernel_reports_about_a_death(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill by the out-of-memory killer is reported in the kernel's words."""
+    report = "Out of memory: Killed process 7 (VLLM::Worker) total-vm:9GB"
+    monkeypatch.setattr("servekit.serve.supervisor.OomWatcher.read", lambda _self: report)
     run = supervise("--exit-after", "0.3")
     assert run.end() is ExitCode.ENGINE_DIED
-    assert f"has died; the kernel says: {said}" in run.status.reason
+    assert f"has died; the kernel reports: {report}" in run.status.reason
 
 
 def test_failed_start_names_the_cause(supervise: Supervise, caplog: pytest.LogCaptureFixture) -> None:
-    """The worker's own exception is told, with a remedy, and the last lines are repeated."""
+    """The worker's own exception is the reason, with a remedy, and the last lines are repeated."""
     caplog.set_level(logging.INFO)
     run = supervise("--fail-with", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB")
     assert run.end() is ExitCode.START_FAILED
@@ -99,7 +99,7 @@ def test_death_with_exit_code_zero(supervise: Supervise) -> None:
     """An engine that ends with 0 without being asked has died: 5, never 0."""
     run = supervise("--exit-after", "0.5")
     assert run.end() is ExitCode.ENGINE_DIED
-    assert "exit code 0, which vLLM gives also when its EngineCore has died" in run.status.reason
+    assert "exit code 0, which vLLM also returns when its EngineCore has died" in run.status.reason
 
 
 def test_an_exception_long_ago_is_no_cause(
@@ -134,7 +134,7 @@ def test_an_exception_of_the_start_is_the_cause_of_a_failed_start(supervise: Sup
 
 
 def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
-    """An engine killed by SIGKILL is told as such, and the child it leaves is ended."""
+    """An engine killed by SIGKILL is reported as such, and the child it leaves is killed."""
     run = supervise("--exit-after", "0.5", "--die-by", str(int(signal.SIGKILL)), "--orphan", str(tmp_path / "pid"))
     assert run.end() is ExitCode.ENGINE_DIED
     assert "killed by signal 9 (SIGKILL): perhaps out of memory" in run.status.reason
@@ -142,20 +142,19 @@ def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
 
 
 def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that says it is dead is not ready any more, and is killed when it does not end by itself."""
+    """An engine that reports itself dead is no longer ready, and is killed when it does not end by itself."""
     run = supervise("--sick-after", "1")
     until_ready(run, eventually)
     eventually(lambda: run.status.state is State.FAILED, within_s=5, what="the failure")
-    assert not run.status.alive
     assert run.end() is ExitCode.ENGINE_DIED
-    assert "killed after it had said on /health that it was dead" in run.status.reason
+    assert "killed after it had reported on /health that it was dead" in run.status.reason
 
 
 @pytest.mark.parametrize(
     ("fault", "code", "reason"),
     [
         ("--wrong-name", ExitCode.CONTRACT_BROKEN, "/v1/models lists another, not m"),
-        ("--no-token", ExitCode.START_FAILED, "asked for one token, the engine made 0"),
+        ("--no-token", ExitCode.START_FAILED, "the engine generated 0 tokens instead of 1"),
         (
             "--no-batch",
             ExitCode.START_FAILED,
@@ -186,8 +185,8 @@ def test_warm_before_it_is_ready(supervise: Supervise, eventually: Eventually) -
     assert f'vllm:generation_tokens_total{{engine="0"}} {1 + 2 + 16 * (3 + 16)}.0' in made
 
 
-def test_contract_is_told(supervise: Supervise, eventually: Eventually) -> None:
-    """A ready endpoint has been asked for each item of the contract, and meets it."""
+def test_contract_is_recorded(supervise: Supervise, eventually: Eventually) -> None:
+    """A ready endpoint has reported each item of the contract, and meets it."""
     run = supervise()
     until_ready(run, eventually)
     assert {item.name for item in run.status.contract} >= {"kv-cache-dtype", "quantization", "image limit"}
@@ -230,14 +229,13 @@ def test_a_server_that_stands_still_for_a_while(
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: run.status.state is State.SILENT, within_s=5, what="silence")
-    assert run.status.reason == "the engine's server has answered nothing for 1 s"
-    assert run.status.alive
+    assert run.status.reason == "the engine's server has not answered for 1 s"
     os.kill(pid, signal.SIGCONT)
     eventually(lambda: run.status.state is State.READY, within_s=5, what="readiness")
     assert run.status.reason.startswith("the engine's server answers again, after ")
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.STOPPED
-    assert "not ready: the engine's server has answered nothing" in caplog.text
+    assert "not ready: the engine's server has not answered" in caplog.text
 
 
 def test_a_silent_server_that_hangs(supervise: Supervise, eventually: Eventually) -> None:
@@ -261,7 +259,7 @@ def test_late_health_is_no_silence(supervise: Supervise, eventually: Eventually)
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_what_was_in_flight_at_the_end(supervise: Supervise, caplog: pytest.LogCaptureFixture, *, hangs: bool) -> None:
-    """A death and a hang name the requests in flight before the last line, and what the GPU reported in it."""
+    """A death and a hang name the requests in flight before the last line, and what the GPU reported is in that."""
     flight = InFlight(time.monotonic(), "req-7", "/v1/completions", 31, "prompt(4)")
     faults = ("--mute-metrics-after", "0") if hangs else ("--exit-after", "0.3")
     run = supervise(*faults, hang_s=1, in_flight=lambda: [flight], gpu_errors=lambda: "Xid 79 on GPU-1")
@@ -282,10 +280,10 @@ def test_a_slow_request_is_no_hang(supervise: Supervise, eventually: Eventually)
 
 
 def test_flood_of_output(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that prints without measure is heard and served all the same."""
+    """The lines of an engine that floods its output are read, and it serves."""
     run = supervise("--flood", "2000")
     until_ready(run, eventually)
-    run.supervisor.ask_to_stop("SIGTERM")
+    run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.STOPPED
 
 

@@ -41,8 +41,8 @@ def test_pair_is_loaded(tmp_path: Path) -> None:
     assert made is not None
     assert made.arguments == ("--ssl-certfile", str(chain), "--ssl-keyfile", str(key))
     command = ["openssl", "x509", "-in", str(chain), "-noout", "-fingerprint", "-sha256"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert told.strip().rpartition("=")[2].replace(":", "").lower() == made.fingerprint
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.strip().rpartition("=")[2].replace(":", "").lower() == made.fingerprint
 
 
 def test_one_without_the_other(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_one_without_the_other(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    """Files that are not there are told both at once."""
+    """Files that are missing are reported together."""
     with pytest.raises(ConfigurationError) as caught:
         load_certificate(tmp_path / "a", tmp_path / "b")
     assert len(caught.value.findings) == 2

@@ -1,4 +1,4 @@
-"""servekit's own HTTP server: probes, status, metrics, a page; on a port of its own, answered from a snapshot."""
+"""servekit's own HTTP server, on a port of its own: probes, status, metrics and a page, all from a snapshot."""
 
 import json
 import socket
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
 
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 _ACCEPTED_S = "servekit.accepted_s"
-"""The monotonic second at which the connection of a request was taken."""
+"""The monotonic second at which the connection of a request was accepted."""
 _KEPT_WORKERS = 8
-"""Probes, a scrape or two and a page at once."""
+"""Enough for the probes, a scrape or two and a page at once."""
+_OK, _UNAVAILABLE = "200 OK", "503 Service Unavailable"
 _TEXT = "text/plain; charset=utf-8"
-_JSON = "application/json"
-_HTML = "text/html; charset=utf-8"
 _HEADERS = (
     ("Cache-Control", "no-store"),
     ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
@@ -35,23 +34,26 @@ _HEADERS = (
 )
 
 
+Answer = tuple[str, str, bytes]
+
+
 class Endpoints:
     """What each path answers, as values: (HTTP status line, content type, body)."""
 
     def __init__(
         self,
         plan: Plan,
-        board: StatusStore,
+        store: StatusStore,
         registry: CollectorRegistry,
         read_engine_metrics: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
-        self._board = board
+        self._store = store
         self._registry = registry
         self._read_engine_metrics = read_engine_metrics
         self._clock = clock
-        self._routes: dict[str, Callable[[], tuple[str, str, bytes]]] = {
+        self._routes: dict[str, Callable[[], Answer]] = {
             "/livez": self._live,
             "/readyz": self._ready,
             "/status": self._status,
@@ -66,37 +68,39 @@ class Endpoints:
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
-            # How long servekit took, for whoever wonders whether a late answer was late here.
+            # How long servekit took: it shows whether a late answer was late here.
             ("Server-Timing", f"servekit;dur={served_ms:.3f}"),
             *_HEADERS,
         ]
         start_response(status, headers)
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
-    def answer(self, method: str, path: str) -> tuple[str, str, bytes]:
-        """Return what `path` answers now."""
+    def answer(self, method: str, path: str) -> Answer:
+        """Return the current answer of `path`."""
         if method not in {"GET", "HEAD"}:
-            return "405 Method Not Allowed", _TEXT, b"only GET\n"
-        route = self._routes.get(path)
-        if route is None:
-            return "404 Not Found", _TEXT, f"not here; there are {' '.join(self._routes)}\n".encode()
-        return route()
+            return "405 Method Not Allowed", _TEXT, b"only GET and HEAD are allowed\n"
+        if path not in self._routes:
+            return "404 Not Found", _TEXT, f"not found; the paths are {' '.join(self._routes)}\n".encode()
+        return self._routes[path]()
 
-    def _live(self) -> tuple[str, str, bytes]:
-        status = self._board.read()
-        line = "200 OK" if status.alive else "503 Service Unavailable"
-        return line, _TEXT, f"{status.state}: {status.reason}\n".encode()
+    def _live(self) -> Answer:
+        status = self._store.read()
+        # Alive until servekit is about to end with a failure: until then a restart would not help.
+        return (
+            _UNAVAILABLE if status.state is State.FAILED else _OK,
+            _TEXT,
+            f"{status.state}: {status.reason}\n".encode(),
+        )
 
-    def _ready(self) -> tuple[str, str, bytes]:
-        status = self._board.read()
+    def _ready(self) -> Answer:
+        status = self._store.read()
         if status.state is State.READY:
-            return "200 OK", _TEXT, b"ready\n"
+            return _OK, _TEXT, b"ready\n"
         phase = f" ({status.phase})" if status.phase else ""
-        return "503 Service Unavailable", _TEXT, f"{status.state}{phase}: {status.reason}\n".encode()
+        return _UNAVAILABLE, _TEXT, f"{status.state}{phase}: {status.reason}\n".encode()
 
-    def _status(self) -> tuple[str, str, bytes]:
-        status = self._board.read()
-        now = self._clock()
+    def _status(self) -> Answer:
+        status, now = self._store.read(), self._clock()
         body = {
             "state": status.state,
             "ready": status.state is State.READY,
@@ -108,8 +112,8 @@ class Endpoints:
             "engine_pid": status.engine_pid,
             "start_seconds": round(status.start_seconds(now), 3),
             "start_phases": [
-                {"phase": span.phase, "seconds": round(span.seconds, 3), "running": span.running}
-                for span in status.timeline(now)
+                {"phase": phase, "seconds": round(seconds, 3), "running": phase is status.phase}
+                for phase, seconds in status.timeline(now).items()
             ],
             "transitions": [
                 {"time": change.time_s, "state": change.state, "reason": change.reason} for change in status.transitions
@@ -119,98 +123,76 @@ class Endpoints:
             ],
             "plan": self._plan.describe(),
         }
-        return "200 OK", _JSON, json.dumps(body, indent=2, default=str).encode() + b"\n"
+        return _OK, "application/json", json.dumps(body, indent=2, default=str).encode() + b"\n"
 
-    def _metrics(self) -> tuple[str, str, bytes]:
-        return (
-            "200 OK",
-            CONTENT_TYPE_PLAIN_0_0_4,
-            exposition(self._registry, self._read_engine_metrics),
-        )
+    def _metrics(self) -> Answer:
+        return _OK, CONTENT_TYPE_PLAIN_0_0_4, exposition(self._registry, self._read_engine_metrics)
 
-    def _page(self) -> tuple[str, str, bytes]:
-        page = render_page(self._plan, self._board.read(), now=self._clock(), wall_s=time.time())
-        return "200 OK", _HTML, page
+    def _page(self) -> Answer:
+        page = render_page(self._plan, self._store.read(), now=self._clock(), wall_s=time.time())
+        return _OK, "text/html; charset=utf-8", page
 
 
-class Server:
-    """The endpoints on a socket, in threads; `url` says where (port 0: one the system chose)."""
+class Server(WSGIServer):
+    """The endpoints on a socket, in threads; with port 0 the system chooses one, which `url` holds."""
 
-    def __init__(self, application: Endpoints, host: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = type("_Bound", (_Server,), {"address_family": family})
-        try:
-            self._server: WSGIServer = make_server(host, port, application, bound, _QuietHandler)
-        except OSError as error:
-            finding = Finding(
-                f"servekit's own server cannot listen here: {error.strerror}",
-                f"{host}:{port}",
-                remedy="choose another --observe-host or --observe-port, or stop what listens there",
-            )
-            raise PreflightError([finding]) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="observe", daemon=True)
-
-    @property
-    def url(self) -> str:
-        """The base address of the server."""
-        host, port = self._server.server_address[:2]
-        return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}"
-
-    def __enter__(self) -> Self:
-        """Begin to answer."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Answer no more and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(WSGIServer):
     # A probe every second must not find the backlog full behind a slow scrape.
     request_queue_size = 1024
     # Also right after a restart, while connections of the last run linger; never beside a living listener.
     allow_reuse_address = True
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, application: Endpoints, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.accepted_s: dict[int, float] = {}
         self._workers = ThreadPool(_KEPT_WORKERS)
-        super().__init__(*arguments, **named)
+        try:
+            super().__init__((host, port), _QuietHandler)
+        except OSError as error:
+            message = f"servekit's own server cannot listen here: {error.strerror}"
+            remedy = "choose another --observe-host or --observe-port, or stop what listens there"
+            raise PreflightError([Finding(message, f"{host}:{port}", remedy=remedy)]) from error
+        self.set_app(application)
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Take a connection, and note when: before a thread is there that answers on it."""
-        connection, address = super().get_request()
-        self.accepted_s[connection.fileno()] = time.monotonic()
-        return connection, address
+    @property
+    def url(self) -> str:
+        """The base address of the server."""
+        host, port = self.server_address[:2]
+        return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}"
+
+    def __enter__(self) -> Self:
+        """Start to answer."""
+        threading.Thread(target=self.serve_forever, args=(0.1,), name="observe", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop answering, free the port and end the workers."""
+        self.shutdown()
+        self.server_close()
+        self._workers.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer on a worker."""
+        """Answer on a worker; record the time first, before a thread is there to answer."""
+        self.accepted_s[request.fileno()] = time.monotonic()
         self._workers.run(lambda: self._answer(request, client_address))
-
-    def server_close(self) -> None:
-        """Close the port, and let the workers go."""
-        super().server_close()
-        self._workers.close()
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001 - whatever it is, it is this connection's alone
+        except Exception:  # noqa: BLE001 - an error ends its own connection and no other
             self.handle_error(request, client_address)
         finally:
             self.shutdown_request(request)
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # an idle client gives its thread back
-    server: _Server
-    wbufsize = 64 * 1024  # status, headers and body go out together: no half an answer when the process ends
+    timeout = 10  # seconds, so that an idle client does not keep its thread
+    server: Server
+    wbufsize = 64 * 1024  # status, headers and body go out together: no answer is cut when the process ends
 
     def get_environ(self) -> "WSGIEnvironment":
-        """Hand the time of the connection on."""
+        """Pass on the time of the connection."""
         accepted_s = self.server.accepted_s.pop(self.connection.fileno())
         return super().get_environ() | {_ACCEPTED_S: accepted_s}
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
-        """Say nothing: probes come every second."""
+        """Log nothing: probes come every second."""

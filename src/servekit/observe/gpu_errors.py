@@ -1,63 +1,92 @@
-"""A GPU's errors as metric families: Xids, ECC errors, remapped rows."""
+"""The errors that GPUs report while servekit runs: Xid errors, uncorrectable ECC errors, a lost GPU."""
 
-from collections.abc import Iterator, Sequence
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from servekit.nvml import NVML, GpuEvent, Nvml
 
-from servekit.nvml import GpuErrors
-from servekit.preflight.host.gpus import GpuFacts
+logger = logging.getLogger(__name__)
 
-_LABELS: Final = ("gpu", "name")
+_BACK_OFF_S: Final = 5.0
+"""NVML returns at once for a lost GPU; the listener waits this long before it asks again."""
+_KEPT: Final = 3
+
+# NVIDIA, "Xid Errors" (docs.nvidia.com/deploy/xid-errors): those that an inference server can meet.
+XIDS: Final = {
+    13: "graphics engine exception",
+    31: "GPU memory page fault",
+    43: "GPU stopped processing",
+    45: "preemptive clean-up after another error",
+    48: "double bit ECC error",
+    62: "internal micro-controller halt",
+    63: "row remapping or page retirement recorded",
+    64: "row remapping or page retirement failed",
+    74: "NVLink error",
+    79: "GPU has fallen off the bus",
+    92: "high rate of single bit ECC errors",
+    94: "contained ECC error",
+    95: "uncontained ECC error",
+    119: "GSP RPC time-out",
+    120: "GSP error",
+    154: "GPU recovery action changed",
+}
 
 
-class GpuErrorCollector(Collector):
-    """What the GPUs report of their errors; no family that NVML does not tell.
+class GpuErrors:
+    """Records the errors of GPUs, named by UUID, on a thread of its own; readers take snapshots."""
 
-    servekit_gpu_xid_errors_total{gpu="GPU-1234",name="NVIDIA L4"} 0.0             since servekit was started
-    servekit_gpu_last_xid{...} 79.0                                                absent before the first
-    servekit_gpu_ecc_errors_total{...,kind="uncorrected"} 0.0                      since the driver was loaded
-    servekit_gpu_remapped_rows{...,cause="uncorrected"} 0.0
-    servekit_gpu_remapping_pending{...} 0.0
-    servekit_gpu_remapping_failed{...} 0.0
-    """
+    def __init__(self, gpus: Sequence[str], nvml: Nvml = NVML, clock: Callable[[], float] = time.monotonic) -> None:
+        self._nvml = nvml
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._errors: deque[tuple[float, str]] = deque(maxlen=_KEPT)
+        self._unnamed = gpus[0] if len(gpus) == 1 else "one of the GPUs"
+        self._xids: dict[str, tuple[int, int | None]] = dict.fromkeys(nvml.listen(gpus) if gpus else (), (0, None))
 
-    def __init__(self, gpus: Sequence[GpuFacts], errors: GpuErrors) -> None:
-        self._gpus = gpus
-        self._errors = errors
+    def start(self) -> None:
+        """Start the listener, unless no GPU reports Xid errors."""
+        if self._xids:
+            threading.Thread(target=self._listen, name="gpu-errors", daemon=True).start()
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the families of this moment."""
-        xid = CounterMetricFamily("servekit_gpu_xid_errors", "Xid errors since servekit was started.", labels=_LABELS)
-        last = GaugeMetricFamily("servekit_gpu_last_xid", "The number of the last Xid error.", labels=_LABELS)
-        ecc = CounterMetricFamily(
-            "servekit_gpu_ecc_errors", "ECC errors since the driver was loaded.", labels=(*_LABELS, "kind")
-        )
-        rows = GaugeMetricFamily(
-            "servekit_gpu_remapped_rows", "Rows of memory replaced by spare ones.", labels=(*_LABELS, "cause")
-        )
-        pending = GaugeMetricFamily(
-            "servekit_gpu_remapping_pending", "1 while a remapping waits for a reset.", labels=_LABELS
-        )
-        failed = GaugeMetricFamily(
-            "servekit_gpu_remapping_failed", "1 when no spare row was left: replace the card.", labels=_LABELS
-        )
-        xids = self._errors.xids()
-        for gpu in self._gpus:
-            labels = (gpu.uuid, gpu.name)
-            if gpu.uuid in xids:
-                count, number = xids[gpu.uuid]
-                xid.add_metric(labels, count)
-                if number is not None:
-                    last.add_metric(labels, number)
-            counts = self._errors.counts(gpu.uuid)
-            for kind, errors in zip(("corrected", "uncorrected"), counts.ecc, strict=True):
-                if errors is not None:
-                    ecc.add_metric((*labels, kind), errors)
-            if counts.remapped:
-                rows.add_metric((*labels, "corrected"), counts.remapped[0])
-                rows.add_metric((*labels, "uncorrected"), counts.remapped[1])
-                pending.add_metric(labels, counts.remapped[2])
-                failed.add_metric(labels, counts.remapped[3])
-        yield from (family for family in (xid, last, ecc, rows, pending, failed) if family.samples)
+    def stop(self) -> None:
+        """Stop the listener."""
+        self._stopped.set()
+
+    def xids(self) -> dict[str, tuple[int, int | None]]:
+        """Return for each GPU that reports Xid errors how many it reported so far, and the last one's number."""
+        with self._lock:
+            return dict(self._xids)
+
+    def describe(self) -> str:
+        """Return the last errors as part of a sentence about the engine's end; empty when there were none."""
+        now_s = self._clock()
+        with self._lock:
+            return "; ".join(f"{text}, {now_s - at_s:.0f} s before" for at_s, text in self._errors)
+
+    def _listen(self) -> None:
+        while not self._stopped.is_set():
+            event = self._nvml.next_event()
+            if event is not None:
+                self._record(event)
+                if event.kind in {"lost", "failed"}:
+                    self._stopped.wait(_BACK_OFF_S)
+
+    def _record(self, event: GpuEvent) -> None:
+        if event.kind == "failed":
+            return
+        gpu = event.gpu or self._unnamed
+        meaning = f" ({XIDS[event.xid]})" if event.xid in XIDS else ""
+        texts = {"xid": f"Xid {event.xid}{meaning}", "ecc": "uncorrectable ECC error", "lost": "GPU is lost"}
+        text = f"{texts[event.kind]} on {gpu}"
+        with self._lock:
+            if event.kind == "xid":
+                self._xids[gpu] = (self._xids.get(gpu, (0, None))[0] + 1, event.xid)
+            if self._errors and self._errors[-1][1] == text:
+                return  # NVML reports a lost GPU again and again
+            self._errors.append((self._clock(), text))
+        logger.error("GPU error: %s", text)

@@ -1,22 +1,18 @@
-"""The GPU as NVML tells it at each scrape: energy as a counter, power, temperature, memory, slowdowns."""
+"""The GPUs as metric families: energy, power, temperature, memory, slowdowns and errors, read at each scrape."""
 
-import importlib
-import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from servekit.preflight.host.gpus import SLOWDOWNS, SurveyGpus, survey_gpus, visible_gpus
-
-_LABELS: Final = ("gpu", "name")
-_TEMPERATURE_GPU: Final = 0
-"""NVML_TEMPERATURE_GPU (nvml.h)."""
+from servekit.nvml import NVML, SLOWDOWNS, GpuFacts, GpuReadings, Nvml
+from servekit.observe.families import Kind, Values, family
+from servekit.observe.gpu_errors import GpuErrors
 
 
 class GpuCollector(Collector):
-    """The GPUs the engine may see; nothing at all without NVML, and no family whose value NVML does not tell.
+    """The GPUs that the engine may use; a family whose value NVML does not report is absent.
 
     servekit_gpu_energy_joules_total{gpu="GPU-1234",name="NVIDIA L4"} 81234.567   since the driver was loaded
     servekit_gpu_power_watts{...} 71.5                                              mean over about a second
@@ -25,73 +21,71 @@ class GpuCollector(Collector):
     servekit_gpu_memory_used_bytes{...} 2.1e+10
     servekit_gpu_memory_total_bytes{...} 2.4e+10
     servekit_gpu_slowed_down{...,reason="hardware thermal slowdown"} 0.0
+    servekit_gpu_xid_errors_total{...} 0.0                                          since servekit started
+    servekit_gpu_last_xid{...} 79.0                                                 absent before the first
+    servekit_gpu_ecc_errors_total{...,kind="uncorrected"} 0.0                       since the driver was loaded
+    servekit_gpu_remapped_rows{...,cause="uncorrected"} 0.0
+    servekit_gpu_remapping_pending{...} 0.0
+    servekit_gpu_remapping_failed{...} 0.0
     """
 
-    def __init__(
-        self, *, survey: SurveyGpus = survey_gpus, nvml: Any = None, environ: Mapping[str, str] = os.environ
-    ) -> None:
-        found = survey()
-        self._gpus = visible_gpus(found, environ) if found else ()
+    def __init__(self, gpus: Sequence[GpuFacts], errors: GpuErrors, nvml: Nvml = NVML) -> None:
+        self._gpus = gpus
+        self._errors = errors
         self._nvml = nvml
-        if self._gpus and nvml is None:
-            self._nvml = importlib.import_module("pynvml")
-            self._nvml.nvmlInit()  # once: a scrape must not wait for it
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what NVML tells at this moment."""
-        if not self._gpus:
-            return
-        energy = CounterMetricFamily(
-            "servekit_gpu_energy_joules", "Energy since the driver was loaded, in joules.", labels=_LABELS
-        )
-        gauges = {name: GaugeMetricFamily(name, text, labels=_LABELS) for name, text in _GAUGES.items()}
-        slowed = GaugeMetricFamily(
-            "servekit_gpu_slowed_down",
-            "1 while the GPU slows itself down for this reason.",
-            labels=(*_LABELS, "reason"),
-        )
-        for gpu in self._gpus:
-            labels = (gpu.uuid, gpu.name)
-            handle = self._ask("nvmlDeviceGetHandleByUUID", gpu.uuid)
-            if handle is None:
-                continue
-            joules = self._ask("nvmlDeviceGetTotalEnergyConsumption", handle, read=_thousandth)
-            if joules is not None:
-                energy.add_metric(labels, joules)
-            for name, value in self._readings(handle).items():
-                if value is not None:
-                    gauges[name].add_metric(labels, value)
-            reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
-            for bit, reason in SLOWDOWNS.items() if reasons is not None else ():
-                slowed.add_metric((*labels, reason), float(bool(reasons & bit)))
-        yield from (family for family in (energy, *gauges.values(), slowed) if family.samples)
-
-    def _readings(self, handle: Any) -> dict[str, float | None]:
-        memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
-        return {
-            "servekit_gpu_power_watts": self._ask("nvmlDeviceGetPowerUsage", handle, read=_thousandth),
-            "servekit_gpu_power_limit_watts": self._ask("nvmlDeviceGetEnforcedPowerLimit", handle, read=_thousandth),
-            "servekit_gpu_temperature_celsius": self._ask("nvmlDeviceGetTemperature", handle, _TEMPERATURE_GPU),
-            "servekit_gpu_memory_used_bytes": memory and memory.used,
-            "servekit_gpu_memory_total_bytes": memory and memory.total,
-        }
-
-    def _ask(self, function: str, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
-        """Return what NVML answers, as `read` takes it; None where this GPU or this driver does not tell."""
-        try:
-            return read(getattr(self._nvml, function)(*arguments))
-        except self._nvml.NVMLError:
-            return None
+        """Yield the current families."""
+        xids = self._errors.xids()
+        read = [(gpu, _values(self._nvml.read(gpu.uuid), xids.get(gpu.uuid))) for gpu in self._gpus]
+        for name, (kind, text, labels) in _FAMILIES.items():
+            samples = {
+                (gpu.uuid, gpu.name, *label_values): value
+                for gpu, values in read
+                for label_values, value in values[name].items()
+                if value is not None
+            }
+            if samples:
+                yield family(kind, name, text, ("gpu", "name", *labels), samples)
 
 
-def _thousandth(value: float) -> float:
-    return value / 1000
+def _values(readings: GpuReadings, xids: tuple[int, int | None] | None) -> dict[str, Values]:
+    """Return the values of every family for one GPU."""
+    slowdowns, rows = readings.slowdowns, readings.remapped_rows or (None,) * 4
+    return {
+        "servekit_gpu_energy_joules": {(): readings.energy_j},
+        "servekit_gpu_power_watts": {(): readings.power_w},
+        "servekit_gpu_power_limit_watts": {(): readings.power_limit_w},
+        "servekit_gpu_temperature_celsius": {(): readings.temperature_c},
+        "servekit_gpu_memory_used_bytes": {(): readings.memory_used_bytes},
+        "servekit_gpu_memory_total_bytes": {(): readings.memory_total_bytes},
+        "servekit_gpu_slowed_down": {
+            (reason,): None if slowdowns is None else reason in slowdowns for reason in SLOWDOWNS.values()
+        },
+        "servekit_gpu_xid_errors": {(): xids and xids[0]},
+        "servekit_gpu_last_xid": {(): xids and xids[1]},
+        "servekit_gpu_ecc_errors": {
+            ("corrected",): readings.corrected_errors,
+            ("uncorrected",): readings.uncorrected_errors,
+        },
+        "servekit_gpu_remapped_rows": {("corrected",): rows[0], ("uncorrected",): rows[1]},
+        "servekit_gpu_remapping_pending": {(): rows[2]},
+        "servekit_gpu_remapping_failed": {(): rows[3]},
+    }
 
 
-_GAUGES: Final[Mapping[str, str]] = {
-    "servekit_gpu_power_watts": "Power draw, the mean of about the last second, in watts.",
-    "servekit_gpu_power_limit_watts": "The power limit in force, in watts.",
-    "servekit_gpu_temperature_celsius": "Temperature of the GPU, in degrees Celsius.",
-    "servekit_gpu_memory_used_bytes": "Memory in use on the card, by whomever.",
-    "servekit_gpu_memory_total_bytes": "Memory of the card.",
+_FAMILIES: Final[Mapping[str, tuple[Kind, str, tuple[str, ...]]]] = {
+    "servekit_gpu_energy_joules": (CounterMetricFamily, "Energy since the driver was loaded, in joules.", ()),
+    "servekit_gpu_power_watts": (GaugeMetricFamily, "Power draw, the mean of about the last second, in watts.", ()),
+    "servekit_gpu_power_limit_watts": (GaugeMetricFamily, "The enforced power limit, in watts.", ()),
+    "servekit_gpu_temperature_celsius": (GaugeMetricFamily, "Temperature of the GPU, in degrees Celsius.", ()),
+    "servekit_gpu_memory_used_bytes": (GaugeMetricFamily, "GPU memory in use by all processes.", ()),
+    "servekit_gpu_memory_total_bytes": (GaugeMetricFamily, "GPU memory in total.", ()),
+    "servekit_gpu_slowed_down": (GaugeMetricFamily, "1 while the GPU slows down for this reason.", ("reason",)),
+    "servekit_gpu_xid_errors": (CounterMetricFamily, "Xid errors since servekit started.", ()),
+    "servekit_gpu_last_xid": (GaugeMetricFamily, "The number of the last Xid error.", ()),
+    "servekit_gpu_ecc_errors": (CounterMetricFamily, "ECC errors since the driver was loaded.", ("kind",)),
+    "servekit_gpu_remapped_rows": (GaugeMetricFamily, "Memory rows replaced by spare rows.", ("cause",)),
+    "servekit_gpu_remapping_pending": (GaugeMetricFamily, "1 while a row remapping waits for a GPU reset.", ()),
+    "servekit_gpu_remapping_failed": (GaugeMetricFamily, "1 when no spare row was left: replace the GPU.", ()),
 }

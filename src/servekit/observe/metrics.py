@@ -2,13 +2,14 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from servekit import ENGINE_VERSION, __version__
+from servekit.observe.families import family
 from servekit.serve.plan import Plan
 from servekit.serve.status import State, StatusStore
 from servekit.serve.watch.probe import ProbeError
@@ -22,66 +23,81 @@ class StatusCollector(Collector):
     servekit_start_seconds 27.4
     servekit_start_phase_seconds{phase="weights"} 3.1
     servekit_contract_info{item="kv-cache-dtype",wanted="fp8_e4m3"} 1.0
-    servekit_contract_met{item="kv-cache-dtype"} 1.0           only once the running engine was asked
+    servekit_contract_met{item="kv-cache-dtype"} 1.0           only once the running engine has reported
     servekit_deviation_info{key="kv-cache-dtype",wanted="fp8_e4m3",used="auto",reason="..."} 1.0
     servekit_build_info{version="0.1.0",engine_version="0.20.2",python="3.11.2"} 1.0
     """
 
-    def __init__(self, plan: Plan, board: StatusStore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, plan: Plan, store: StatusStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._plan = plan
-        self._board = board
+        self._store = store
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families of this moment."""
-        status = self._board.read()
-        now = self._clock()
-        state = GaugeMetricFamily("servekit_state", "1 for the state the endpoint is in.", labels=["state"])
-        for each in State:
-            state.add_metric([each.value], float(each is status.state))
-        yield state
-        yield GaugeMetricFamily("servekit_ready", "1 while requests are welcome.", float(status.state is State.READY))
-        yield GaugeMetricFamily(
+        """Yield the current families."""
+        plan, status, now = self._plan, self._store.read(), self._clock()
+        yield family(
+            GaugeMetricFamily,
+            "servekit_state",
+            "1 for the current state of the endpoint.",
+            ("state",),
+            {(each.value,): each is status.state for each in State},
+        )
+        yield family(
+            GaugeMetricFamily,
+            "servekit_ready",
+            "1 while the endpoint accepts requests.",
+            (),
+            {(): status.state is State.READY},
+        )
+        yield family(
+            GaugeMetricFamily,
             "servekit_start_seconds",
             "How long the start took, or has taken so far.",
-            status.start_seconds(now),
+            (),
+            {(): status.start_seconds(now)},
         )
-        phases = GaugeMetricFamily(
-            "servekit_start_phase_seconds", "How long each phase of the start took.", labels=["phase"]
+        yield family(
+            GaugeMetricFamily,
+            "servekit_start_phase_seconds",
+            "How long each phase of the start took, or has taken so far.",
+            ("phase",),
+            {(phase.value,): seconds for phase, seconds in status.timeline(now).items()},
         )
-        for span in status.timeline(now):
-            phases.add_metric([span.phase.value], span.seconds)
-        yield phases
-        yield _info(
-            "servekit_contract",
+        # InfoMetricFamily holds only one series: an info metric with several is written as the gauge it becomes.
+        yield family(
+            GaugeMetricFamily,
+            "servekit_contract_info",
             "The values that must hold in the running engine.",
             ("item", "wanted"),
-            ((item, str(wanted)) for item, wanted in self._plan.arguments.contract.items()),
+            {(item, str(wanted)): 1 for item, wanted in plan.arguments.contract.items()},
         )
         if status.contract:
-            met = GaugeMetricFamily(
-                "servekit_contract_met", "1 where the running engine does what was planned.", labels=["item"]
+            yield family(
+                GaugeMetricFamily,
+                "servekit_contract_met",
+                "1 where the running engine has the planned value.",
+                ("item",),
+                {(item.name,): item.met for item in status.contract},
             )
-            for item in status.contract:
-                met.add_metric([item.name], float(item.met))
-            yield met
-        yield _info(
-            "servekit_deviation",
-            "Contract values knowingly not met.",
+        yield family(
+            GaugeMetricFamily,
+            "servekit_deviation_info",
+            "Contract values that the operator chose not to meet.",
             ("key", "wanted", "used", "reason"),
-            ((d.key, str(d.wanted), str(d.used), d.reason) for d in self._plan.deviations),
+            {(d.key, str(d.wanted), str(d.used), d.reason): 1 for d in plan.deviations},
         )
         build = {
             "version": __version__,
             "engine_version": ENGINE_VERSION,
             "python": platform.python_version(),
-            "target": self._plan.target.value,
+            "target": plan.target.value,
         }
-        yield InfoMetricFamily("servekit_build", "What runs here.", build)
+        yield InfoMetricFamily("servekit_build", "The versions that run here.", build)
 
 
 def make_registry(*collectors: Collector) -> CollectorRegistry:
-    """Return a registry of its own with `collectors` and servekit's own process figures."""
+    """Return a registry with `collectors` and the metrics of servekit's own process."""
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
@@ -91,7 +107,7 @@ def make_registry(*collectors: Collector) -> CollectorRegistry:
 
 
 def exposition(registry: CollectorRegistry, read_engine: Callable[[], str]) -> bytes:
-    """Return servekit's families, then the engine's as they are, in the Prometheus text format 0.0.4."""
+    """Return servekit's families, then the engine's unchanged, in the Prometheus text format 0.0.4."""
     began_s = time.monotonic()
     try:
         engine, up = read_engine().encode(), 1
@@ -101,16 +117,8 @@ def exposition(registry: CollectorRegistry, read_engine: Callable[[], str]) -> b
         "# HELP servekit_engine_scrape_success 1 when the engine's own metrics follow.\n"
         "# TYPE servekit_engine_scrape_success gauge\n"
         f"servekit_engine_scrape_success {up}.0\n"
-        "# HELP servekit_engine_scrape_seconds How long reading them took.\n"
+        "# HELP servekit_engine_scrape_seconds How long it took to read the engine's own metrics.\n"
         "# TYPE servekit_engine_scrape_seconds gauge\n"
         f"servekit_engine_scrape_seconds {time.monotonic() - began_s:.6f}\n"
     )
     return generate_latest(registry) + scrape.encode() + engine
-
-
-def _info(name: str, text: str, labels: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Metric:
-    # Several series of one info metric: InfoMetricFamily holds only one, so it is spelled as the gauge it becomes.
-    family = GaugeMetricFamily(f"{name}_info", text, labels=labels)
-    for row in rows:
-        family.add_metric(row, 1.0)
-    return family

@@ -1,8 +1,8 @@
 "use strict";
 
-// The server renders the page from its snapshot, without asking the engine; this takes over what changed in it.
-// The figures come from /metrics, which waits for the engine, and so are asked for apart: a hung engine must not make
-// the state late.
+// The server renders the page from its snapshot, without a query to the engine; this script updates the parts that
+// changed. The live values come from /metrics, which waits for the engine: a request of their own keeps a hung engine
+// from delaying the state.
 const EVERY_MS = 2000;
 const WITHIN_MS = 5000;
 const RATE_OVER_MS = 10000;
@@ -13,7 +13,7 @@ const boxes = [...document.querySelectorAll("[data-metric]")];
 const readings = new Map();
 let gone = false;
 
-// XMLHttpRequest parses a document by itself: nothing here ever turns text into HTML.
+// XMLHttpRequest parses a document itself, so this script never turns text into HTML.
 function ask(url, responseType) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -29,8 +29,8 @@ function part(root, name) {
   return root.querySelector(`[data-part="${name}"]`);
 }
 
-// Only what differs is touched, so that a selection stays and a screen reader hears changes alone.
-function takeOver(fresh) {
+// Only parts that differ are replaced, so that a selection stays and a screen reader reads changes alone.
+function update(fresh) {
   if (!fresh || !part(fresh, "state")) throw new Error("another page answers here");
   for (const old of document.querySelectorAll("[data-part]")) {
     const now = part(fresh, old.dataset.part);
@@ -40,7 +40,7 @@ function takeOver(fresh) {
   gone = false;
 }
 
-function sayGone() {
+function showGone() {
   if (gone) return;
   gone = true;
   const last = document.querySelector("[data-state]").textContent;
@@ -50,7 +50,7 @@ function sayGone() {
   state.textContent = "no answer";
   const reason = document.createElement("p");
   reason.className = "reason";
-  reason.textContent = `No answer since ${seen}. The last known state was: ${last}. What stands below is as old.`;
+  reason.textContent = `No answer since ${seen}. The last known state was: ${last}. Everything below is as old.`;
   part(document, "state").replaceChildren(state, reason);
   document.title = `no answer · ${part(document, "name").textContent}`;
   show(null);
@@ -75,7 +75,7 @@ function shown(number, digits = 0) {
   return number.toLocaleString("en", { maximumFractionDigits: digits });
 }
 
-// The mean over the last readings; a counter lower than before began anew, and so does the mean.
+// The mean over the last readings; a counter that fell has restarted, and so does the mean.
 function rate(metric, total) {
   const now = performance.now();
   let past = (readings.get(metric) ?? []).filter(({ at }) => now - at <= RATE_OVER_MS);
@@ -97,7 +97,7 @@ function refusals(samples) {
   return [shown(rows.reduce((total, [, count]) => total + count, 0)), detail];
 }
 
-// The text of one figure and its small print; nothing where the metric is absent, for absent is not zero.
+// The text of one value and its small print; nothing where the metric is absent: absent is not zero.
 function figure({ metric, kind, limit, unit }, families) {
   const samples = families.get(metric);
   if (!samples) {
@@ -124,7 +124,7 @@ function show(families) {
     box.querySelector("dd").replaceChildren(texts?.[0] ?? "", small);
   }
   const engine = families && sum(families.get("servekit_engine_scrape_success") ?? []);
-  note.textContent = engine ? "" : families ? "The engine gives no figures." : "No figures.";
+  note.textContent = engine ? "" : families ? "The engine reports no metrics." : "No metrics.";
   note.hidden = note.textContent === "";
 }
 
@@ -137,7 +137,7 @@ async function follow(step, missed) {
   setTimeout(follow, EVERY_MS, step, missed);
 }
 
-follow(async () => takeOver(await ask(location.pathname, "document")), sayGone);
+follow(async () => update(await ask(location.pathname, "document")), showGone);
 follow(async () => {
   const text = await ask("metrics", "text");
   show(gone ? null : parse(text));

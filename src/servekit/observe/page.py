@@ -1,8 +1,8 @@
-"""The page for a person on `/`: rendered from the snapshot, so that it answers at once whatever the engine does."""
+"""The status page on `/`: rendered from the snapshot, so that it answers at once whatever the engine does."""
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import resources
 from string import Template
@@ -13,17 +13,13 @@ from servekit.serve.plan import Plan
 from servekit.serve.status import Status
 
 
-def _read(name: str) -> str:
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-_TEMPLATE = Template(_read("page.html"))
-_STYLE = _read("page.css")
-_SCRIPT = _read("page.js")
+_PAGE, _STYLE, _SCRIPT = (
+    (resources.files(__package__) / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+)
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -47,7 +43,7 @@ _BAR = 1000  # the width of the timeline in its own units
 def render_page(plan: Plan, status: Status, *, now: float, wall_s: float) -> bytes:
     """Return the page (HTML, UTF-8) of `status` at the monotonic second `now`, `wall_s` seconds after the epoch.
 
-    Each part is taken over on its own by the script when it changes.
+    The script replaces each part on its own when it changes.
     """
     parts = {
         "name": [_element("span", plan.served_name)],
@@ -60,9 +56,12 @@ def render_page(plan: Plan, status: Status, *, now: float, wall_s: float) -> byt
         "history": _history(status),
         "endpoint": _endpoint(plan, status),
     }
-    values = {name: _html(nodes) for name, nodes in parts.items()}
-    # What is not Unicode in a reason (a path's stray bytes) must not take the page away.
-    return _TEMPLATE.substitute(values, style=_STYLE, script=_SCRIPT).encode(errors="backslashreplace")
+    values = {
+        name: "".join(tostring(node, encoding="unicode", method="html") for node in nodes)
+        for name, nodes in parts.items()
+    }
+    # A reason may contain bytes of a path that are not Unicode: the page must render with them too.
+    return Template(_PAGE).substitute(values, style=_STYLE, script=_SCRIPT).encode(errors="backslashreplace")
 
 
 def _state(status: Status) -> list[Element]:
@@ -77,62 +76,50 @@ def _state(status: Status) -> list[Element]:
 
 
 def _contract(plan: Plan, status: Status) -> list[Element]:
-    rows: list[tuple[str, object, str, bool | None]]
-    if status.contract:
-        rows = [(i.name, i.wanted, _shown(i.got), i.met) for i in status.contract]
-    else:
-        rows = [(name, wanted, "not asked yet", None) for name, wanted in plan.arguments.contract.items()]
     verdicts = {True: ("met", "met"), False: ("not met", "broken"), None: ("open", "why")}
-    body = _element("tbody")
-    for name, wanted, got, met in rows:
-        word, style = verdicts[met]
-        body.append(
-            _element(
-                "tr",
-                _element("th", name, scope="row"),
-                _element("td", _element("code", _shown(wanted)), data_label="wanted"),
-                _element("td", _element("code", got), data_label="got"),
-                _element("td", word, class_=style),
-            )
+    rows = [(item.name, item.wanted, _shown(item.got), verdicts[item.met]) for item in status.contract] or [
+        (name, wanted, "not checked yet", verdicts[None]) for name, wanted in plan.arguments.contract.items()
+    ]
+    body = (
+        _element(
+            "tr",
+            _element("th", name, scope="row"),
+            _element("td", _element("code", _shown(wanted)), data_label="wanted"),
+            _element("td", _element("code", got), data_label="got"),
+            _element("td", word, class_=style),
         )
+        for name, wanted, got, (word, style) in rows
+    )
     titles = (_element("th", title, scope="col") for title in ("item", "wanted", "got", "holds"))
-    return [_element("table", _element("thead", _element("tr", *titles)), body, class_="contract")]
+    head = _element("thead", _element("tr", *titles))
+    return [_element("table", head, _element("tbody", *body), class_="contract")]
 
 
 def _deviations(plan: Plan) -> list[Element]:
-    if not plan.deviations:
-        return [_element("p", "None.", class_="quiet")]
-    items = (
+    items = [
         _element(
             "li",
             _element("p", f"{d.key}: ", _element("code", _shown(d.used)), " instead of ", _element("code", d.wanted)),
             _element("p", d.reason, class_="why"),
         )
         for d in plan.deviations
-    )
-    return [_element("ul", *items)]
+    ]
+    return [_element("ul", *items) if items else _element("p", "None.", class_="quiet")]
 
 
 def _start(status: Status, now: float) -> list[Element]:
-    spans = status.timeline(now)
     total_s = status.start_seconds(now)
+    scale = _BAR / (total_s or 1)
     body = _element("tbody")
     before_s = 0.0
-    for span in spans:
-        scale = _BAR / (total_s or 1)
+    for phase, seconds in status.timeline(now).items():
+        running = phase is status.phase
         bar = _element("svg", viewBox=f"0 0 {_BAR} 10", preserveAspectRatio="none", aria_hidden="true")
-        place = {"x": f"{min(before_s * scale, _BAR - 4):.1f}", "width": f"{max(span.seconds * scale, 4):.1f}"}
-        SubElement(bar, "rect", place, height="10", **{"class": "running" if span.running else "over"})
-        running = " so far" if span.running else ""
-        body.append(
-            _element(
-                "tr",
-                _element("th", span.phase, scope="row"),
-                _element("td", bar),
-                _element("td", f"{span.seconds:.1f} s{running}"),
-            )
-        )
-        before_s += span.seconds
+        place = {"x": f"{min(before_s * scale, _BAR - 4):.1f}", "width": f"{max(seconds * scale, 4):.1f}"}
+        SubElement(bar, "rect", place, height="10", **{"class": "running" if running else "over"})
+        length = f"{seconds:.1f} s{' so far' if running else ''}"
+        body.append(_element("tr", _element("th", phase, scope="row"), _element("td", bar), _element("td", length)))
+        before_s += seconds
     word = "to ready" if status.ready_at is not None else "until it ended" if status.ended_at is not None else "so far"
     return [_element("table", body, class_="timeline"), _element("p", f"{total_s:.1f} s {word}", class_="quiet")]
 
@@ -156,27 +143,24 @@ def _endpoint(plan: Plan, status: Status) -> list[Element]:
         "Profile": plan.profile,
         "Target": plan.target,
         "Versions": f"servekit {__version__}, vLLM {ENGINE_VERSION}",
-        "Engine's process": status.engine_pid if status.engine_pid is not None else "none",
+        "Engine process": status.engine_pid if status.engine_pid is not None else "none",
     }
     pairs = (_element("div", _element("dt", name), _element("dd", value)) for name, value in facts.items())
     return [_element("dl", *pairs, class_="facts")]
 
 
 def _shown(value: object) -> str:
-    """Write a value as a person would: `image 3, audio 0`, not JSON."""
+    """Write a value for people: `image 3, audio 0`, not JSON."""
     match value:
-        case None:
-            return "none"
-        case bool():
-            return "on" if value else "off"
+        case None | bool():
+            return {None: "none", True: "on", False: "off"}[value]
         case int():
             return f"{value:,}"
         case Mapping():
             return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
         case list() | tuple():
             return ", ".join(map(_shown, value))
-        case _:
-            return str(value)
+    return str(value)
 
 
 def _time(seconds: float) -> Element:
@@ -185,7 +169,7 @@ def _time(seconds: float) -> Element:
 
 
 def _element(tag: str, *children: object, **attributes: str) -> Element:
-    """Make an element; `class_` and `data_label` stand for class and data-label.
+    """Return an element; `class_` and `data_label` stand for class and data-label.
 
     Text is escaped when the element is written, so nothing that came from outside can become markup.
     """
@@ -194,11 +178,7 @@ def _element(tag: str, *children: object, **attributes: str) -> Element:
         if isinstance(child, Element):
             node.append(child)
         elif len(node):
-            node[-1].tail = (node[-1].tail or "") + str(child)
+            node[-1].tail = f"{node[-1].tail or ''}{child}"
         else:
-            node.text = (node.text or "") + str(child)
+            node.text = f"{node.text or ''}{child}"
     return node
-
-
-def _html(nodes: Iterable[Element]) -> str:
-    return "".join(tostring(node, encoding="unicode", method="html") for node in nodes)

@@ -75,6 +75,7 @@ CATALOGUE: Final[Mapping[str, str]] = MappingProxyType(
         "generation-config": "generation_config.json is missing or cannot be read.",
         # Host.
         "gpu-missing": "NVML finds no NVIDIA GPU.",
+        "gpu-unreadable": "NVML counts a GPU but cannot read it.",
         "gpu-visible": "Not exactly one GPU is visible.",
         "gpu-capability": "The KV cache is FP8, and the GPU's compute capability is below 8.9.",
         "gpu-mig": "The GPU is split by MIG.",

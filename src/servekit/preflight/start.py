@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from servekit.nvml import GpuSurvey
 from servekit.preflight.host.gpu_rules import gpu_model
-from servekit.preflight.host.gpus import GpuSurvey, SurveyGpus, survey_gpus, visible_gpus
+from servekit.preflight.host.gpus import SurveyGpus, survey_gpus, visible_gpus
 from servekit.preflight.memory.gpu_models import GpuModel
 from servekit.profile import CPU_DEVIATION, Deviation, EngineArguments, Profile, Value, resolve
 from servekit.settings import Settings, Target

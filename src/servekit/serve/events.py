@@ -1,4 +1,4 @@
-"""What can happen to an endpoint: posted by threads and signal handlers, acted upon by the supervisor's loop alone."""
+"""What can happen to an endpoint: threads and signal handlers post it, the supervisor's loop alone acts on it."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from servekit.serve.watch.watcher import Observation
 
 
 @dataclass(frozen=True)
-class StopAsked:
-    """Somebody wants the endpoint to stop."""
+class StopRequested:
+    """A user or the platform wants the endpoint to stop."""
 
     by: str
 
@@ -22,10 +22,10 @@ class Exited:
 
 
 @dataclass(frozen=True)
-class Entered:
+class PhaseStarted:
     """A line of the engine announced a phase of the start."""
 
     phase: Phase
 
 
-Event = StopAsked | Exited | Entered | Settled | Observation
+Event = StopRequested | Exited | PhaseStarted | Settled | Observation

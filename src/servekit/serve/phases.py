@@ -1,5 +1,6 @@
-"""The phases of a start, read from the lines the engine prints, and how long each may take."""
+"""The phases of a start: the lines of the engine that announce them, and how long each may last."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -8,7 +9,7 @@ from servekit.serve.status import Phase, Status
 
 # Lines of vLLM 0.20.2, CPU and CUDA builds: v1/engine/core.py, v1/worker/*_model_runner.py, compilation/backends.py,
 # model_executor/model_loader/default_loader.py, v1/core/kv_cache_utils.py, entrypoints/openai/api_server.py.
-# A phase that no line announces is only missing from the timeline: nothing is decided by it.
+# A phase that no line announces is only missing from the timeline: nothing depends on it.
 _SIGNS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
     (Phase.ENGINE, re.compile(r"Initializing a V1 LLM engine")),
     (Phase.WEIGHTS, re.compile(r"Starting to load model|Loading safetensors checkpoint shards")),
@@ -28,30 +29,24 @@ _SIGNS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
 
 def phase_of(line: str) -> Phase | None:
     """Return the phase that this line of the engine announces, if it announces one."""
-    for phase, sign in _SIGNS:
-        if sign.search(line):
-            return phase
-    return None
+    return next((phase for phase, sign in _SIGNS if sign.search(line)), None)
 
 
 PHASE_LIMITS_S: Final[Mapping[Phase, float]] = {
     Phase.IMPORTS: 600,  # 8 s from a warm disk, minutes from a cold network file system
     Phase.ENGINE: 600,
-    Phase.WEIGHTS: 1500,  # a download of 10 GB stands here too
+    Phase.WEIGHTS: 1500,  # includes a download of 10 GB
     Phase.COMPILE: 1500,  # one operator measured 11 minutes in all for a cold start (vllm issue 49782)
     Phase.WARM_UP: 900,
     Phase.VERIFY: 300,
 }
-"""Seconds after which a phase counts as stuck, however much of the whole start's time is left."""
+"""Seconds after which a phase counts as stuck, even if time is left for the whole start."""
 
 
 def deadline_of(status: Status, started_s: float, start_s: float) -> tuple[float, str]:
-    """Return the monotonic second at which this start has failed, and in words which limit that is."""
-    whole_s = started_s + start_s
-    if status.starts:
-        phase, since_s = status.starts[-1]
-        limit_s = PHASE_LIMITS_S.get(phase)
-        if limit_s is not None and since_s + limit_s < whole_s:
-            return since_s + limit_s, f"phase {phase} was not over within {limit_s:g} s"
-        return whole_s, f"not ready within {start_s:g} s, last seen in phase {phase}"
-    return whole_s, f"not ready within {start_s:g} s"
+    """Return the monotonic second at which this start fails, and in words which limit that is."""
+    phase, since_s = status.starts[-1]
+    limit_s = PHASE_LIMITS_S.get(phase, math.inf)
+    if since_s + limit_s < started_s + start_s:
+        return since_s + limit_s, f"phase {phase} did not end within {limit_s:g} s"
+    return started_s + start_s, f"not ready within {start_s:g} s, last seen in phase {phase}"

@@ -1,6 +1,5 @@
-"""What is true now: one writer changes it, everybody else reads a frozen snapshot."""
+"""The current status of the endpoint: one writer changes it, all others read a frozen snapshot."""
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from enum import StrEnum
 from servekit.serve.watch.running_contract import ContractItem
 
 _KEPT_TRANSITIONS = 200
-"""A server that is silent again and again must not fill the memory with its history."""
+"""The history must not fill the memory when a server is silent again and again."""
 
 
 class State(StrEnum):
@@ -18,14 +17,14 @@ class State(StrEnum):
     STARTING = "starting"
     READY = "ready"
     SILENT = "silent"
-    """Was ready, and its server answers nothing; ready again as soon as it answers."""
+    """Was ready, and its server does not answer; ready again as soon as it does."""
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
 
 
 class Phase(StrEnum):
-    """The parts of a start, in the order in which they are seen; an engine may skip some."""
+    """The parts of a start, in order; an engine may skip some."""
 
     PREFLIGHT = "preflight"
     IMPORTS = "imports"
@@ -46,15 +45,6 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class Span:
-    """How long one phase of the start took; `seconds` counts on while `running`."""
-
-    phase: Phase
-    seconds: float
-    running: bool
-
-
-@dataclass(frozen=True)
 class Status:
     """A snapshot of the endpoint."""
 
@@ -62,85 +52,69 @@ class Status:
     reason: str = "not started yet"
     transitions: tuple[Transition, ...] = ()
     starts: tuple[tuple[Phase, float], ...] = ()
-    """Each phase seen so far with the monotonic second it began at."""
+    """Each phase that has begun, with the monotonic second of its beginning."""
     ready_at: float | None = None
     """The monotonic second at which the endpoint became ready."""
     ended_at: float | None = None
     """The monotonic second at which the start was over without becoming ready."""
     engine_pid: int | None = None
     contract: tuple[ContractItem, ...] = ()
-    """What the running engine does of what was planned; empty until it was asked."""
+    """The plan and the running engine, item by item; empty until the engine has reported."""
     exit_code: int | None = None
 
     @property
-    def alive(self) -> bool:
-        """Whether a restart would not help: true until servekit is about to end with a failure."""
-        return self.state is not State.FAILED
-
-    @property
     def phase(self) -> Phase | None:
-        """The phase of the start that runs now; nothing once the start is over."""
+        """The current phase of the start; None once the start is over."""
         over = self.ready_at is not None or self.ended_at is not None or self.state is not State.STARTING
         return None if over or not self.starts else self.starts[-1][0]
 
-    def timeline(self, now: float) -> tuple[Span, ...]:
-        """Return every phase seen with its length in seconds at the monotonic second `now`."""
+    def timeline(self, now: float) -> dict[Phase, float]:
+        """Return every phase that has begun, with its length in seconds at the monotonic second `now`."""
         end = self.ready_at if self.ready_at is not None else self.ended_at
         bounds = [start for _, start in self.starts[1:]] + [now if end is None else end]
-        return tuple(
-            Span(phase, max(0.0, bound - start), running=phase is self.phase)
-            for (phase, start), bound in zip(self.starts, bounds, strict=False)
-        )
+        return {phase: max(0.0, bound - start) for (phase, start), bound in zip(self.starts, bounds, strict=False)}
 
     def start_seconds(self, now: float) -> float:
-        """Return how long the start has taken, or took."""
-        return sum(span.seconds for span in self.timeline(now))
+        """Return how long the start took, or has taken so far."""
+        return sum(self.timeline(now).values())
 
 
 class StatusStore:
-    """Holds the current status: the supervisor writes it, probes and exporters read it."""
+    """Holds the current status: only the thread of the supervisor's loop writes it, any thread reads it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._wall = wall
-        self._lock = threading.Lock()
         self._status = Status()
 
     def read(self) -> Status:
-        """Return the snapshot of this moment."""
+        """Return the current snapshot."""
         return self._status
 
-    def enter(self, state: State, reason: str, *, exit_code: int | None = None) -> Status:
-        """Change the state, remembering when and why; `exit_code` is the one the program will end with."""
-        with self._lock:
-            status = self._status
-            now = self._clock()
-            over = status.ready_at is not None or status.ended_at is not None
-            self._status = replace(
-                status,
-                state=state,
-                reason=reason,
-                exit_code=exit_code,
-                transitions=(*status.transitions, Transition(self._wall(), state, reason))[-_KEPT_TRANSITIONS:],
-                ready_at=now if state is State.READY and status.ready_at is None else status.ready_at,
-                ended_at=now if state not in {State.STARTING, State.READY} and not over else status.ended_at,
-            )
-            return self._status
+    def enter(self, state: State, reason: str, *, exit_code: int | None = None) -> None:
+        """Change the state and record when and why; `exit_code` is the one that the program will end with."""
+        status, now = self._status, self._clock()
+        over = status.ready_at is not None or status.ended_at is not None
+        self._status = replace(
+            status,
+            state=state,
+            reason=reason,
+            exit_code=exit_code,
+            transitions=(*status.transitions, Transition(self._wall(), state, reason))[-_KEPT_TRANSITIONS:],
+            ready_at=now if state is State.READY and status.ready_at is None else status.ready_at,
+            ended_at=now if state not in {State.STARTING, State.READY} and not over else status.ended_at,
+        )
 
-    def see_phase(self, phase: Phase) -> bool:
-        """Begin a phase of the start; a phase seen before, or one that lies behind, changes nothing."""
-        order = list(Phase)
-        with self._lock:
-            status = self._status
-            if status.starts and order.index(phase) <= order.index(status.starts[-1][0]):
-                return False
-            self._status = replace(status, starts=(*status.starts, (phase, self._clock())))
-            return True
+    def enter_phase(self, phase: Phase) -> bool:
+        """Begin a phase of the start; return False, and change nothing, if it or a later one has begun already."""
+        status, order = self._status, list(Phase)
+        if status.starts and order.index(phase) <= order.index(status.starts[-1][0]):
+            return False
+        self._status = replace(status, starts=(*status.starts, (phase, self._clock())))
+        return True
 
-    def note(self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] | None = None) -> None:
-        """Add what was learnt about the running engine."""
-        with self._lock:
-            if engine_pid is not None:
-                self._status = replace(self._status, engine_pid=engine_pid)
-            if contract is not None:
-                self._status = replace(self._status, contract=contract)
+    def record(self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] | None = None) -> None:
+        """Record what is known about the running engine; None leaves a value as it is."""
+        old = self._status
+        pid = old.engine_pid if engine_pid is None else engine_pid
+        self._status = replace(old, engine_pid=pid, contract=old.contract if contract is None else contract)

@@ -1,11 +1,10 @@
-"""Start the engine, watch it, stop it, and say how it ended. One loop decides; threads and signals only post events."""
+"""Start the engine, watch it, stop it, report how it ended. One loop decides; threads and signals only post events."""
 
 import logging
 import math
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from servekit.errors import ExitCode, StartError
 from servekit.logs import ENGINE_LOGGER
@@ -15,315 +14,255 @@ from servekit.serve.engine.engine_output import EngineOutput
 from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.engine.oom import OomWatcher
 from servekit.serve.engine.process import Engine
-from servekit.serve.events import Entered, Event, Exited, StopAsked
+from servekit.serve.events import Event, Exited, PhaseStarted, StopRequested
 from servekit.serve.guard import InFlight
 from servekit.serve.phases import deadline_of, phase_of
 from servekit.serve.plan import Plan
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.watch.probe import EngineClient, Settled
-from servekit.serve.watch.silence import Silent, Speaks
-from servekit.serve.watch.watcher import Answered, ContractSeen, HealthSeen, Hung, Unfit, Unhealthy, Watch
+from servekit.serve.watch.silence import Recovered, Silent
+from servekit.serve.watch.watcher import ContractRead, Healthy, Hung, Ready, Unfit, Unhealthy, Watch
 from servekit.thread_pool import ThreadPool
 
 _PROGRESS_S = 5.0
-"""A line this often while the engine loads or drains."""
+"""How often a line is logged while the engine loads or drains."""
 _TICK_S = 0.25
-"""The longest wait for an event. A signal that arrives just before the wait begins does not interrupt it, and Python
-runs its handler only afterwards: a stop would be heard that much later."""
+"""The longest wait for an event. A signal that arrives just before a wait begins does not interrupt it, and Python runs
+the handler only after the wait: a longer wait would delay the stop by as much."""
 _DYING_S = 3.0
-"""After `/health` has turned 503, vLLM 0.20.2 ends within 5 s (entrypoints/launcher.py, watchdog_loop) and some time to
-tidy up. Its clients have had their error at once, so it is not waited for longer than this."""
+"""After `/health` has turned 503, vLLM 0.20.2 ends within 5 s (entrypoints/launcher.py, watchdog_loop) plus some time
+to clean up. Its clients got their errors at once, so servekit waits no longer than this."""
 _KILL_S = 10.0
-"""How long the keeper may take to kill everything before the process group is killed from here."""
+"""How long the keeper may take to kill everything before servekit kills the process group itself."""
 _RECENT_S = 30.0
-"""An exception the engine survived for longer than this is not what it died of."""
+"""The engine did not die of an exception that it survived for longer than this."""
 
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(ENGINE_LOGGER)
 
 
-class StartEngine(Protocol):
-    """How an engine is made: `Engine` itself, or a stand-in of a test."""
-
-    def __call__(
-        self,
-        argv: Sequence[str],
-        environment: Mapping[str, str],
-        *,
-        on_line: Callable[[str], None],
-        on_exit: Callable[[int], None],
-    ) -> Engine: ...
-
-
 class Supervisor:
-    """One endpoint from its start to its end. `run` returns the exit code; `ask_to_stop` may come from anywhere."""
+    """One endpoint from its start to its end. `run` returns the exit code; any thread may call `request_stop`."""
 
     def __init__(
         self,
         plan: Plan,
-        board: StatusStore,
+        store: StatusStore,
         client: EngineClient,
         environment: Mapping[str, str],
         *,
         in_flight: Callable[[], Sequence[InFlight]] = list,
         gpu_errors: Callable[[], str] = str,
-        make_engine: StartEngine = Engine,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Supervise `plan`; `in_flight` and `gpu_errors` tell after a death what ran and what the GPU reported."""
+        """Supervise `plan`; after a death `in_flight` returns what ran, `gpu_errors` what the GPU reported."""
         self._in_flight = in_flight
         self._gpu_errors = gpu_errors
         self._plan = plan
-        self._board = board
+        self._store = store
         self._client = client
-        self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._heard = EngineOutput(clock)
-        self._engine = make_engine(
-            plan.argv, environment, on_line=self._hear, on_exit=lambda code: self._events.put(Exited(code))
+        self._output = EngineOutput()
+        self._engine = Engine(
+            plan.argv, environment, on_line=self._take_line, on_exit=lambda code: self._events.put(Exited(code))
         )
-        self._kernel = OomWatcher()
+        self._oom = OomWatcher()
         self._workers = ThreadPool(1)
-        self._watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
+        self.watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
-    def ask_to_stop(self, by: str) -> None:
-        """Ask for a drain; asked again, it ends at once. Safe in a signal handler: it only enqueues."""
-        self._events.put(StopAsked(by))
-
-    @property
-    def canary_tokens(self) -> int:
-        """Tokens made for servekit's own canaries so far."""
-        return self._watch.canary_tokens
+    def request_stop(self, by: str) -> None:
+        """Request a drain; a second request ends the engine at once. Safe in a signal handler: it only enqueues."""
+        self._events.put(StopRequested(by))
 
     def run(self) -> ExitCode:
-        """Serve until asked to stop or until the engine fails; return why it ended."""
-        if not self._events.empty():  # asked to stop before there was anything to stop
-            return self._end(ExitCode.STOPPED, "asked to stop before the engine was started")
-        self._board.enter(State.STARTING, "the engine is loading")
-        self._see_phase(Phase.IMPORTS)
-        started_s = self._clock()
+        """Serve until a stop is requested or the engine fails; return why it ended."""
+        if not self._events.empty():
+            return self._end(ExitCode.STOPPED, "stopped before the engine was started")
+        self._store.enter(State.STARTING, "the engine is loading")
+        self._enter_phase(Phase.IMPORTS)
+        started_s = time.monotonic()
         try:
-            self._board.note(engine_pid=self._engine.start())
+            self._store.record(engine_pid=self._engine.start())
         except StartError as error:
             return self._end(ExitCode.START_FAILED, str(error))
-        self._watch.start()
+        self.watch.start()
         try:
             ended = self._await_ready(started_s)
-            return ended if ended is not None else self._serve()
+            return self._serve() if ended is None else ended
         finally:
-            self._watch.stop()
-            self._kernel.close()
+            self.watch.stop()
+            self._oom.close()
             self._workers.close()
 
     def _await_ready(self, started_s: float) -> ExitCode | None:
-        """Wait until the engine is ready; return the exit code if it never became so."""
+        """Wait until the engine is ready; return the exit code if it never becomes so."""
         while True:
-            deadline_s, limit = deadline_of(self._board.read(), started_s, self._plan.start_s)
-            match self._next(deadline_s, self._tell_start):
-                case Answered():
-                    self._board.enter(State.READY, "the engine answers")
-                    self._tell_ready()
+            deadline_s, limit = deadline_of(self._store.read(), started_s, self._plan.start_s)
+            match self._next(deadline_s, self._log_start):
+                case PhaseStarted(phase):
+                    self._enter_phase(phase)
+                case Healthy():
+                    self._enter_phase(Phase.VERIFY)
+                case ContractRead(items):
+                    self._store.record(contract=items)
+                case Ready():
+                    self._store.enter(State.READY, "the engine answers")
+                    self._log_ready()
                     return None
-                case StopAsked(by):
-                    # vLLM 0.20.2 loses a SIGTERM while it initialises, and nothing is running yet.
-                    self._board.enter(State.DRAINING, f"{by} during the start")
+                case StopRequested(by):
+                    # vLLM 0.20.2 loses a SIGTERM while it initialises, and no request is running yet.
+                    self._store.enter(State.DRAINING, f"{by} during the start")
                     self._kill()
-                    return self._end(ExitCode.STOPPED, f"{by} during the start: the engine was ended")
+                    return self._end(ExitCode.STOPPED, f"{by} during the start: the engine was killed")
                 case Unfit(reason, exit_code):
                     self._kill()
                     return self._end(exit_code, reason)
                 case Exited(code):
-                    self._repeat_lines()
-                    cause = self._heard.cause() or "no reason found in its output"
-                    return self._end(
-                        ExitCode.START_FAILED,
-                        f"the engine ended before it was ready, {self._with_witnesses(describe_exit(code))}: {cause}",
-                    )
+                    self._log_last_lines(in_flight=False)
+                    cause = self._output.cause() or "no reason found in its output"
+                    how = self._with_witnesses(describe_exit(code))
+                    return self._end(ExitCode.START_FAILED, f"the engine ended before it was ready, {how}: {cause}")
                 case None:
                     self._kill()
-                    self._repeat_lines()
-                    remedy = "give it longer with SERVEKIT_START_S, or look at the engine's last lines"
+                    self._log_last_lines(in_flight=False)
+                    remedy = "raise SERVEKIT_START_S, or look at the engine's last lines"
                     return self._end(ExitCode.START_FAILED, f"{limit}; {remedy}")
-                case news:
-                    self._note(news)
-
-    def _note(self, news: Event) -> None:
-        """Write down what was learnt of a start that goes on."""
-        match news:
-            case Entered(phase):
-                self._see_phase(phase)
-            case HealthSeen():
-                self._see_phase(Phase.VERIFY)
-            case ContractSeen(items):
-                self._board.note(contract=items)
-            case _:
-                pass  # the rest belongs to a later state
 
     def _serve(self) -> ExitCode:
-        """Serve until something happens; return the exit code."""
+        """Serve until the engine ends or has to end; return the exit code."""
         while True:
-            match self._next(None, lambda: None):
-                case StopAsked(by):
+            match self._next():
+                case StopRequested(by):
                     return self._drain(by)
                 case Exited(code):
-                    return self._died(code)
+                    return self._end_dead(code)
                 case Unhealthy():
-                    self._board.enter(State.FAILED, "the engine says it is dead (/health)")
-                    logger.error("the engine says on /health that it is dead; waiting for its end")
-                    return self._await_death(self._clock() + _DYING_S)
+                    self._store.enter(State.FAILED, "the engine reports on /health that it is dead")
+                    logger.error("the engine reports on /health that it is dead; waiting for its end")
+                    ended_with = self._await_exit(_DYING_S, or_stop=True)
+                    if ended_with is None:
+                        self._kill()
+                    return self._end_dead(ended_with)
                 case Silent(seconds):
-                    reason = f"the engine's server has answered nothing for {seconds:g} s"
-                    self._board.enter(State.SILENT, reason)
-                    logger.warning("not ready: %s", reason)
-                case Speaks(seconds):
-                    reason = f"the engine's server answers again, after {seconds:.1f} s"
-                    self._board.enter(State.READY, reason)
-                    logger.warning("ready: %s", reason)
+                    self._change(State.SILENT, f"the engine's server has not answered for {seconds:g} s")
+                case Recovered(seconds):
+                    self._change(State.READY, f"the engine's server answers again, after {seconds:.1f} s")
                 case Hung(seconds):
                     reason = f"the engine hangs: it has work and made no progress for {seconds:.0f} s"
-                    self._board.enter(State.FAILED, reason)
+                    self._store.enter(State.FAILED, reason)
                     self._kill()
-                    self._repeat_lines()
-                    self._tell_in_flight()
+                    self._log_last_lines(in_flight=True)
                     return self._end(ExitCode.ENGINE_HUNG, self._with_witnesses(reason))
-                case _:
-                    pass
-
-    def _await_death(self, deadline_s: float) -> ExitCode:
-        while True:
-            match self._next(deadline_s, lambda: None):
-                case Exited(code):
-                    return self._died(code)
-                case StopAsked() | None:
-                    self._kill()
-                    return self._died(None)
-                case _:
-                    pass
-
-    def _died(self, code: int | None) -> ExitCode:
-        """Tell the end of an engine with this exit code; None: it said it was dead and was killed for it."""
-        self._repeat_lines()
-        self._tell_in_flight()
-        how = "killed after it had said on /health that it was dead" if code is None else describe_exit(code)
-        if code == 0:
-            how += ", which vLLM gives also when its EngineCore has died"
-        how = self._with_witnesses(how)
-        cause = self._heard.cause(max(self._clock() - _RECENT_S, self._board.read().ready_at or -math.inf))
-        return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
-
-    def _with_witnesses(self, how: str) -> str:
-        """Add what the kernel says about memory, and the GPU about itself, where they say something."""
-        kernel, gpu = self._kernel.read(), self._gpu_errors()
-        how = f"{how}; the kernel says: {kernel}" if kernel else how
-        return f"{how}; the GPU reports: {gpu}" if gpu else how
 
     def _drain(self, by: str) -> ExitCode:
-        """Let running requests finish; kill what is left when the time is over or somebody asks again."""
-        self._board.enter(State.DRAINING, by)
-        self._watch.stop()
-        drain = Drain(by, self._plan, self._clock)
+        """Let running requests finish; kill what is left when the time is over or a second stop is requested."""
+        self._store.enter(State.DRAINING, by)
+        self.watch.stop()
+        drain = Drain(by, self._plan)
         drain.settle(self._client, self._workers, self._events.put)
         while True:
-            match self._next(drain.deadline_s, drain.tell, drain.look):
+            match self._next(drain.deadline_s, drain.log_progress, drain.count):
                 case Exited(code):
                     return self._end(*drain.ended(code))
-                case StopAsked(again):
+                case StopRequested(again):
                     ending = drain.cut_short(again)
                     self._kill()
                     return self._end(*ending)
-                case Settled() as settled if drain.settling:
-                    self._stop_engine(drain, settled)
-                case None if drain.settling:
-                    self._stop_engine(drain, Settled(None, arrived=False))
+                case (Settled() | None) as settled if drain.settling:
+                    drain.begin(settled or Settled(None, arrived=False))
+                    self._client.close()  # an idle connection of servekit's own would look like a request
+                    self._engine.terminate()
                 case None:
                     self._kill()
                     return self._end(*drain.ran_out())
-                case _:
-                    pass
-
-    def _stop_engine(self, drain: Drain, settled: Settled) -> None:
-        drain.begin(settled)
-        self._client.close()  # an idle connection of servekit's own would look like a request
-        self._engine.terminate()
 
     def _kill(self) -> None:
-        """Kill every process of the engine and wait for the news."""
-        self._watch.stop()
+        """Kill every process of the engine and wait until all have ended."""
+        self.watch.stop()
         self._engine.kill()
-        deadline_s = self._clock() + _KILL_S
+        if self._await_exit(_KILL_S) is None:
+            self._engine.sweep()
+
+    def _await_exit(self, within_s: float, *, or_stop: bool = False) -> int | None:
+        """Return the engine's exit code; None when the time is over, or at a stop request where that counts."""
+        deadline_s = time.monotonic() + within_s
         while True:
-            match self._next(deadline_s, lambda: None):
-                case Exited():
-                    return
-                case None:
-                    self._engine.sweep()
-                    return
-                case _:
-                    pass
+            match self._next(deadline_s):
+                case Exited(code):
+                    return code
+                case (StopRequested() | None) as event if event is None or or_stop:
+                    return None
 
     def _next(
-        self, deadline_s: float | None, progress: Callable[[], None], look: Callable[[], None] | None = None
+        self,
+        deadline_s: float = math.inf,
+        log_progress: Callable[[], None] = lambda: None,
+        count: Callable[[], None] = lambda: None,
     ) -> Event | None:
-        """Return the next event, or None at the deadline.
-
-        Meanwhile call `progress`, which tells the user, every few seconds, and `look`, which only counts, more often.
-        """
-        told_s = self._clock()
-        while True:
-            now_s = self._clock()
-            left_s = math.inf if deadline_s is None else deadline_s - now_s
-            if left_s <= 0:
-                return None
+        """Return the next event, or None at the deadline; meanwhile call `count` often, `log_progress` now and then."""
+        logged_s = time.monotonic()
+        while (left_s := deadline_s - time.monotonic()) > 0:
             try:
                 return self._events.get(timeout=min(_TICK_S, left_s))
             except queue.Empty:
-                if look is not None:
-                    look()
-                if self._clock() - told_s >= _PROGRESS_S:
-                    told_s = self._clock()
-                    progress()
+                count()
+                if time.monotonic() - logged_s >= _PROGRESS_S:
+                    logged_s = time.monotonic()
+                    log_progress()
+        return None
 
-    def _hear(self, line: str) -> None:
+    def _take_line(self, line: str) -> None:
         engine_log.info("%s", line)
-        self._heard.add(line)
-        phase = phase_of(line)
-        if phase is not None:
-            self._events.put(Entered(phase))
+        self._output.add(line)
+        if phase := phase_of(line):
+            self._events.put(PhaseStarted(phase))
 
-    def _see_phase(self, phase: Phase) -> None:
-        if self._board.see_phase(phase):
-            logger.info("starting: %s (%.0f s in all)", phase, self._board.read().start_seconds(self._clock()))
+    def _enter_phase(self, phase: Phase) -> None:
+        if self._store.enter_phase(phase):
+            logger.info("starting: %s (%.0f s in all)", phase, self._store.read().start_seconds(time.monotonic()))
 
-    def _tell_start(self) -> None:
-        now = self._clock()
-        status = self._board.read()
-        span = status.timeline(now)[-1]
-        logger.info("starting: %s for %.0f s (%.0f s in all)", span.phase, span.seconds, status.start_seconds(now))
+    def _change(self, state: State, reason: str) -> None:
+        self._store.enter(state, reason)
+        logger.warning("%s: %s", "ready" if state is State.READY else "not ready", reason)
 
-    def _tell_ready(self) -> None:
-        now = self._clock()
-        status = self._board.read()
-        parts = ", ".join(f"{span.phase} {span.seconds:.1f} s" for span in status.timeline(now))
+    def _log_start(self) -> None:
+        status, now = self._store.read(), time.monotonic()
+        *_, (phase, seconds) = status.timeline(now).items()
+        logger.info("starting: %s for %.0f s (%.0f s in all)", phase, seconds, status.start_seconds(now))
+
+    def _log_ready(self) -> None:
+        status, now = self._store.read(), time.monotonic()
+        parts = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in status.timeline(now).items())
         logger.info("ready after %.1f s: %s", status.start_seconds(now), parts)
         logger.info("model %s on %s/v1", self._plan.served_name, self._plan.url)
 
-    def _tell_in_flight(self) -> None:
-        for line in in_flight_lines(self._in_flight(), self._clock()):
+    def _log_last_lines(self, *, in_flight: bool) -> None:
+        """Repeat the last lines of the engine; after those, where it was serving, list the requests in flight."""
+        last = self._output.last()
+        lines = [f"the engine's last {len(last)} lines:", *(f"  {line}" for line in last)]
+        if in_flight:
+            lines += in_flight_lines(self._in_flight(), time.monotonic())
+        for line in lines:
             logger.error("%s", line)
 
-    def _repeat_lines(self) -> None:
-        last = self._heard.last()
-        logger.error("the engine's last %d lines:", len(last))
-        for line in last:
-            logger.error("  %s", line)
+    def _with_witnesses(self, how: str) -> str:
+        """Add what the kernel reports about memory and the GPU about itself, where they report something."""
+        witnesses = {"kernel": self._oom.read(), "GPU": self._gpu_errors()}
+        return how + "".join(f"; the {witness} reports: {text}" for witness, text in witnesses.items() if text)
+
+    def _end_dead(self, code: int | None) -> ExitCode:
+        """End after the engine's death; `code` is None where it was killed because it reported itself dead."""
+        self._log_last_lines(in_flight=True)
+        how = "killed after it had reported on /health that it was dead" if code is None else describe_exit(code)
+        if code == 0:
+            how += ", which vLLM also returns when its EngineCore has died"
+        how = self._with_witnesses(how)
+        since_s = max(time.monotonic() - _RECENT_S, self._store.read().ready_at or -math.inf)
+        cause = self._output.cause(since_s)
+        return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
 
     def _end(self, exit_code: ExitCode, reason: str) -> ExitCode:
-        well = exit_code in {ExitCode.STOPPED, ExitCode.DRAIN_RAN_OUT}
-        self._board.enter(State.STOPPED if well else State.FAILED, reason, exit_code=exit_code)
-        logger.log(
-            logging.INFO if exit_code is ExitCode.STOPPED else logging.ERROR,
-            "%s (exit code %d)",
-            reason,
-            exit_code,
-        )
+        stopped = exit_code in {ExitCode.STOPPED, ExitCode.DRAIN_RAN_OUT}
+        self._store.enter(State.STOPPED if stopped else State.FAILED, reason, exit_code=exit_code)
+        level = logging.INFO if exit_code is ExitCode.STOPPED else logging.ERROR
+        logger.log(level, "%s (exit code %d)", reason, exit_code)
         return exit_code

@@ -1,4 +1,4 @@
-"""TLS of the endpoint itself: vLLM's own, with the operator's certificate."""
+"""TLS of the endpoint: vLLM's own, with the operator's certificate."""
 
 import hashlib
 import ssl
@@ -15,11 +15,11 @@ class Certificate:
     chain: Path
     key: Path
     fingerprint: str
-    """SHA-256 of the first certificate, in hexadecimal: what servekit expects on its own connections."""
+    """SHA-256 of the first certificate, in hexadecimal: servekit checks it on its own connections."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What makes vLLM use it."""
+        """The arguments that make vLLM use it."""
         return ("--ssl-certfile", str(self.chain), "--ssl-keyfile", str(self.key))
 
 

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from servekit.nvml import GpuSurvey
 from servekit.preflight.docker.compose import check_project, compose_version, images_of, read_project, reserves_gpu
 from servekit.preflight.findings import Finding, error, has_errors, in_order, warning
 from servekit.preflight.host.gpu_rules import check_driver, one_gpu
-from servekit.preflight.host.gpus import GpuSurvey, SurveyGpus, survey_gpus
+from servekit.preflight.host.gpus import SurveyGpus, check_readable, survey_gpus
 
 ENGINE_NEEDED: Final = (25, 0)
 """The first Docker Engine with `start_interval` in health checks."""
@@ -153,8 +154,8 @@ def check_docker(facts: DockerFacts, *, gpu: bool) -> list[Finding]:
 def check_driver_of_host(survey: GpuSurvey | None) -> tuple[Finding, ...]:
     """Judge the NVIDIA driver of this host, which its containers use."""
     if survey is None or not survey.gpus:
-        return one_gpu(survey, {})[1]
-    return tuple(check_driver(survey))
+        return (*check_readable(survey), *one_gpu(survey, {})[1])
+    return (*check_readable(survey), *check_driver(survey))
 
 
 def _connect(url: str) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from servekit.nvml import GpuFacts, GpuSurvey
 from servekit.preflight.findings import Finding, error, warning
-from servekit.preflight.host.gpus import GpuFacts, GpuSurvey, visible_gpus
+from servekit.preflight.host.gpus import visible_gpus
 from servekit.preflight.memory.gpu_models import GpuModel, gib
 from servekit.profile import EngineArguments
 
@@ -91,7 +92,7 @@ def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: EngineArguments) -> I
 
 def _check_gpu_memory(gpu: GpuFacts, arguments: EngineArguments) -> Iterator[Finding]:
     share = arguments.gpu_memory_utilization
-    wanted = share * (gpu.memory_bytes - gpu.reserved_bytes)
+    wanted = share * gpu.usable_bytes
     # vLLM 0.20.2 compares the two whatever the size of the KV cache: v1/worker/utils.py, request_memory
     if gpu.free_bytes < wanted:
         yield error(

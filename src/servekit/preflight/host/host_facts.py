@@ -10,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from servekit.nvml import GpuFacts
 from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
-from servekit.preflight.host.gpus import GpuFacts
+from servekit.preflight.host.gpus import check_readable
 from servekit.preflight.memory.gpu_models import GIB, MIB, gib
 from servekit.preflight.start import Start
 from servekit.settings import Target
@@ -72,7 +73,7 @@ def inspect_host(
     gpu, survey = None, start.survey
     if start.target is Target.CUDA:
         gpu, gpu_findings = one_gpu(survey, environ)
-        findings += gpu_findings
+        findings += [*check_readable(survey), *gpu_findings]
         findings += check_gpu(gpu, survey, start.arguments) if gpu and survey else ()
     else:
         findings += [*_check_cpu(root), *_check_libraries()]

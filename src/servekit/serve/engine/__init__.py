@@ -1,1 +1,1 @@
-"""The vLLM processes: how they are started, what they print, why they ended."""
+"""The vLLM processes: their start, their output, and why they ended."""

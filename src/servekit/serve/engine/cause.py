@@ -1,11 +1,11 @@
-"""Why an engine ended, in a sentence: from its exit code and from the last lines it printed."""
+"""Why an engine ended, in a sentence: from its exit code and the last lines it printed."""
 
 import re
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# "EngineCore pid=12" and the like, a level, a time and a place stand before what vLLM 0.20.2 has to say.
+# vLLM 0.20.2 writes a process such as "EngineCore pid=12", a level, a time and a place before its message.
 _PREFIX = re.compile(r"^(\([A-Za-z_0-9]+ pid=\d+\) )?((INFO|WARNING|ERROR) [\d: .-]+\[[^\]]+\] )?")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Exit|Interrupt))(?::\s*(.+))?$")
 _SOURCE = re.compile(r"^\([A-Za-z_0-9]+ pid=\d+\)")
@@ -14,8 +14,8 @@ _IGNORED = "Exception ignored in: "
 _FRAME = re.compile(r' +File ".*", line \d+, in ')
 _CLEAN_UP = re.compile(r'^File ".*", line \d+, in (shutdown|__del__)$')
 _CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError")
-_USAGE = re.compile(r"^vllm(?: serve)?: error: (.+)$")
-_CANNOT_START = re.compile(r"^(cannot start .+)$")
+_REFUSAL = re.compile(r"^(?:vllm(?: serve)?: error: (?P<usage>.+)|(?P<keeper>cannot start .+))$")
+"""vLLM rejects its arguments, or the keeper cannot start it."""
 
 _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
@@ -24,11 +24,11 @@ _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"out of memory|OutOfMemoryError|No available memory for the cache blocks", re.IGNORECASE),
-        "lower max-model-len, max-num-batched-tokens or raise gpu-memory-utilization; see what else uses the card",
+        "lower max-model-len, max-num-batched-tokens or raise gpu-memory-utilization; see what else uses the GPU",
     ),
     (
         re.compile(r"[Ff]ree memory on device"),
-        "another process holds memory on this card: end it, or lower gpu-memory-utilization",
+        "another process holds memory on this GPU: end it, or lower gpu-memory-utilization",
     ),
     (
         re.compile(r"larger than the available KV cache memory|max seq len .* is larger"),
@@ -62,69 +62,64 @@ _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def describe_exit(code: int) -> str:
-    """Say how a process ended; `code` as subprocess has it, negative for a signal."""
+    """Return how a process ended; `code` as in subprocess, negative for a signal."""
     if code >= 0:
         return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = "unknown"
+    name = next((each.name for each in signal.Signals if each == -code), "unknown")
     hint = ": perhaps out of memory, or killed by hand" if -code == signal.SIGKILL else ""
     return f"killed by signal {-code} ({name}){hint}"
 
 
 def without_prefix(line: str) -> str:
-    """Return what a line of the engine says, without process, level, time and place before it."""
+    """Return a line of the engine without the process, level, time and place before the message."""
     return _PREFIX.sub("", line).strip()
 
 
 def find_cause(lines: Iterable[str]) -> str:
-    """Return the engine's own reason in its last lines, with a remedy where one is known; empty if there is none.
+    """Return the cause that the last lines name, with a remedy where one is known; empty if they name none.
 
-    vLLM ends with `Engine core initialization failed`; what helps is the first exception of the innermost process,
-    so the first one that is no such consequence is taken.
+    vLLM ends with `Engine core initialization failed`, a consequence. The cause is the first exception that is none:
+    that of the innermost process.
     """
     for line in without_consequences(lines):
         text = without_prefix(line)
-        usage = _USAGE.match(text) or _CANNOT_START.match(text)
-        if usage:
-            return _with_remedy(usage.group(1))
+        if refusal := _REFUSAL.match(text):
+            return _with_remedy(refusal["usage"] or refusal["keeper"])
         found = _EXCEPTION.match(text)
-        if found and not any(consequence in text for consequence in _CONSEQUENCES):
-            return _with_remedy(f"{found.group(1)}: {found.group(2)}" if found.group(2) else found.group(1))
+        if found and not _is_consequence(text):
+            return _with_remedy(": ".join(filter(None, found.groups())))
     return ""
 
 
 def without_consequences(lines: Iterable[str]) -> list[str]:
-    """Return the lines without the tracebacks that only follow from a death elsewhere.
+    """Return the lines without the tracebacks that are only a consequence of a death elsewhere.
 
-    Those are what a process raises while it tidies up (on the CPU each worker of vLLM 0.20.2 that has lost its
-    EngineCore ends with `Found no NVIDIA driver`), and the server's EngineDeadError for each stream. The lines of
-    several processes come mixed, so each process has a traceback of its own.
+    A process raises some while it cleans up (on the CPU each worker of vLLM 0.20.2 that has lost its EngineCore ends
+    with `Found no NVIDIA driver`), and the server raises EngineDeadError for each stream. The lines of several
+    processes are interleaved, so each process has an open traceback of its own.
     """
-    kept: list[str | None] = list(lines)
-    open_blocks: dict[str, _Traceback] = {}
+    kept = list(lines)
+    dropped: set[int] = set()
+    tracebacks: dict[str, _Traceback] = {}
     for at, line in enumerate(kept):
-        assert line is not None
         source = _SOURCE.match(line)
         process = source.group() if source else ""
         text = _PREFIX.sub("", line)
-        block = open_blocks.get(process)
+        open_one = tracebacks.get(process)
         header = text.startswith((_IGNORED, _TRACEBACK))
-        if (block is None or block.framed) if header else (block is None and _FRAME.match(text)):
-            block = open_blocks[process] = _Traceback()
-        if block is None:
+        if (open_one is None or open_one.framed) if header else (open_one is None and _FRAME.match(text)):
+            open_one = tracebacks[process] = _Traceback()
+        if open_one is None:
             continue
-        block.places.append(at)
-        block.consequence |= bool(_CLEAN_UP.match(text.strip()))
+        open_one.places.append(at)
+        open_one.consequence |= bool(_CLEAN_UP.match(text.strip()))
         if text.startswith(" "):
-            block.framed = True
+            open_one.framed = True
         elif not header:  # the exception itself: the end
-            del open_blocks[process]
-            if block.consequence or any(consequence in text for consequence in _CONSEQUENCES):
-                for place in block.places:
-                    kept[place] = None
-    return [line for line in kept if line is not None]
+            del tracebacks[process]
+            if open_one.consequence or _is_consequence(text):
+                dropped.update(open_one.places)
+    return [line for at, line in enumerate(kept) if at not in dropped]
 
 
 @dataclass
@@ -134,8 +129,10 @@ class _Traceback:
     consequence: bool = False
 
 
+def _is_consequence(text: str) -> bool:
+    return any(consequence in text for consequence in _CONSEQUENCES)
+
+
 def _with_remedy(cause: str) -> str:
-    for sign, remedy in _REMEDIES:
-        if sign.search(cause):
-            return f"{cause[:600]} ({remedy})"
-    return cause[:600]
+    remedy = next((remedy for sign, remedy in _REMEDIES if sign.search(cause)), "")
+    return f"{cause[:600]} ({remedy})" if remedy else cause[:600]

@@ -1,4 +1,4 @@
-"""What the engine has printed last, and what it says about the engine's end."""
+"""The last lines that the engine printed, and the cause of its end that they name."""
 
 import collections
 import re
@@ -15,7 +15,7 @@ _IDENTITY = re.compile(r"\b(?=[0-9a-f-]*\d)[0-9a-f]{8}[0-9a-f-]*\b|\b0x[0-9a-f]+
 
 
 class EngineOutput:
-    """The last lines of the engine, each with the monotonic second it came at. One thread adds, another reads."""
+    """The last lines of the engine, each with the monotonic second of its arrival. One thread adds, another reads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,19 +26,19 @@ class EngineOutput:
         self._lines.append((self._clock(), line))
 
     def cause(self, since_s: float = float("-inf")) -> str:
-        """Return the engine's own reason in what it printed from this second on; empty if there is none."""
-        return find_cause([line for heard_s, line in list(self._lines) if heard_s >= since_s])
+        """Return the cause that the engine printed from this second on; empty if there is none."""
+        return find_cause([line for at_s, line in list(self._lines) if at_s >= since_s])
 
     def last(self) -> list[str]:
-        """Return the last lines, without the tracebacks that only follow from the death, and repetitions folded."""
+        """Return the last lines, repetitions folded, without the tracebacks that only follow from the death."""
         return fold(without_consequences(line for _, line in list(self._lines)))[-_REPEATED_LINES:]
 
 
 def fold(lines: Sequence[str]) -> list[str]:
-    """Return the lines; a block of them that follows itself is told once, and how often it comes again.
+    """Return the lines; a block that repeats itself appears once, with the number of its repetitions.
 
     vLLM prints one traceback for each stream when its engine dies: a hundred of them would push out the one that
-    tells why. Times, process ids and request ids may differ.
+    names the cause. Times, process ids and request ids may differ.
     """
     keys = [_IDENTITY.sub("", without_prefix(line)) for line in lines]
     folded: list[str] = []
@@ -54,7 +54,7 @@ def fold(lines: Sequence[str]) -> list[str]:
 
 
 def _repetition(keys: Sequence[str], at: int) -> tuple[int, int]:
-    """Return the size of the block at `at` that saves most lines, and how often it comes again: (1, 0) for none."""
+    """Return the size of the block at `at` that saves most lines, and its repetitions: (1, 0) for none."""
     best = (1, 0)
     for size in range(1, min(_LONGEST_BLOCK_LINES, (len(keys) - at) // 2) + 1):
         block, again = keys[at : at + size], 0

@@ -1,7 +1,8 @@
 """Which variables of the operator's shell reach the engine: one table, each row with its reason.
 
-A variable that changes what Python or vLLM does must have a row that lets it pass; everything else (PATH, HOME, CUDA_*,
-HF_*, NCCL_*, ...) passes. What is withheld is logged by name, never by value; `SERVEKIT_PASS_ENV` lets single ones in.
+A variable that changes what Python or vLLM does passes only if a row lets it; all others (PATH, HOME, CUDA_*, HF_*,
+NCCL_*, ...) pass. servekit logs the names of those that it withholds, never their values; `SERVEKIT_PASS_ENV` lets
+single ones pass.
 """
 
 import re
@@ -32,7 +33,7 @@ def _withheld(names: str, why: str, *, final: bool = False) -> Row:
 TABLE: Final = (
     _withheld(r"SERVEKIT_.*", "servekit's own settings", final=True),
     # Python
-    _kept(r"PYTHONPATH", "stands after servekit's own folders"),
+    _kept(r"PYTHONPATH", "comes after servekit's own folders"),
     _kept(r"PYTHONPYCACHEPREFIX|PYTHONDONTWRITEBYTECODE", "where bytecode is kept, if at all"),
     _kept(r"PYTHONUNBUFFERED|PYTHONUTF8|PYTHONIOENCODING|PYTHONFAULTHANDLER", "only how the log is written"),
     _kept(r"PYTHONHASHSEED|PYTHONNOUSERSITE|PYTHONSAFEPATH", "makes a run repeatable, or imports less"),
@@ -44,18 +45,18 @@ TABLE: Final = (
     _withheld(r"PYTHON[A-Z].*", "nothing the engine is known to need"),
     # The dynamic loader
     _kept(r"LD_LIBRARY_PATH", "where CUDA's libraries are"),
-    _withheld(r"LD_PRELOAD", "code in every process; an allocator (jemalloc) is let in by SERVEKIT_PASS_ENV"),
+    _withheld(r"LD_PRELOAD", "code in every process; an allocator (jemalloc) passes with SERVEKIT_PASS_ENV"),
     _withheld(r"LD_.*", "the loader's debugging"),
     # Other programs' variables that open something
-    _withheld(r"FORWARDED_ALLOW_IPS", "uvicorn would take a client's word for its address"),
+    _withheld(r"FORWARDED_ALLOW_IPS", "uvicorn would believe a client's claim about its address"),
     _withheld(r"WEB_CONCURRENCY", "more server processes than the guard counts in"),
     _withheld(r"PROMETHEUS_MULTIPROC_DIR", "vLLM would mix in another run's counters, which decide about a hang"),
     _withheld(r"SSLKEYLOGFILE", "the keys of encrypted connections in a file"),
-    # vLLM 0.20.2 (vllm/envs.py): what weakens, opens or tells
+    # vLLM 0.20.2 (vllm/envs.py): what weakens, opens or reveals
     _withheld(r"VLLM_API_KEY", "vLLM writes it into its log and its compile cache; the guard has the keys", final=True),
     _withheld(r"VLLM_SERVER_DEV_MODE", "development routes, and tracebacks in answers"),
     _withheld(r"VLLM_ALLOW_INSECURE_SERIALIZATION", "pickles between the processes"),
-    _withheld(r"VLLM_ALLOW_RUNTIME_LORA_UPDATING|VLLM_LORA_RESOLVER_.*", "weights loaded at a request's word"),
+    _withheld(r"VLLM_ALLOW_RUNTIME_LORA_UPDATING|VLLM_LORA_RESOLVER_.*", "weights loaded on a client's request"),
     _withheld(r"VLLM_ENABLE_RESPONSES_API_STORE", "keeps every answer in memory, never freed, readable by its id"),
     _withheld(r"VLLM_GPT_OSS_.*|VLLM_USE_EXPERIMENTAL_PARSER_CONTEXT", "tools that the server itself would run"),
     _withheld(r"VLLM_TOOL_JSON_ERROR_AUTOMATIC_RETRY", "tools that the server itself would run"),
@@ -75,7 +76,7 @@ TABLE: Final = (
     _withheld(r"VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "wrong answers, for measurements"),
     _withheld(r"VLLM_USE_MODELSCOPE|VLLM_MODEL_REDIRECT_PATH", "another model than preflight has looked at"),
     _withheld(r"VLLM_ALLOW_LONG_MAX_MODEL_LEN", "a length the model is not made for"),
-    _withheld(r"VLLM_USAGE_STATS_SERVER", "nothing is told to anybody"),
+    _withheld(r"VLLM_USAGE_STATS_SERVER", "no usage data is sent"),
     _withheld(r"VLLM_PORT", "a Kubernetes service named vllm sets it, and vLLM would not start"),
     _withheld(r"VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "two engines would share memory"),
     _withheld(r"VLLM_(DP|RAY|USE_RAY|ELASTIC_EP|NIXL|MOONCAKE|MORIIO)_.*", "engines over several hosts; this is one"),
@@ -87,7 +88,7 @@ TABLE: Final = (
     _kept(r"VLLM_(NCCL|CUDART)_(SO_PATH|INCLUDE_PATH)", "where CUDA's libraries are, as LD_LIBRARY_PATH"),
     _kept(r"VLLM_HOST_IP|VLLM_PROCESS_NAME_PREFIX", "which of the host's addresses, which name"),
     _kept(r"VLLM_(NO_USAGE_STATS|DO_NOT_TRACK)", "servekit sets the first itself"),
-    _kept(r"VLLM_USAGE_SOURCE", "vLLM's own image sets it; nothing is told to anybody"),
+    _kept(r"VLLM_USAGE_SOURCE", "vLLM's own image sets it; no usage data is sent"),
     _kept(r"VLLM_LOG_.*|VLLM_DISABLE_LOG_LOGO|VLLM_RINGBUFFER_WARNING_INTERVAL", "figures in the log, no content"),
     _kept(r"VLLM_.*_(TIMEOUT(_S|_SECONDS|_KEEP_ALIVE)?|MAX_RETRIES)", "how long something may take"),
     _kept(r"VLLM_MEDIA_(CONNECTOR|URL_ALLOW_REDIRECTS)", "servekit sets them itself"),
@@ -108,7 +109,7 @@ TABLE: Final = (
         r"|VLLM_(LORA|WEIGHT_OFFLOADING|COMPILE_CACHE|MEMORY_PROFILER|SPARSE_INDEXER)_.*"
         r"|VLLM_(BATCH_INVARIANT|COMPUTE_NANS_IN_LOGITS|MLA_DISABLE|KV_CACHE_LAYOUT|SSM_CONV_STATE_LAYOUT)"
         r"|VLLM_(PP_LAYER_PARTITION|DBO_COMM_SMS)",
-        "kernels, compilation and memory: how it computes; the contract is asked of the running engine all the same",
+        "kernels, compilation and memory: how it computes; the contract is checked in the running engine all the same",
     ),
     _withheld(r"VLLM_.*", "vLLM 0.20.2 does not know it"),
 )
@@ -118,18 +119,16 @@ _ROWS: Final = tuple((re.compile(row.names), row) for row in TABLE)
 
 
 def verdict(name: str) -> Row | None:
-    """Return the row that decides about a variable; None for one that no row is about, which passes."""
+    """Return the row that decides about a variable; None for one without a row, which passes."""
     return next((row for pattern, row in _ROWS if pattern.fullmatch(name)), None)
 
 
 def withheld(names: Iterable[str], passed: Iterable[str] = ()) -> dict[str, str]:
-    """Return which of these variables do not reach the engine, each with the reason; `passed` are let in."""
-    found = {}
-    for name in sorted(names):
-        row = verdict(name)
-        if row is not None and not row.passes and (row.final or name not in passed):
-            found[name] = row.why
-    return found
+    """Return which of these variables do not reach the engine, each with the reason; those in `passed` do."""
+    decided = {name: verdict(name) for name in sorted(names)}
+    return {
+        name: row.why for name, row in decided.items() if row and not row.passes and (row.final or name not in passed)
+    }
 
 
 def passing(environ: Mapping[str, str], passed: Iterable[str] = ()) -> dict[str, str]:

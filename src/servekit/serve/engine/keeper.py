@@ -1,15 +1,17 @@
-"""Keep the engine from outliving servekit: the one process between the two.
+"""The process between servekit and the engine: it ends the engine when servekit ends.
 
 Run as a program: `python -I keeper.py LIFELINE -- COMMAND...`, where LIFELINE is an inherited socket whose other end
 only servekit holds. It starts COMMAND (the leader), adopts every orphan the leader leaves (prctl(2),
 PR_SET_CHILD_SUBREAPER), passes the first SIGTERM or SIGINT on to the leader alone, and kills whatever is left
 
 - as soon as the leader has ended: a vLLM 0.20.2 server killed by SIGKILL leaves its EngineCore and worker running;
-- as soon as the lifeline ends, which the kernel sees to however servekit dies.
+- as soon as the lifeline ends: the kernel closes it however servekit dies.
 
-It ends as the leader ended: with its exit code, or by the same signal. Standard library only, a few MiB of memory.
+It ends as the leader ended: with its exit code, or by the same signal. It uses the standard library only and a few
+MiB of memory.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -22,7 +24,7 @@ _CANNOT_EXECUTE = 127
 
 
 def main(arguments: list[str]) -> int:
-    """Keep one command until it has ended; return its exit code or end by its signal."""
+    """Run one command until it has ended; return its exit code or end by its signal."""
     lifeline = socket.socket(fileno=int(arguments[0]))
     command = arguments[arguments.index("--") + 1 :]
     os.set_inheritable(lifeline.fileno(), False)
@@ -52,8 +54,8 @@ def _wake_on(*signals: signal.Signals) -> socket.socket:
 
 
 def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
-    """Wait for the end of the leader or of the lifeline, then kill the rest; return the leader's wait status."""
-    asked = False
+    """Wait for the end of the leader or of the lifeline, kill the rest, return the leader's wait status."""
+    forwarded = False
     while True:
         readable, _, _ = select.select([lifeline, wakeup], [], [])
         if lifeline in readable and _has_ended(lifeline):
@@ -64,9 +66,9 @@ def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
             if status is not None:
                 _kill_descendants(leader)
                 return status
-            # Only once: a second SIGTERM during EngineCore's own clean-up ends it half way.
-            if stops and not asked:
-                asked = True
+            # Only once: a second SIGTERM during EngineCore's own clean-up would end it half way.
+            if stops and not forwarded:
+                forwarded = True
                 os.kill(leader, signal.SIGTERM)
 
 
@@ -93,14 +95,12 @@ def _reap(leader: int) -> int | None:
 
 
 def _kill_descendants(leader: int) -> int:
-    """Kill all descendants until none is left; return the leader's wait status, SIGKILL if it was gone before."""
+    """Kill all descendants until none is left; return the leader's wait status, SIGKILL if it had ended before."""
     ended = int(signal.SIGKILL)
     while True:
         for pid in _descendants():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         try:
             pid, status = os.waitpid(-1, 0)
         except ChildProcessError:
@@ -114,18 +114,13 @@ def _descendants() -> list[int]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
+            with contextlib.suppress(OSError, IndexError):
                 with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
                     parent = int(file.read().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(name))
-    found: list[int] = []
-    pending = children.get(os.getpid(), [])
-    while pending:
-        pid = pending.pop()
-        found.append(pid)
-        pending.extend(children.get(pid, []))
+                children.setdefault(parent, []).append(int(name))
+    found = list(children.get(os.getpid(), ()))
+    for pid in found:  # grows while it is walked
+        found.extend(children.get(pid, ()))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What was in flight when the engine died, in lines for the log: names and sizes, never content."""
+"""Log lines about the requests in flight when the engine died: names and sizes, never content."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,18 @@ from servekit.serve.guard import InFlight
 
 _NEWEST = 8
 _OLDEST = 4
-"""So many of each end are named: the latest request is often the one that killed, the oldest the one that hung."""
+"""The lines name so many of each end: the latest request often killed the engine, the oldest often hung it."""
 
 
 def in_flight_lines(flights: Sequence[InFlight], now_s: float) -> list[str]:
-    """Return the lines about these requests, the latest first, at the monotonic second `now_s`."""
+    """Return the lines about `flights`, which are ordered from the latest on, at the monotonic second `now_s`."""
     if not flights:
-        return ["no client's request was in flight"]
-    named = list(flights)
-    between: list[str] = []
-    if len(named) > _NEWEST + _OLDEST:
-        between = [f"  ... {len(named) - _NEWEST - _OLDEST} more"]
-    newest, oldest = (named[:_NEWEST], named[-_OLDEST:]) if between else (named, [])
-    lines = [f"in flight: {len(named)} request{'' if len(named) == 1 else 's'}, the latest first:"]
-    return [*lines, *(_line(each, now_s) for each in newest), *between, *(_line(each, now_s) for each in oldest)]
+        return ["no client request was in flight"]
+    lines = [_line(flight, now_s) for flight in flights]
+    more = len(lines) - _NEWEST - _OLDEST
+    if more > 0:
+        lines[_NEWEST:-_OLDEST] = [f"  ... {more} more"]
+    return [f"in flight: {len(flights)} request{'' if len(flights) == 1 else 's'}, the latest first:", *lines]
 
 
 def _line(flight: InFlight, now_s: float) -> str:

@@ -1,8 +1,9 @@
-"""What the kernel says about memory: whether it has killed something since the engine was started."""
+"""The kernel on memory: whether it has killed a process since the engine started."""
 
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 _KILLED = re.compile(r"(?:Memory cgroup out of memory|Out of memory)[^:]*: Killed process \d+ \([^)]*\)[^;\n]*")
@@ -13,7 +14,7 @@ _EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/mem
 
 
 class OomWatcher:
-    """Looks for kills by the out-of-memory killer between its making and `read`.
+    """Finds the kills of the out-of-memory killer between its construction and `read`.
 
     Two sources, each only where this process may read it: the kernel's log (root, or kernel.dmesg_restrict=0), and
     the count of the control group, which a container has even where the log is closed.
@@ -25,33 +26,30 @@ class OomWatcher:
         self._kills = _count_kills(events)
 
     def read(self) -> str:
-        """Return what was said since then; empty when nothing was, or nothing can be read."""
-        said = [found.group(0) for record in self._records() for found in _KILLED.finditer(record)]
+        """Return the kernel's reports since then; empty where there are none, or none can be read."""
+        reports = [found.group(0) for record in self._records() for found in _KILLED.finditer(record)]
         now = _count_kills(self._events)
         if now is not None and self._kills is not None and now > self._kills:
-            said.append("this container's memory limit was reached")
-        return "; ".join(dict.fromkeys(said))
+            reports.append("this container's memory limit was reached")
+        return "; ".join(dict.fromkeys(reports))
 
     def close(self) -> None:
-        """Let go of the kernel's log."""
+        """Close the kernel's log."""
         if self._log is not None:
             os.close(self._log)
             self._log = None
 
-    def _records(self) -> list[str]:
-        records = []
-        # EAGAIN: no more records. EPIPE: some were overwritten before they were read, and reading goes on.
+    def _records(self) -> Iterator[str]:
         while self._log is not None:
             try:
                 record = os.read(self._log, _RECORD_BYTES)
-            except BrokenPipeError:
+            except BrokenPipeError:  # EPIPE: some records were overwritten before they were read, and reading goes on
                 continue
-            except OSError:
-                break
+            except OSError:  # EAGAIN: no more records
+                return
             if not record:
-                break
-            records.append(record.decode(errors="replace"))
-        return records
+                return
+            yield record.decode(errors="replace")
 
 
 def _open_at_end(log: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""The engine as a process: started under its keeper, heard line by line, told to stop, killed whole."""
+"""The engine as a process: started under its keeper, read line by line, stopped, or killed with all its children."""
 
 import contextlib
 import os
@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from servekit.errors import StartError
 from servekit.serve.engine import keeper
@@ -21,7 +20,7 @@ _LINE_LIMIT_BYTES = 64 * 1024
 class Engine:
     """One run of the engine in a session and process group of its own.
 
-    Two threads serve it: one passes on its lines, one waits for its end. Both call back; neither decides anything.
+    One thread passes on its lines, one waits for its end. Both call back; neither decides anything.
     """
 
     def __init__(
@@ -36,12 +35,12 @@ class Engine:
         self._environment = dict(environment)
         self._on_line = on_line
         self._on_exit = on_exit
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline: socket.socket | None = None
+        self._process: subprocess.Popen[bytes]
+        self._lifeline: socket.socket
 
     def start(self) -> int:
-        """Start the engine and return the pid of its leader; raise StartError where there is no such program."""
-        ours, theirs = socket.socketpair()
+        """Start the engine and return the pid of its leader; raise StartError where the keeper cannot start."""
+        self._lifeline, theirs = socket.socketpair()
         command = [sys.executable, "-I", str(Path(keeper.__file__)), str(theirs.fileno()), "--", *self._argv]
         try:
             self._process = subprocess.Popen(
@@ -54,55 +53,40 @@ class Engine:
                 start_new_session=True,
             )
         except OSError as error:
-            ours.close()
+            self._lifeline.close()
             raise StartError(f"cannot start the engine: {error}") from error
         finally:
             theirs.close()
-        self._lifeline = ours
-        stdout = self._process.stdout
-        assert stdout is not None
-        reader = threading.Thread(target=self._read, args=(stdout,), name="engine-lines", daemon=True)
+        reader = threading.Thread(target=self._read, name="engine-lines", daemon=True)
         reader.start()
-        leader = ours.recv(64)
+        leader = self._lifeline.recv(64)
         threading.Thread(target=self._wait, args=(reader,), name="engine-exit", daemon=True).start()
-        return int(leader) if leader else 0
-
-    @property
-    def group(self) -> int:
-        """The process group of the engine and its keeper."""
-        assert self._process is not None
-        return self._process.pid
+        return int(leader or 0)
 
     def terminate(self) -> None:
-        """Ask the leader, and nobody else, to finish what runs and end. Asking again has no effect."""
-        self._signal_keeper(signal.SIGTERM)
+        """Ask the leader alone to finish what runs and end; a second call has no effect."""
+        self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill every process of the engine at once; `on_exit` follows."""
-        if self._lifeline is not None:
-            with contextlib.suppress(OSError):
-                self._lifeline.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._lifeline.shutdown(socket.SHUT_RDWR)
 
     def sweep(self) -> None:
-        """Kill the whole process group, keeper included: the last resort where `kill` was not obeyed."""
+        """Kill the whole process group, keeper included: the last resort where `kill` had no effect."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.group, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _signal_keeper(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def _read(self, stdout: IO[bytes]) -> None:
-        with stdout:
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
             while line := stdout.readline(_LINE_LIMIT_BYTES):
                 self._on_line(line.decode(errors="replace").rstrip("\r\n"))
 
     def _wait(self, reader: threading.Thread) -> None:
-        assert self._process is not None
-        assert self._lifeline is not None
         code = self._process.wait()
         self.sweep()
-        # Everything that could write is dead, so the pipe ends; the last lines come before the news of the end.
+        # All writers are dead, so the pipe ends: the last lines come before the exit is reported.
         reader.join(timeout=5)
         self._lifeline.close()
         self._on_exit(code)

@@ -1,6 +1,4 @@
-"""Whether the engine gets on with its work, judged by counters that only a working engine moves."""
-
-from dataclasses import dataclass
+"""Whether the engine makes progress, judged by counters that only a working engine moves."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -8,31 +6,26 @@ _MARKS = frozenset({"vllm:prompt_tokens_total", "vllm:generation_tokens_total", 
 """Counters of vLLM 0.20.2 (v1/metrics/loggers.py) that every step of the scheduler with work in it moves."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What was seen of the engine at one moment."""
-
-    pending: bool
-    """Whether it has work: requests in flight, or a canary that is not answered yet."""
-    marks: tuple[float, ...] | None
-    """Its progress counters; None where it did not answer."""
+Marks = tuple[float, ...]
+"""The values of the progress counters."""
 
 
 class Progress:
-    """Counts the seconds during which the engine had work, or gave no answer, and nothing moved."""
+    """Counts the seconds during which the engine had work, or did not answer, and nothing moved."""
 
     def __init__(self, now_s: float) -> None:
         self._moved_s = now_s
-        self._marks: tuple[float, ...] | None = None
+        self._marks: Marks | None = None
 
-    def observe(self, now_s: float, reading: Reading) -> float:
-        """Take one reading at the monotonic second `now_s`; return the seconds without progress so far."""
-        moved = reading.marks is not None and reading.marks != self._marks
-        idle = reading.marks is not None and not reading.pending
-        if moved or idle:
-            self._moved_s = now_s
-        if reading.marks is not None:
-            self._marks = reading.marks
+    def record(self, now_s: float, marks: Marks | None, *, pending: bool) -> float:
+        """Record a reading at the monotonic second `now_s`; return the seconds without progress so far.
+
+        `marks` is None where the engine did not answer; `pending` says whether it has requests or a canary to answer.
+        """
+        if marks is not None:
+            if marks != self._marks or not pending:
+                self._moved_s = now_s
+            self._marks = marks
         return now_s - self._moved_s
 
     def left_s(self, now_s: float, hang_s: float) -> float:
@@ -40,7 +33,7 @@ class Progress:
         return self._moved_s + hang_s - now_s
 
 
-def progress_marks(metrics: str) -> tuple[float, ...]:
+def progress_marks(metrics: str) -> Marks:
     """Return the values of the progress counters in vLLM's metrics page, in a fixed order."""
     lines = [line for line in metrics.splitlines() if line.startswith(("vllm:prompt", "vllm:gener", "vllm:iter"))]
     samples = [
@@ -49,4 +42,4 @@ def progress_marks(metrics: str) -> tuple[float, ...]:
         for sample in family.samples
         if sample.name in _MARKS
     ]
-    return tuple(value for _, _, value in sorted(samples))
+    return tuple(value for *_, value in sorted(samples))

@@ -1,4 +1,4 @@
-"""Whether the engine's server answers at all: what clients feel long before a hang is certain."""
+"""Whether the engine's server answers at all: clients notice that long before a hang is certain."""
 
 import threading
 import time
@@ -11,25 +11,26 @@ _INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Silent:
-    """The server has answered nothing for so many seconds."""
+class Lasted:
+    """Something that lasted for so many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
-class Speaks:
+class Silent(Lasted):
+    """The server has not answered for so many seconds."""
+
+
+class Recovered(Lasted):
     """The server answers again, after so many seconds."""
-
-    seconds: float
 
 
 class Silence:
-    """Asks `/health` again and again, and posts when no answer has come for `silent_s`, and when one comes again.
+    """Queries `/health` again and again; posts when no answer has come for `silent_s`, and when one comes again.
 
-    An answer that is late is an answer: one question stands until it is answered, however long that takes (`give_up_s`
-    only bounds a connection that is lost), and a second thread looks at the time. A busy server that answers each
-    question after nine seconds is slow and not silent.
+    A late answer is an answer: one query stands until it is answered, however long that takes (`give_up_s` only bounds
+    a connection that is lost), and a second thread watches the time. A busy server that answers each query after nine
+    seconds is slow and not silent.
     """
 
     def __init__(
@@ -37,37 +38,35 @@ class Silence:
         client: EngineClient,
         silent_s: float,
         give_up_s: float,
-        post: Callable[[Silent | Speaks], None],
-        over: threading.Event,
-        clock: Callable[[], float] = time.monotonic,
+        post: Callable[[Silent | Recovered], None],
+        stopped: threading.Event,
     ) -> None:
         self._client = client
         self._silent_s = silent_s
         self._give_up_s = max(give_up_s, silent_s)
         self._post = post
-        self._over = over
-        self._clock = clock
+        self._stopped = stopped
         self._answered = threading.Event()
 
     def start(self) -> None:
-        """Begin to ask; `over` ends it."""
-        threading.Thread(target=self._ask, name="silence-asks", daemon=True).start()
-        threading.Thread(target=self._judge, name="silence-judges", daemon=True).start()
+        """Start both threads; `stopped` ends them."""
+        threading.Thread(target=self._query, name="silence-query", daemon=True).start()
+        threading.Thread(target=self._judge, name="silence-judge", daemon=True).start()
 
-    def _ask(self) -> None:
-        while not self._over.wait(min(_INTERVAL_S, self._silent_s / 4)):
-            if self._client.answers(timeout_s=self._give_up_s):
+    def _query(self) -> None:
+        while not self._stopped.wait(min(_INTERVAL_S, self._silent_s / 4)):
+            if self._client.health(timeout_s=self._give_up_s):
                 self._answered.set()
 
     def _judge(self) -> None:
-        heard_s, silent = self._clock(), False
-        while not self._over.is_set():
-            if self._answered.wait(self._silent_s if not silent else _INTERVAL_S):
+        answered_s, silent = time.monotonic(), False
+        while not self._stopped.is_set():
+            if self._answered.wait(_INTERVAL_S if silent else self._silent_s):
                 self._answered.clear()
-                now_s = self._clock()
+                now_s = time.monotonic()
                 if silent:
-                    self._post(Speaks(now_s - heard_s))
-                heard_s, silent = now_s, False
+                    self._post(Recovered(now_s - answered_s))
+                answered_s, silent = now_s, False
             elif not silent:
                 silent = True
                 self._post(Silent(self._silent_s))

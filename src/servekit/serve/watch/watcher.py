@@ -1,42 +1,50 @@
-"""Watch the engine from outside: is it up, is it what was planned, does it really answer, does it get on."""
+"""Watch the engine from outside: it must be up, be what was planned, answer, and make progress."""
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from servekit.errors import ExitCode
 from servekit.profile import EngineArguments
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH
 from servekit.serve.watch.probe import TIMEOUT_S, EngineClient, ProbeError
-from servekit.serve.watch.progress import Progress, Reading, progress_marks
+from servekit.serve.watch.progress import Marks, Progress, progress_marks
 from servekit.serve.watch.running_contract import ContractItem, broken, compare_contract
-from servekit.serve.watch.silence import Silence, Silent, Speaks
+from servekit.serve.watch.silence import Lasted, Recovered, Silence, Silent
 
 _START_INTERVAL_S = 0.25
 _SERVE_INTERVAL_S = 1.0
 _PROGRESS_INTERVAL_S = 5.0
-"""Reading the engine's metrics costs its server some 10 ms, so it is done this rarely, or more often for a short
+"""Reading the engine's metrics costs its server some 10 ms, so the watch does it this rarely, or more often for a short
 hang time."""
 _SHORTEST_S = 0.05
+_ALIVE = {HTTPStatus.OK, None}
+
+
+class Healthy:
+    """`/health` returned 200 for the first time."""
+
+
+class Ready:
+    """The engine serves the right model and has generated a token."""
+
+
+class Unhealthy:
+    """The engine was ready, and `/health` no longer returns 200."""
+
+
+class Hung(Lasted):
+    """The engine has work and made no progress for so many seconds."""
 
 
 @dataclass(frozen=True)
-class HealthSeen:
-    """`/health` answers 200 for the first time."""
-
-
-@dataclass(frozen=True)
-class ContractSeen:
-    """The running engine has told its effective configuration."""
+class ContractRead:
+    """The running engine has reported its effective configuration."""
 
     items: tuple[ContractItem, ...]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The engine serves the right model and has generated a token."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +55,24 @@ class Unfit:
     exit_code: ExitCode
 
 
-@dataclass(frozen=True)
-class Unhealthy:
-    """The engine was ready, and `/health` is no longer 200."""
-
-
-@dataclass(frozen=True)
-class Hung:
-    """The engine has work and has made no progress for so many seconds."""
-
-    seconds: float
-
-
-Observation = HealthSeen | ContractSeen | Answered | Unfit | Unhealthy | Hung | Silent | Speaks
+Observation = Healthy | ContractRead | Ready | Unfit | Unhealthy | Hung | Silent | Recovered
 
 
 @dataclass(frozen=True)
 class HangPolicy:
-    """How long an engine may make no progress, and how often an idle one is asked for a token (0: never); seconds."""
+    """How long an engine may make no progress, and how often an idle one gets a canary (0: never); seconds."""
 
     hang_s: float
     canary_s: float = 0.0
     silent_s: float = 10.0
-    """How long a server may answer nothing before the endpoint is not ready."""
+    """How long a server may not answer before the endpoint is not ready."""
 
 
 class Watch:
-    """A thread that asks the engine and posts what it sees; it changes nothing itself.
+    """A thread that queries the engine and posts what it finds; it changes nothing itself.
 
-    A busy engine is only read, never asked for work. One that has requests and makes no progress for half the hang
-    time gets a canary, a request for one token: work that only a wedged engine leaves undone.
+    It only reads from a busy engine, and gives it no work. An engine that has requests and makes no progress for half
+    the hang time gets a canary, a request for one token: only a wedged engine leaves that undone.
     """
 
     def __init__(
@@ -86,44 +82,42 @@ class Watch:
         arguments: EngineArguments,
         patience: HangPolicy,
         post: Callable[[Observation], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._served_name = served_name
         self._arguments = arguments
         self._patience = patience
         self._post = post
-        self._clock = clock
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._canary: threading.Thread | None = None
         self.canary_tokens = 0
-        """Tokens that canaries have made, for the metrics to tell them from the clients'."""
+        """Tokens that canaries have generated, so that the metrics can tell them from the clients'."""
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the thread."""
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Ask no more; an answer that is under way is dropped."""
-        self._over.set()
+        """Stop; an answer that is under way is dropped."""
+        self._stopped.set()
 
     def _run(self) -> None:
-        while not self._client.health():
-            if self._over.wait(_START_INTERVAL_S):
+        while self._client.health() != HTTPStatus.OK:
+            if self._stopped.wait(_START_INTERVAL_S):
                 return
-        self._tell(HealthSeen())
+        self._report(Healthy())
         verdict = self._verify()
-        self._tell(verdict)
-        if isinstance(verdict, Answered):
-            silence = Silence(self._client, self._patience.silent_s, self._patience.hang_s, self._tell, self._over)
-            silence.start()
+        self._report(verdict)
+        if isinstance(verdict, Ready):
+            policy = self._patience
+            Silence(self._client, policy.silent_s, policy.hang_s, self._report, self._stopped).start()
             self._watch_serving()
 
-    def _verify(self) -> Answered | Unfit:
+    def _verify(self) -> Ready | Unfit:
         try:
             effective = self._client.get(EFFECTIVE_PATH)
             items = compare_contract(self._arguments, self._served_name, effective)
-            self._tell(ContractSeen(items))
+            self._report(ContractRead(items))
             if difference := broken(items):
                 return Unfit(f"the contract is broken: {difference}", ExitCode.CONTRACT_BROKEN)
             names = self._client.served_models()
@@ -132,59 +126,57 @@ class Watch:
                 return Unfit(reason, ExitCode.CONTRACT_BROKEN)
             tokens = self._client.generate_token(self._served_name)
             if tokens != 1:
-                return Unfit(f"asked for one token, the engine made {tokens}", ExitCode.START_FAILED)
+                return Unfit(f"the engine generated {tokens} tokens instead of 1", ExitCode.START_FAILED)
             self._client.warm_up(self._served_name)
         except ProbeError as error:
             return Unfit(f"the engine is up but does not answer: {error}", ExitCode.START_FAILED)
-        return Answered()
+        return Ready()
 
     def _watch_serving(self) -> None:
         hang_s = self._patience.hang_s
         interval_s = min(_PROGRESS_INTERVAL_S, hang_s / 4)
         tick_s = min(_SERVE_INTERVAL_S, interval_s)
-        progress = Progress(self._clock())
-        read_s = asked_s = self._clock()
+        read_s = sent_s = time.monotonic()
+        progress = Progress(read_s)
 
         def left_s() -> float:
-            return progress.left_s(self._clock(), hang_s)
+            return progress.left_s(time.monotonic(), hang_s)
 
-        # No pause and no question lasts longer than the hang time does: what is not answered then is the hang.
-        while not self._over.wait(max(_SHORTEST_S, min(tick_s, left_s()))):
-            if self._client.refuses_health(timeout_s=max(_SHORTEST_S, min(TIMEOUT_S, interval_s, left_s()))):
-                self._tell(Unhealthy())
-                return
-            if self._clock() - read_s < interval_s and left_s() > 0:
+        # No pause and no query lasts longer than the hang time: an engine that has not answered by then hangs.
+        while not self._stopped.wait(max(_SHORTEST_S, min(tick_s, left_s()))):
+            # No answer (None) is no refusal: a server that is busy to the brim may take long to answer.
+            if self._client.health(timeout_s=max(_SHORTEST_S, min(TIMEOUT_S, interval_s, left_s()))) not in _ALIVE:
+                return self._report(Unhealthy())
+            if time.monotonic() - read_s < interval_s and left_s() > 0:
                 continue
-            reading = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
-            now_s = read_s = self._clock()
-            stalled_s = progress.observe(now_s, reading)
+            pending, marks = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
+            now_s = read_s = time.monotonic()
+            stalled_s = progress.record(now_s, marks, pending=pending)
             if stalled_s >= hang_s:
-                self._tell(Hung(stalled_s))
-                return
-            idle = not reading.pending and 0 < self._patience.canary_s <= now_s - asked_s
+                return self._report(Hung(stalled_s))
+            idle = not pending and 0 < self._patience.canary_s <= now_s - sent_s
             if (stalled_s >= hang_s / 2 or idle) and not self._canary_pending():
-                asked_s = now_s
-                self._send_canary()
+                sent_s = now_s
+                self._canary = threading.Thread(target=self._query_token, name="canary", daemon=True)
+                self._canary.start()
+        return None
 
-    def _read(self, timeout_s: Callable[[], float]) -> Reading:
+    def _read(self, timeout_s: Callable[[], float]) -> tuple[bool, Marks | None]:
+        """Return whether the engine has work, and its progress; that it has, and None, where it does not answer."""
         try:
             in_flight = int(self._client.get(COUNTERS_PATH, timeout_s=timeout_s())["in_flight"])
             marks = progress_marks(self._client.metrics(timeout_s=timeout_s()))
         except (ProbeError, KeyError):
-            return Reading(pending=True, marks=None)
-        return Reading(pending=in_flight > 0 or self._canary_pending(), marks=marks)
+            return True, None
+        return in_flight > 0 or self._canary_pending(), marks
 
     def _canary_pending(self) -> bool:
         return self._canary is not None and self._canary.is_alive()
 
-    def _send_canary(self) -> None:
-        self._canary = threading.Thread(target=self._ask_for_token, name="canary", daemon=True)
-        self._canary.start()
-
-    def _ask_for_token(self) -> None:
-        with contextlib.suppress(ProbeError):  # the counters tell whether the engine moved; they decide
+    def _query_token(self) -> None:
+        with contextlib.suppress(ProbeError):  # the counters show whether the engine moved; they decide
             self.canary_tokens += self._client.generate_token(self._served_name)
 
-    def _tell(self, observation: Observation) -> None:
-        if not self._over.is_set():
+    def _report(self, observation: Observation) -> None:
+        if not self._stopped.is_set():
             self._post(observation)

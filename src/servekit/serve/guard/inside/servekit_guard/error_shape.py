@@ -1,21 +1,22 @@
-"""One shape for every error that leaves the server: OpenAI's, and on `/v1/messages` Anthropic's.
+"""One format for every error that leaves the server: OpenAI's, and on `/v1/messages` Anthropic's.
 
-vLLM 0.20.2 answers in four: its own `ErrorInfo` with a number for `code`, the same on `/v1/messages` when a field is
-wrong, Anthropic's without Anthropic's types, and FastAPI's `{"detail": ...}` for JSON nested too deep. Its words for
-a wrong field (`validation_exception_handler`, `entrypoints/openai/server_utils.py`) repeat the field's value twice
-and name paths of this host.
+vLLM 0.20.2 uses four: its own `ErrorInfo` with a number for `code`, the same on `/v1/messages` when a field is wrong,
+Anthropic's without Anthropic's types, and FastAPI's `{"detail": ...}` for JSON that is nested too deeply. Its message
+for a wrong field (`validation_exception_handler`, `entrypoints/openai/server_utils.py`) repeats the field's value twice
+and contains paths of this host.
 """
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from typing import Any
 
+from .asgi import Message, Send, answer, json_headers
 from .request_ids import HEADER
 
 MESSAGES_PATH = "/v1/messages"
 LONGEST_MESSAGE = 2_000
-"""Characters of vLLM's words that are passed on: some repeat a value that was sent."""
+"""Characters of vLLM's message that are passed on: some messages repeat a value from the request."""
 
 _OPENAI_TYPES = {429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
@@ -33,29 +34,25 @@ _INTERNALS = re.compile(
     r"|argument (of type|')|maximum recursion",
     re.DOTALL,
 )
-"""What Python says of a value that vLLM did not expect: no words for who sent it."""
-
-_Message = MutableMapping[str, Any]
-_Send = Callable[[_Message], Awaitable[None]]
+"""Python's own messages about a value that vLLM did not expect: they do not tell a client what to do."""
 
 
 def error_body(path: str, status: int, message: str, param: str | None, code: str | None, request_id: bytes) -> bytes:
-    """Return an error as the clients of this path expect it."""
-    named = request_id.decode()
-    family = _ANTHROPIC_TYPES if path == MESSAGES_PATH else _OPENAI_TYPES
-    server_error = "api_error" if path == MESSAGES_PATH else "server_error"
-    kind = family.get(status, "invalid_request_error" if status < _ANY_SERVER_ERROR else server_error)
+    """Return an error in the format that clients of this path expect."""
+    named, is_anthropic = request_id.decode(), path == MESSAGES_PATH
+    server_error = "api_error" if is_anthropic else "server_error"
+    other = "invalid_request_error" if status < _ANY_SERVER_ERROR else server_error
+    kind = (_ANTHROPIC_TYPES if is_anthropic else _OPENAI_TYPES).get(status, other)
     error = {"message": message, "type": kind, "param": param, "code": code, "request_id": named}
-    if path == MESSAGES_PATH:
-        return json.dumps({"type": "error", "error": error, "request_id": named}).encode()
-    return json.dumps({"error": error}).encode()
+    around = {"type": "error", "error": error, "request_id": named} if is_anthropic else {"error": error}
+    return json.dumps(around).encode()
 
 
-def passed_on(send: _Send, path: str, request_id: bytes) -> _Send:
-    """Return a `send` for vLLM: its answers get the request's id, its errors the shape; nothing else is touched."""
-    held: list[_Message] = []
+def reshape_errors(send: Send, path: str, request_id: bytes) -> Send:
+    """Return a `send` for vLLM: it adds the request's id to answers and reformats errors; the rest stays unchanged."""
+    held: list[Message] = []
 
-    def send_on(message: _Message) -> Awaitable[None]:
+    def send_on(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             others = [header for header in message["headers"] if header[0] != HEADER]
             message = {**message, "headers": [*others, (HEADER, request_id)]}
@@ -64,30 +61,28 @@ def passed_on(send: _Send, path: str, request_id: bytes) -> _Send:
         elif not held:
             return send(message)
         held.append(message)
-        return _answer_error(send, path, request_id, held)
+        return _send_error(send, path, request_id, held)
 
     return send_on
 
 
-async def _answer_error(send: _Send, path: str, request_id: bytes, held: list[_Message]) -> None:
-    """Send an error of vLLM's once it is whole."""
+async def _send_error(send: Send, path: str, request_id: bytes, held: list[Message]) -> None:
+    """Send an error of vLLM's once it is complete."""
     start, *parts = held
     if not parts or parts[-1].get("more_body", False):
         return
     status = start["status"]
-    message, param = told(b"".join(part.get("body", b"") for part in parts))
+    message, param = read_error(b"".join(part.get("body", b"") for part in parts))
     message = message[:LONGEST_MESSAGE]
-    message = in_words(message) if status < _ANY_SERVER_ERROR else message or "Internal server error"
+    message = explain(message) if status < _ANY_SERVER_ERROR else message or "Internal server error"
     code = "model_not_found" if (status, param) == (404, "model") else None
     body = error_body(path, status, message, param, code, request_id)
     others = [header for header in start["headers"] if header[0] not in (b"content-length", b"content-type")]
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *others]
-    await send({**start, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await answer(send, status, json_headers(body, *others), body)
 
 
-def told(body: bytes) -> tuple[str, str | None]:
-    """Return the message and the field of an error of vLLM's or FastAPI's, in whatever shape it is."""
+def read_error(body: bytes) -> tuple[str, str | None]:
+    """Return the message and the field of an error of vLLM or FastAPI, whatever its format."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -99,16 +94,16 @@ def told(body: bytes) -> tuple[str, str | None]:
     return str(error.get("message") or error.get("detail") or ""), param if isinstance(param, str) else None
 
 
-def in_words(message: str) -> str:
-    """Return a message that says what to do, where it is one of Python's own."""
+def explain(message: str) -> str:
+    """Return a message that says what to do when it is one of Python's own; other messages stay as they are."""
     if message and not _INTERNALS.match(message):
         return message
-    said = f" ({message})" if message else ""
-    return f"The request could not be processed{said}: check its fields' types, and that no list is empty."
+    quoted = f" ({message})" if message else ""
+    return f"The request could not be processed{quoted}: check the types of its fields, and that no list is empty."
 
 
-def wrong_fields(errors: list[Any], body: Any) -> tuple[str, str | None]:
-    """Return what pydantic has against a body, and the field it means: the first of its errors and their number."""
+def describe_wrong_field(errors: list[Any], body: Any) -> tuple[str, str | None]:
+    """Return what pydantic reports about a body, and the field at fault: the first error and the number of others."""
     first = errors[0] if errors else "The request body is not valid."
     if not isinstance(first, dict):  # vLLM's own, about the media type
         return str(first), None

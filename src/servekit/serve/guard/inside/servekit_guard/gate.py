@@ -1,56 +1,44 @@
-"""The ASGI class: which request may pass to vLLM, and what the others are answered."""
+"""The ASGI class that decides which requests reach vLLM, and answers the others."""
 
 import hashlib
 import hmac
 import ipaddress
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from .body.check import check
+from .asgi import App, Receive, Scope, Send, answer_json
+from .body.bounds import BodyError
+from .body.check import check_body
 from .body.parse import parse
-from .body.problem import Problem
 from .core.handoff import Handoff
-from .core.live_config import describe, vocabulary_size
-from .error_shape import passed_on
-from .flight import REQUEST_ID, Flights
+from .core.live_config import describe
+from .error_shape import reshape_errors
+from .flight import Flights
 from .guard_config import Rules
-from .images.decoded import request_turn
 from .intake import ClientGoneError, Intake, Slot, replay
 from .keyring import Keyring
-from .refusals import (
-    NOT_FOUND,
-    UNAUTHORIZED,
-    App,
-    Receive,
-    RefusedError,
-    Scope,
-    Send,
-    answer,
-    harmful,
-    refuse,
-    refuse_and_linger,
-    refuse_websocket,
-)
+from .refusals import NOT_FOUND, UNAUTHORIZED, Refusal, RefusedError, refuse, refuse_websocket
 from .request_ids import name_request
 from .stopwatch import Stopwatch
 
 TOKEN_HEADER = b"x-servekit-token"
 CHECKED_BODY = "servekit.body"
-"""Where the parsed body is in the request's scope: vLLM gets what was checked, not what another parser would read."""
+"""The scope's key for the parsed body: vLLM gets the object that was checked, not what another parser would read."""
+REQUEST_ID = "servekit.request_id"
+"""The scope's key for the request's id."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route that exists: everything else does not."""
+    """A route that is served; all others are 404."""
 
     path: str
     method: str
     public: bool = False
-    """Answered without a key."""
+    """Needs no key."""
     generates: bool = False
-    """Makes the engine work: counts as in flight, and its body is limited and looked at."""
+    """Makes the engine work: counts as in flight, and its body is limited and checked."""
 
 
 CLIENT_ROUTES = (
@@ -61,40 +49,37 @@ CLIENT_ROUTES = (
     Route("/v1/responses", "POST", generates=True),
     Route("/v1/messages", "POST", generates=True),
 )
-"""What a client may reach."""
+"""The routes for clients."""
 
 EFFECTIVE = Route("/_servekit/effective", "GET")
 COUNTERS = Route("/_servekit/counters", "GET")
 DRAIN = Route("/_servekit/drain", "POST")
 OWN_ROUTES = (*CLIENT_ROUTES, Route("/metrics", "GET"), EFFECTIVE, COUNTERS, DRAIN)
-"""What servekit may reach with its private token."""
+"""The routes for servekit, with its private token."""
 
 _CLIENT_TABLE = {(route.path, route.method): route for route in CLIENT_ROUTES}
 _OWN_TABLE = {(route.path, route.method): route for route in OWN_ROUTES}
 
 
 class Gate:
-    """Deny by default. One object per server process; it lives on the event loop and needs no lock."""
+    """Denies by default. There is one object per server process; it runs on the event loop and needs no lock."""
 
     def __init__(self, app: App, rules: Rules) -> None:
-        """Read the keys; raises keyring.KeyFileError when there is no usable one."""
+        """Read the keys; raises keyring.KeyFileError when there is no usable key."""
         self._app = app
         self._rules = rules
         self._keys = Keyring(rules.api_keys_file) if rules.api_keys_file is not None else None
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
-        self._structured_outputs = frozenset(rules.structured_outputs)
-        self._vocabulary_size: int | None = None
-        """Of the running model; asked once, for it does not change."""
-        self.passage = Handoff()
+        self.handoff = Handoff()
         self.flights = Flights(rules.flight_file, rules.max_in_flight)
         self._stopwatch = Stopwatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on one connection's request."""
+        """Answer a request, or pass it on to vLLM."""
         if scope["type"] == "lifespan":
-            with self._stopwatch:
+            with self._stopwatch.running():
                 await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
@@ -109,7 +94,7 @@ class Gate:
         label = route.path if route else "other"
         request_id = name_request(scope)
         scope[REQUEST_ID] = request_id.decode()
-        send_on = passed_on(send, scope["path"], request_id)
+        send_on = reshape_errors(send, scope["path"], request_id)
         try:
             if own and route is not None:
                 self._counts[label, "own"] += 1
@@ -118,15 +103,12 @@ class Gate:
                 await self._serve_client(self._admitted(route, scope), scope, receive, send_on)
         except RefusedError as error:
             self._counts[label, error.refusal.outcome] += 1
-            if error.unread:
-                await refuse_and_linger(scope, receive, send, error.refusal, request_id)
-            else:
-                await refuse(scope, send, error.refusal, request_id)
+            await refuse(scope, send, error.refusal, request_id, receive if error.unread else None)
         except ClientGoneError:
             self._counts[label, "client_gone"] += 1
 
     def _admitted(self, route: Route | None, scope: Scope) -> Route:
-        """Return the route when there is one and the request may use it; raises RefusedError (401, 404, 503)."""
+        """Return the route when it exists and the request may use it; raises RefusedError (401, 404, 503)."""
         if route is None:
             raise RefusedError(NOT_FOUND)
         if not route.public and self._keys is not None and not _has_key(scope, self._keys):
@@ -135,63 +117,65 @@ class Gate:
         return route
 
     def _is_own(self, scope: Scope) -> bool:
-        """Tell whether servekit itself asks: its token, from this host."""
+        """Return whether the request comes from servekit: with its token, from this host."""
         tokens = [value for name, value in scope["headers"] if name == TOKEN_HEADER]
-        if len(tokens) != 1:
-            return False
-        same = hmac.compare_digest(hashlib.sha256(tokens[0]).digest(), self._token_hash)
-        return same and _comes_from_this_host(scope)
+        hashes = [hashlib.sha256(token).digest() for token in tokens]
+        return len(hashes) == 1 and hmac.compare_digest(hashes[0], self._token_hash) and _comes_from_this_host(scope)
 
     async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve servekit: no limit applies, or a full server would look like a dead one."""
+        """Serve servekit without limits, or a server under full load would look like a dead one."""
         if route is EFFECTIVE:
-            await answer(scope, send, 200, json.dumps(describe(scope["app"])).encode(), [])
+            await answer_json(send, describe(scope["app"]))
         elif route is COUNTERS:
-            await answer(scope, send, 200, json.dumps(self.counters()).encode(), [])
+            await answer_json(send, self.counters())
         elif route is DRAIN:
-            await answer(scope, send, 200, json.dumps(await self._drain()).encode(), [])
+            await answer_json(send, await self._drain())
         else:
             await self._app(scope, receive, send)
 
     async def _serve_client(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an admitted request on to vLLM, whose answer is not touched unless it is an error."""
+        """Pass an admitted request on to vLLM; its answer stays unchanged unless it is an error."""
         if not route.generates:
             self._counts[route.path, "allowed"] += 1
             await self._app(scope, receive, send)
             return
-        with self._intake.enter() as slot, self.flights.enter(scope, route.path) as flight:
+        slot = self._intake.enter()
+        try:
             chunks = await self._intake.read(slot, scope, receive)
-            scope[CHECKED_BODY] = fields = self._checked(chunks, route, scope, slot)
-            flight.record(slot.reserved_bytes, fields)
+            scope[CHECKED_BODY] = fields = self._checked(chunks, route, slot)
             self._counts[route.path, "allowed"] += 1
-            with self.passage.follow(), request_turn():
+            recorded = self.flights.record(scope[REQUEST_ID], route.path, slot.reserved_bytes, fields)
+            with recorded, self.handoff.track():
                 await self._app(scope, replay(chunks, receive), send)
+        finally:
+            self._intake.leave(slot)
 
-    def _checked(self, chunks: list[bytes], route: Route, scope: Scope, slot: Slot) -> dict[str, Any]:
-        """Return the body's fields; raises RefusedError (400, 429) where they must not reach vLLM."""
-        if self._vocabulary_size is None:
-            self._vocabulary_size = vocabulary_size(scope)
-        fields = parse(b"".join(chunks))
-        if isinstance(fields, Problem):
-            raise RefusedError(harmful(*fields))
-        known = self._vocabulary_size or 0
-        if problem := check(fields, route.path, known, self._structured_outputs, slot.weigh):
-            raise RefusedError(harmful(*problem))
+    def _checked(self, chunks: list[bytes], route: Route, slot: Slot) -> dict[str, Any]:
+        """Return the body's fields; raises RefusedError (400, 429) when they must not reach vLLM."""
+        try:
+            fields = parse(b"".join(chunks))
+            vocabulary_size = self.handoff.model.vocabulary_size
+            weight = check_body(fields, route.path, vocabulary_size, self._rules.structured_outputs)
+        except BodyError as error:
+            refusal = Refusal(400, "harmful", "invalid_value", error.message, error.param)
+            raise RefusedError(refusal) from None
+        if weight:
+            self._intake.weigh(slot, weight)
         return fields
 
     async def _drain(self) -> dict[str, Any]:
-        """Refuse every client from now on; return what runs when EngineCore has all that was let in before."""
+        """Refuse every client from now on; return what is in flight when EngineCore has all earlier requests."""
         self._intake.close()
-        settled = await self.passage.settle(self._rules.settle_s)
+        settled = await self.handoff.settle(self._rules.settle_s)
         return {"in_flight": self._intake.in_flight, "settled": settled}
 
     def count_unread(self, scope: Scope) -> None:
-        """Count a request whose answer its client did not read; it was counted as it came, too."""
+        """Count a request whose client did not read the answer; it was already counted when it arrived."""
         route = find_route(scope, _OWN_TABLE)
         self._counts[route.path if route else "other", "unread"] += 1
 
     def counters(self) -> dict[str, Any]:
-        """Return what servekit exports on its own metrics page."""
+        """Return the counters that servekit exports as metrics."""
         keys = self._keys
         return {
             "requests": [
@@ -213,10 +197,10 @@ class Gate:
 
 
 def find_route(scope: Scope, table: dict[tuple[str, str], Route]) -> Route | None:
-    """Return the route that this path and method, letter by letter as they were sent, name.
+    """Return the route with exactly this path and method, character by character as they were sent.
 
-    `path` has its percent escapes resolved, `raw_path` has not: only a path that reads the same in both is
-    what it seems. A root path would make Starlette cut the path before it looks it up, so there is none.
+    `path` has its percent escapes resolved, `raw_path` does not: a path counts only when both are equal. A root path
+    would make Starlette strip the path before it looks it up, so a request with one has no route.
     """
     route = table.get((scope["path"], scope["method"]))
     if route is None or scope.get("root_path"):
@@ -227,20 +211,23 @@ def find_route(scope: Scope, table: dict[tuple[str, str], Route]) -> Route | Non
 
 def _has_key(scope: Scope, keys: Keyring) -> bool:
     credentials = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(credentials) != 1:  # two would be a quarrel between proxies about who this is
+    if len(credentials) != 1:  # two headers: proxies disagree about who the client is
         return False
     scheme, _, key = credentials[0].partition(b" ")
     return keys.admits(key.strip(b" ")) and scheme.lower() == b"bearer"
 
 
 def _comes_from_this_host(scope: Scope) -> bool:
-    """Tell whether the peer is this host: a loopback address, or the address it connected to."""
+    """Return whether the peer is this host: a loopback address, or the address it connected to."""
     client, server = scope.get("client"), scope.get("server")
     if not client:
         return False
-    if server and client[0] == server[0]:
-        return True
+    return bool(server and client[0] == server[0]) or is_loopback(client[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this host only."""
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return False
+        return host == "localhost"

@@ -1,8 +1,8 @@
-"""What uvicorn's fast HTTP parser lets pass: heads and trailers without end, doubtful `Host`s, and upgrades.
+"""Limits what uvicorn's fast HTTP parser accepts: endless heads and trailers, doubtful `Host` headers, and upgrades.
 
-vLLM 0.20.2 offers `--h11-max-incomplete-event-size` and `--h11-max-header-count`, but uvicorn 0.46 uses
-httptools where that is installed, and httptools has no such limit: one connection that never ends its
-headers takes memory without end, and none is ever closed for being slow. No key is needed for that.
+vLLM 0.20.2 offers `--h11-max-incomplete-event-size` and `--h11-max-header-count`, but uvicorn 0.46 uses httptools when
+it is installed, and httptools has no such limit: one connection that never ends its headers takes unlimited memory, and
+no connection is ever closed for being slow. That needs no key.
 """
 
 import importlib
@@ -11,13 +11,13 @@ import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from .refusals import HEAD_TOO_LARGE, MALFORMED, WRONG_HOST, Refusal
+from .refusals import HEAD_TOO_LARGE, MALFORMED, WRONG_HOST, Refusal, RefusedError
 from .request_ids import new_id
 
 _Protocol: Any = Any if TYPE_CHECKING else object
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-"""The characters of RFC 3986's host and port; a `/` or `?` would make another URL of the request's (CVE-2026-48710)."""
+"""The characters of RFC 3986's host and port; a `/` or `?` would change the request's URL (CVE-2026-48710)."""
 
 
 def limit(max_head_bytes: int, max_head_s: float) -> None:
@@ -27,39 +27,34 @@ def limit(max_head_bytes: int, max_head_s: float) -> None:
 
 
 def limited(base: Any, max_head_bytes: int, max_head_s: float) -> Any:
-    """Return uvicorn's protocol class with the limits; one that is not httptools' raises TypeError."""
+    """Return uvicorn's protocol class with the limits; raises TypeError for a class that does not use httptools."""
     if not hasattr(base, "on_message_begin"):
         raise TypeError(f"{base.__name__} has no parser callbacks: the guard cannot limit headers")
-    limits = {"max_head_bytes": max_head_bytes, "max_head_s": max_head_s}
-    return type("LimitedHeads", (LimitedHeads, base), limits)
-
-
-class RefusedHeadError(Exception):
-    """Stops the parser; uvicorn then calls `send_400_response`."""
+    return type("LimitedHeads", (LimitedHeads, base), {"max_head_bytes": max_head_bytes, "max_head_s": max_head_s})
 
 
 class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed where this is checked
-    """Stands before uvicorn's protocol: counts what arrives until the headers are complete, and the time."""
+    """Extends uvicorn's protocol: counts the bytes that arrive until the headers are complete, and the time."""
 
-    max_head_bytes: int
-    max_head_s: float
     parser: Any
     headers: list[tuple[bytes, bytes]]
+    max_head_bytes: int
+    max_head_s: float
+    _in_head: bool = True
     _stalled_bytes: int = 0
-    """What came since a head or a piece of a body was complete."""
+    """The bytes since a head or a piece of a body was complete."""
     _clock: Any = None
-    """Runs only while headers are incomplete: a timer for every request would cost more than reading them."""
+    """Runs only while headers are incomplete: a timer for every request would cost more than reading the headers."""
     _refusal: Refusal = MALFORMED
-    """What the parser's error is answered with."""
+    """The answer to an error of the parser."""
     _data: Any = b""
-    """What the parser reads now."""
+    """What the parser is reading."""
     _left: Any = b""
-    """What it has not read yet: an upgrade makes it stop."""
+    """What the parser has not read yet: an upgrade makes it stop."""
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock of the first request."""
         super().connection_made(transport)
-        self._await_head()
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,9 +63,9 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; refuse when it is too much and no head, body or message came to an end with it.
+        """Parse the data; refuse the request when too much arrives without a complete head, body piece or message.
 
-        Trailers and the extensions of chunks count as a head does: the parser holds them, and no body grows.
+        Trailers and the extensions of chunks count like a head: the parser buffers them, and no body grows.
         """
         self._left = data
         while self._left and not self.transport.is_closing():
@@ -85,54 +80,51 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
             self._start_clock()
 
     def on_message_begin(self) -> None:
-        """Await the headers of a later request on the same connection: as a rule they came with it."""
+        """Expect the headers of a later request on the same connection; usually they arrive with its first byte."""
         super().on_message_begin()
         if not self._in_head:
-            self._await_head()
+            self._in_head, self._stalled_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        """Stop the clock: what follows is the body, which the gate limits. Raises RefusedHeadError."""
-        refusal = self._objection()
-        if refusal is not None:
+        """Check the head and stop the clock: the body follows, and the gate limits it.
+
+        A RefusedError stops the parser; uvicorn then calls `send_400_response`.
+        """
+        if (refusal := self._check_head()) is not None:
             self._refusal = refusal
-            raise RefusedHeadError(refusal.outcome)
-        self._in_head = False
-        self._advanced = True
+            raise RefusedError(refusal)
+        self._in_head, self._advanced = False, True
         self._stop_clock()
         super().on_headers_complete()
-        self.headers = []  # what comes now are trailers: they are no headers (RFC 9110, 6.5.1)
+        self.headers = []  # what follows are trailers, which are not headers (RFC 9110, 6.5.1)
 
     def on_body(self, body: bytes) -> None:
-        """See that the body grows."""
+        """Record that the body grows."""
         self._advanced = True
         super().on_body(body)
 
     def handle_websocket_upgrade(self) -> None:
-        """Go on as if no upgrade had been asked for, as RFC 9110, 7.8, allows; the guard lets no websocket in.
+        """Ignore the upgrade, as RFC 9110, 7.8, allows; the guard accepts no websocket.
 
-        uvicorn calls this for every upgrade, because of `_should_upgrade`. httptools ends a message at the
-        headers then, whatever its body's length is, and cannot be told otherwise: so a new parser reads the
-        headers again, without the one that asks, and after them what follows.
+        uvicorn calls this for every upgrade, because of `_should_upgrade`. httptools then ends the message at the
+        headers, whatever its body's length is, and has no option against it. So a new parser reads the headers again,
+        without the one that requests the upgrade, and after them what follows.
         """
         stopped: Any = sys.exception()  # httptools.HttpParserUpgrade: where it stopped
         rest = memoryview(self._data)[stopped.args[0] :]
         if self.scope["method"] == "CONNECT":
             self._refuse(MALFORMED)
             return
-        line = b"%s %s HTTP/%s\r\n" % (
-            self.scope["method"].encode(),
-            self.url,
-            self.scope["http_version"].encode(),
-        )
+        method, version = self.scope["method"].encode(), self.scope["http_version"].encode()
+        line = b"%s %s HTTP/%s\r\n" % (method, self.url, version)
         headers = [b"%s: %s\r\n" % header for header in self.scope["headers"] if header[0] != b"upgrade"]
         self.parser = type(self.parser)(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         super().data_received(b"".join((line, *headers, b"\r\n")))
         self._left = rest
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what the parser does not take, and close."""
-        del msg
+    def send_400_response(self, _msg: str) -> None:
+        """Answer a request that the parser rejects, and close the connection."""
         if not self._owes_another_answer():
             headers, body = self._refusal.answer("", new_id())
             lines = [b"%s: %s\r\n" % header for header in (*self.server_state.default_headers, *headers)]
@@ -142,45 +134,35 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
         self.transport.close()
 
     def _owes_another_answer(self) -> bool:
-        """Tell whether an earlier request, or a part of this one's answer, would be mixed up with a refusal."""
+        """Return whether a refusal would mix with the answer to an earlier request, or with a part of this one's."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return False
         return bool(self._in_head or self.pipeline or cycle.response_started)
 
     def _should_upgrade(self) -> bool:
-        """Let every upgrade come to `handle_websocket_upgrade`."""
+        """Pass every upgrade to `handle_websocket_upgrade`."""
         return True
 
-    def _objection(self) -> Refusal | None:
-        if self._stalled_bytes + len(self._data) > self.max_head_bytes and self._parsed_bytes() > self.max_head_bytes:
-            return HEAD_TOO_LARGE
+    def _check_head(self) -> Refusal | None:
+        if self._stalled_bytes + len(self._data) > self.max_head_bytes:  # the data may include a part of the body
+            head_bytes = len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+            if head_bytes > self.max_head_bytes:
+                return HEAD_TOO_LARGE
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) != 1:
             return WRONG_HOST if hosts or self.parser.get_http_version() == "1.1" else None
         return None if _HOST.fullmatch(hosts[0]) else WRONG_HOST
 
-    def _parsed_bytes(self) -> int:
-        """Return the head's length; what was read may hold a body too."""
-        return len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
-
     def _refuse(self, refusal: Refusal) -> None:
         self._refusal = refusal
         self.send_400_response(refusal.message)
 
-    def _await_head(self) -> None:
-        self._in_head = True
-        self._stalled_bytes = 0
-
     def _start_clock(self) -> None:
         if self._clock is None:
-            self._clock = self.loop.call_later(self.max_head_s, self._give_up)
+            self._clock = self.loop.call_later(self.max_head_s, self.transport.close)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
-
-    def _give_up(self) -> None:
-        if self._in_head and not self.transport.is_closing():
-            self.transport.close()

@@ -1,29 +1,21 @@
-"""What the guard answers itself: errors in the one shape of `errors.py`, and small JSON documents."""
+"""The guard's own answers to requests that it does not pass on to vLLM: errors in the format of `error_shape.py`."""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 
+from .asgi import Header, Receive, Scope, Send, answer, json_headers
 from .error_shape import error_body
 from .request_ids import HEADER, new_id
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
 LINGER_S = 5.0
 LINGER_BYTES = 64 * 1024**2
-"""How long, and for how many bytes, a refused client may go on sending before its connection is closed."""
+"""How long, and for how many bytes, a refused client may continue to send before its connection is closed."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer of the guard's own that keeps a request from vLLM."""
+    """An answer of the guard in place of vLLM's."""
 
     status: int
     outcome: str
@@ -31,17 +23,16 @@ class Refusal:
     code: str
     message: str
     param: str | None = None
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: tuple[Header, ...] = ()
 
-    def answer(self, path: str, request_id: bytes) -> tuple[Headers, bytes]:
+    def answer(self, path: str, request_id: bytes) -> tuple[list[Header], bytes]:
         """Return the answer's headers and its body, for a request to this path."""
         body = error_body(path, self.status, self.message, self.param, self.code, request_id)
-        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (HEADER, request_id)]
-        return [*own, *self.headers], body
+        return json_headers(body, (HEADER, request_id), *self.headers), body
 
 
 class RefusedError(Exception):
-    """Carries a refusal up to where it is answered; a fresh one each time, or tracebacks would pile up."""
+    """Carries a refusal to the place where it is answered. Each one is raised once, or tracebacks would pile up."""
 
     def __init__(self, refusal: Refusal, *, unread: bool = False) -> None:
         """Refuse; `unread`: the client may still be sending its body."""
@@ -54,77 +45,73 @@ UNAUTHORIZED = Refusal(
     401,
     "unauthorized",
     "invalid_api_key",
-    "A valid API key is required, as the header 'Authorization: Bearer KEY'.",
+    "A valid API key is required in the header 'Authorization: Bearer KEY'.",
     headers=((b"www-authenticate", b"Bearer"),),
 )
 NOT_FOUND = Refusal(404, "not_found", "unknown_url", "Unknown request URL or method.")
 MALFORMED = Refusal(400, "malformed", "malformed_request", "The request is not valid HTTP/1.1.")
 WRONG_HOST = Refusal(
-    400, "wrong_host", "invalid_host", "The request must have one Host header, with a host name and maybe a port."
+    400, "wrong_host", "invalid_host", "The request must have one Host header: a host name and optionally a port."
 )
 HEAD_TOO_LARGE = Refusal(
-    431, "head_too_large", "headers_too_large", "The request line and headers are larger than this server's limit."
+    431, "head_too_large", "headers_too_large", "The request line and headers exceed this server's limit."
 )
 
 
 def too_slow(limit_s: float) -> Refusal:
-    """Refuse a body that does not arrive."""
-    message = f"The request body did not arrive within {limit_s:g} s."
-    return Refusal(408, "too_slow", "request_timeout", message)
+    """Refuse a body that does not arrive in time."""
+    return Refusal(408, "too_slow", "request_timeout", f"The request body did not arrive within {limit_s:g} s.")
 
 
 def too_large(limit_bytes: int) -> Refusal:
     """Refuse a body over the limit."""
-    message = f"The request body is larger than this server's limit of {limit_bytes} bytes."
-    return Refusal(413, "too_large", "request_too_large", message)
+    return Refusal(
+        413,
+        "too_large",
+        "request_too_large",
+        f"The request body is larger than this server's limit of {limit_bytes} bytes.",
+    )
 
 
 def too_busy(retry_after_s: int) -> Refusal:
     """Refuse a request because too many are in flight."""
-    message = f"The server has as many requests as it takes; try again in {retry_after_s} s."
-    headers = ((b"retry-after", str(retry_after_s).encode()),)
-    return Refusal(429, "too_busy", "rate_limit_exceeded", message, headers=headers)
+    return Refusal(
+        429,
+        "too_busy",
+        "rate_limit_exceeded",
+        f"The server has reached its limit of requests in flight; retry in {retry_after_s} s.",
+        headers=((b"retry-after", b"%d" % retry_after_s),),
+    )
 
 
 def draining(retry_after_s: int) -> Refusal:
     """Refuse a request because the server is about to stop."""
-    message = f"The server is draining: it finishes what runs and then stops; try again in {retry_after_s} s."
-    # Closed, so that the next attempt finds another server, or a closed port.
-    headers = ((b"retry-after", str(retry_after_s).encode()), (b"connection", b"close"))
-    return Refusal(503, "draining", "server_draining", message, headers=headers)
+    return Refusal(
+        503,
+        "draining",
+        "server_draining",
+        f"The server is draining: it finishes running requests and then stops; retry in {retry_after_s} s.",
+        # The connection is closed, so that the next attempt reaches another server, or a closed port.
+        headers=((b"retry-after", b"%d" % retry_after_s), (b"connection", b"close")),
+    )
 
 
-def harmful(param: str | None, message: str) -> Refusal:
-    """Refuse a field that vLLM would let harm the engine."""
-    return Refusal(400, "harmful", "invalid_value", message, param)
+async def refuse(scope: Scope, send: Send, refusal: Refusal, request_id: bytes, unread: Receive | None = None) -> None:
+    """Send a refusal to an HTTP client; a HEAD request gets the headers only.
 
-
-async def answer(scope: Scope, send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """Send a whole JSON answer; one to HEAD has the headers only."""
-    start_headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": start_headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-async def refuse(scope: Scope, send: Send, refusal: Refusal, request_id: bytes) -> None:
-    """Send a refusal to an HTTP client."""
-    headers, body = refusal.answer(scope["path"], request_id)
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-async def refuse_and_linger(scope: Scope, receive: Receive, send: Send, refusal: Refusal, request_id: bytes) -> None:
-    """Send a refusal at once, then throw away what the client still sends, for a while.
-
-    A connection that is closed while data arrives is reset, and the client loses the answer with it.
+    unread: reads what the client still sends. It is discarded for a while: a connection that is closed while data
+    arrives is reset, and the client loses the answer with it.
     """
     headers, body = refusal.answer(scope["path"], request_id)
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await answer(
+        send, refusal.status, headers, b"" if scope["method"] == "HEAD" else body, more_body=unread is not None
+    )
+    if unread is not None:
+        await _discard(unread)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive) -> None:
     left_bytes = LINGER_BYTES
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):
@@ -133,11 +120,10 @@ async def refuse_and_linger(scope: Scope, receive: Receive, send: Send, refusal:
                 left_bytes -= len(message.get("body", b""))
                 if message["type"] == "http.disconnect" or not message.get("more_body", False):
                     break
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def refuse_websocket(scope: Scope, send: Send) -> None:
-    """Refuse a websocket before it is accepted: with a 404 where the server can, else with its 403."""
+    """Refuse a websocket before it is accepted: with a 404 if the server supports it, otherwise with its own 403."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return

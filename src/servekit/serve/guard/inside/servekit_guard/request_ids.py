@@ -2,8 +2,8 @@
 
 vLLM 0.20.2 builds the id of a request from the header `X-Request-Id`, or from the body's `request_id`
 (`entrypoints/openai/engine/serving.py`), and adds 32 random bits to it (`v1/engine/input_processor.py`). Two
-requests in flight with one id end EngineCore ("duplicate request id", `v1/core/sched/scheduler.py`), and a client
-that sends the same id with thousands of requests need not wait long for 32 bits. So what vLLM gets is unique here.
+requests in flight with the same id end EngineCore ("duplicate request id", `v1/core/sched/scheduler.py`), and a client
+that sends the same id with thousands of requests soon repeats 32 bits. So the id that vLLM gets is made unique here.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 HEADER = b"x-request-id"
 PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-"""What is taken from a client: it goes into a header and into the log."""
+"""The ids accepted from a client: they appear in a header and in the log."""
 UNIQUE_BYTES = 16
 
 
@@ -22,32 +22,13 @@ def new_id() -> bytes:
 
 
 def name_request(scope: Any) -> bytes:
-    """Return the id a request is answered with; in the scope's headers stands the one vLLM builds on.
+    """Return the id for the answer to a request, and put the id for vLLM into the scope's headers.
 
-    A client's own id is kept when it is short and plain, and given to vLLM with a unique end.
+    A client's own id is kept when it is short and plain; vLLM gets it with a unique suffix.
     """
-    unique = new_id()
-    headers = scope["headers"]
+    unique, headers = new_id(), scope["headers"]
     sent = [value for name, value in headers if name == HEADER]
-    if not sent:
-        scope["headers"] = [*headers, (HEADER, unique)]
-        return unique
     own = sent[0] if len(sent) == 1 and PLAIN.fullmatch(sent[0]) else b""
-    others = [header for header in headers if header[0] != HEADER]
+    others = [header for header in headers if header[0] != HEADER] if sent else headers
     scope["headers"] = [*others, (HEADER, own + b"-" + unique if own else unique)]
     return own or unique
-
-
-def name_responses(state: Any) -> None:
-    """Give the handler of `/v1/responses` the same id: it alone takes it from the body (`responses/serving.py`)."""
-    serving = getattr(state, "openai_serving_responses", None)
-    if serving is None:
-        return
-    create_responses = serving.create_responses
-
-    async def create_named(request: Any, raw_request: Any = None) -> Any:
-        if raw_request is not None:
-            request.request_id = f"resp_{raw_request.headers[HEADER.decode()]}"
-        return await create_responses(request, raw_request)
-
-    serving.create_responses = create_named

@@ -1,1 +1,1 @@
-"""What a request body may hold: read once, bounded before vLLM sees it, and handed to vLLM as it was checked."""
+"""Checks of a request body: it is parsed once, limited, and passed to vLLM as the object that was checked."""

@@ -1,6 +1,17 @@
-"""The bounds of structured output: what one request may give the backend to compile."""
+"""Why a request body is refused, and the bounds of structured output: how much one request may make vLLM compile."""
 
 from types import MappingProxyType
+
+
+class BodyError(Exception):
+    """The guard refuses a body: the client gets 400 with this message."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        """`param`: the field at fault, as the client wrote it; None when the whole body is meant."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
 
 BOUNDS = MappingProxyType(
     {
@@ -23,4 +34,10 @@ BOUNDS = MappingProxyType(
         "units of weight": 2_000,
     }
 )
-"""The most of each in all schemas of one request, repetitions in patterns written out."""
+"""The maximum of each over all schemas of one request, with the repetitions in patterns written out."""
+
+
+def check_bound(name: str, number: float, message: str | None = None) -> None:
+    """Raise BodyError when `number` exceeds a bound; `message` for a bound whose name does not say enough."""
+    if number > BOUNDS[name]:
+        raise BodyError(message or f"the schema is too large: at most {BOUNDS[name]:,} {name}.")

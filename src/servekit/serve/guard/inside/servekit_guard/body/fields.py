@@ -1,49 +1,48 @@
-"""The verdict on every field that a request model of vLLM 0.20.2 has on an open route.
+"""The verdict on every field of vLLM 0.20.2's request models on the open routes.
 
-`request_fields.json` lists those fields (`make request-fields`); a test fails for one that has no verdict here. A field
-that vLLM does not know passes, as it passes vLLM. Nested fields are judged by their name, wherever they are.
+`request_fields.json` lists those fields (`make request-fields`); a test fails for a field without a verdict here. A
+field that vLLM does not know passes, as it passes vLLM. Nested fields are judged by their name, at any depth.
 """
 
 from typing import Any
 
-from .verdicts import Bias, Items, Judged, Number, Passed, Refused, Rule, Text, TokenIds, are_token_ids
+from .verdicts import Bias, Items, Number, Passed, Refused, Rule, Special, Text, TokenIds, are_token_ids
 
 MAX_MESSAGES = 2_048
-"""Each costs vLLM's server some 30 microseconds of its event loop; 100,000 held it for three seconds."""
+"""Each message costs vLLM's server some 30 microseconds on its event loop; 100,000 blocked it for three seconds."""
 MAX_LOGPROBS = 20
 """OpenAI's limit, and vLLM's `max-logprobs`. Each is a word looked up on the event loop, for every token."""
 MAX_SEQUENCES = 256
-"""Sequences one request may start: prompts times `n`."""
+"""Sequences that one request may start: prompts times `n`."""
 TEMPLATE_KWARGS = frozenset({"enable_thinking", "thinking"})
-"""What a client may tell the chat template. Others reach into it, `chat_template` even replaces it."""
+"""What a client may pass to the chat template. Others change the template's variables; `chat_template` replaces it."""
 MAX_PATTERN = 64
-"""Longest repeated pattern that EngineCore looks for after every token."""
+"""The longest repeated pattern that EngineCore searches for after every token."""
 MAX_WORD_CHARS = 1_024
 """Of a name, a label or an id."""
 
 
-def _judge_template_kwargs(value: Any, vocabulary_size: int) -> str | None:
-    del vocabulary_size
+def _check_template_kwargs(value: Any, _vocabulary_size: int) -> str | None:
     if not isinstance(value, dict):
         return "must be an object"
     unknown = sorted(set(value) - TEMPLATE_KWARGS)
     if unknown:
-        return f"may only have {' and '.join(sorted(TEMPLATE_KWARGS))} (got {unknown[0]!r:.40})"
-    return None if all(isinstance(item, (bool, type(None))) for item in value.values()) else "must have true or false"
+        return f"may only contain {' and '.join(sorted(TEMPLATE_KWARGS))} (got {unknown[0]!r:.40})"
+    only_switches = all(isinstance(item, (bool, type(None))) for item in value.values())
+    return None if only_switches else "may only contain true and false"
 
 
-def _judge_repetition(value: Any, vocabulary_size: int) -> str | None:
-    del vocabulary_size
+def _check_repetition(value: Any, _vocabulary_size: int) -> str | None:
     numbers = value.values() if isinstance(value, dict) else ()
     if any(isinstance(number, (int, float)) and number > MAX_PATTERN for number in numbers):
-        return f"must not have a number over {MAX_PATTERN}: the engine's scheduler looks for patterns after every token"
+        return (
+            f"must not have a number over {MAX_PATTERN}: the engine's scheduler searches for patterns after every token"
+        )
     return None
 
 
-def _judge_prompt(value: Any, vocabulary_size: int) -> str | None:
-    if not isinstance(value, list):
-        return None
-    kinds = set(map(type, value))
+def _check_prompt(value: Any, vocabulary_size: int) -> str | None:
+    kinds = set(map(type, value)) if isinstance(value, list) else {str}
     if kinds == {str}:
         return None
     prompts = value if kinds == {list} else [value]
@@ -54,23 +53,23 @@ def _judge_prompt(value: Any, vocabulary_size: int) -> str | None:
 
 _ENGINE = "vLLM checks it, and it costs nothing"
 _IGNORED = "vLLM 0.20.2 ignores it here"
-_SWITCH = Passed("a switch")
-_PENALTY = Number(-2, 2, "OpenAI's range; the memory it takes is bounded in the engine (worker.py)")
-_LENGTH = Number(1, 2**31 - 1, "the engine checks it against max-model-len")
-_WORD = Text(MAX_WORD_CHARS, "copied into answers and logs")
-_STOP = Items(32, "looked for in every token's text on the event loop", max_chars=256)
-_TOOLS = Items(128, "OpenAI's limit; the schemas are bounded by structured.py")
-_INTO_OTHERS = "in vLLM 0.20.2 it changes the answers of other requests"
+_SWITCH = Passed("true or false")
+_PENALTY = Number("OpenAI's range; worker.py limits its memory in the engine", -2, 2)
+_LENGTH = Number("the engine checks it against max-model-len", 1, 2**31 - 1)
+_WORD = Text("copied into answers and logs", MAX_WORD_CHARS)
+_STOP = Items("searched for in the text of every token, on the event loop", 32, max_chars=256)
+_TOOLS = Items("OpenAI's limit; structured.py limits the schemas", 128)
+_INTO_OTHERS = "in vLLM 0.20.2 it changes other requests' answers"
 
 SAMPLING: dict[str, Rule] = {
-    "temperature": Number(0, 100, "a divisor of the logits"),
-    "top_p": Number(0, 1, _ENGINE),
-    "top_k": Number(-1, 2**31 - 1, _ENGINE),
+    "temperature": Number("a divisor of the logits", 0, 100),
+    "top_p": Number(_ENGINE, 0, 1),
+    "top_k": Number(_ENGINE, -1, 2**31 - 1),
     "seed": Passed(_ENGINE),
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
-    "repetition_penalty": Number(0, 10, _PENALTY.why),
-    "logit_bias": Bias(1_024, "ids outside the vocabulary index the logits"),
+    "repetition_penalty": Number(_PENALTY.why, 0, 10),
+    "logit_bias": Bias("an id outside the vocabulary would index the logits", 1_024),
     "stop": _STOP,
     "ignore_eos": _SWITCH,
     "include_stop_str_in_output": _SWITCH,
@@ -79,18 +78,18 @@ SAMPLING: dict[str, Rule] = {
 """What chat, completions and responses share."""
 
 TEXT_SAMPLING: dict[str, Rule] = SAMPLING | {
-    "n": Number(1, MAX_SEQUENCES, "each is a sequence of its own"),
-    "min_p": Number(0, 1, _ENGINE),
-    "length_penalty": Number(-1_000, 1_000, "only read by beam search"),
-    "min_tokens": Number(0, 2**31 - 1, "the engine checks it against max_tokens"),
+    "n": Number("each is a separate sequence", 1, MAX_SEQUENCES),
+    "min_p": Number(_ENGINE, 0, 1),
+    "length_penalty": Number("only beam search reads it", -1_000, 1_000),
+    "min_tokens": Number("the engine checks it against max_tokens", 0, 2**31 - 1),
     "max_tokens": _LENGTH,
-    "stop_token_ids": TokenIds(256, "an id outside the vocabulary ends EngineCore when min_tokens is set"),
+    "stop_token_ids": TokenIds("an id outside the vocabulary ends EngineCore when min_tokens is set", 256),
     "spaces_between_special_tokens": _SWITCH,
-    "prompt_logprobs": Number(0, MAX_LOGPROBS, "bounded with the prompt's length by admission.py"),
-    "use_beam_search": Refused("it takes every beam through the server's event loop after each token"),
-    "truncate_prompt_tokens": Refused("it cuts an image's place out of the prompt"),
+    "prompt_logprobs": Number("admission.py limits it together with the prompt's length", 0, MAX_LOGPROBS),
+    "use_beam_search": Refused("it sends every beam through the server's event loop after each token"),
+    "truncate_prompt_tokens": Refused("it removes the placeholder of an image from the prompt"),
     "allowed_token_ids": Refused(_INTO_OTHERS),
-    "repetition_detection": Judged(_judge_repetition, "compared in EngineCore after every token"),
+    "repetition_detection": Special("EngineCore compares tokens after every token", _check_repetition),
     "return_tokens_as_token_ids": _SWITCH,
     "return_token_ids": _SWITCH,
     "add_special_tokens": _SWITCH,
@@ -102,17 +101,19 @@ REQUEST: dict[str, Rule] = {
     "user": _WORD,
     "stream": _SWITCH,
     "priority": Passed(_ENGINE),
-    "cache_salt": Text(MAX_WORD_CHARS, "part of the prefix cache's hash"),
+    "cache_salt": Text("part of the prefix cache's hash", MAX_WORD_CHARS),
     "request_id": Passed("it has no effect: the header X-Request-Id names a request"),
-    "structured_outputs": Passed("bounded by structured.py"),
-    "kv_transfer_params": Refused("there is no KV connector"),
-    "vllm_xargs": Refused("no extension of this server reads it"),
+    "structured_outputs": Passed("structured.py limits it"),
+    "kv_transfer_params": Refused("this server has no KV connector"),
+    "vllm_xargs": Refused("this server has no extension that reads it"),
 }
-"""What says how a request is handled."""
+"""How a request is handled."""
 
 MEDIA: dict[str, Rule] = {
-    "mm_processor_kwargs": Refused("""it reaches into the image processor: {"do_resize": false} ends EngineCore"""),
-    "media_io_kwargs": Refused("it reaches into the image decoder"),
+    "mm_processor_kwargs": Refused(
+        """it changes options of the image processor: {"do_resize": false} ends EngineCore"""
+    ),
+    "media_io_kwargs": Refused("it changes options of the image decoder"),
 }
 
 ROUTES: dict[str, dict[str, Rule]] = {
@@ -120,69 +121,69 @@ ROUTES: dict[str, dict[str, Rule]] = {
     | REQUEST
     | MEDIA
     | {
-        "messages": Items(MAX_MESSAGES, "parsed on the event loop", min_items=1),
+        "messages": Items("parsed on the event loop", MAX_MESSAGES, min_items=1),
         "logprobs": _SWITCH,
-        "top_logprobs": Number(0, MAX_LOGPROBS, "each is a word looked up for every token"),
+        "top_logprobs": Number("each is a word looked up for every token", 0, MAX_LOGPROBS),
         "max_completion_tokens": _LENGTH,
-        "response_format": Passed("bounded by structured.py"),
-        "stream_options": Items(16, "two switches"),
+        "response_format": Passed("structured.py limits it"),
+        "stream_options": Items("two switches, true or false", 16),
         "tools": _TOOLS,
         "tool_choice": Passed(_ENGINE),
         "reasoning_effort": Passed(_ENGINE),
-        "thinking_token_budget": Number(0, 2**31 - 1, _ENGINE),
+        "thinking_token_budget": Number(_ENGINE, 0, 2**31 - 1),
         "include_reasoning": _SWITCH,
         "parallel_tool_calls": _SWITCH,
         "bad_words": Refused(_INTO_OTHERS),
         "echo": _SWITCH,
         "add_generation_prompt": _SWITCH,
         "continue_final_message": _SWITCH,
-        "documents": Refused("this model's template has no place for them"),
+        "documents": Refused("this model's template does not use them"),
         "chat_template": Refused("a template is a program"),
-        "chat_template_kwargs": Judged(_judge_template_kwargs, "they reach into the template"),
+        "chat_template_kwargs": Special("they change variables of the template", _check_template_kwargs),
     },
     "/v1/completions": TEXT_SAMPLING
     | REQUEST
     | {
-        "prompt": Judged(_judge_prompt, "vLLM's check of token ids is off by one, which ends EngineCore"),
-        "logprobs": Number(0, MAX_LOGPROBS, "each is a word looked up for every token"),
-        "stream_options": Items(16, "two switches"),
-        "echo": Passed("with logprobs it is bounded as prompt_logprobs"),
-        "suffix": Passed("vLLM 0.20.2 refuses it"),
-        "prompt_embeds": Refused("embeddings are off"),
-        "response_format": Passed("bounded by structured.py"),
+        "prompt": Special("vLLM's check of token ids is off by one, which ends EngineCore", _check_prompt),
+        "logprobs": Number("each is a word looked up for every token", 0, MAX_LOGPROBS),
+        "stream_options": Items("two switches, true or false", 16),
+        "echo": Passed("with logprobs it is limited like prompt_logprobs"),
+        "suffix": Passed("vLLM 0.20.2 rejects it"),
+        "prompt_embeds": Refused("embeddings are turned off"),
+        "response_format": Passed("structured.py limits it"),
     },
     "/v1/responses": SAMPLING
     | REQUEST
     | MEDIA
     | {
-        "input": Items(MAX_MESSAGES, "validated on the event loop"),
+        "input": Items("validated on the event loop", MAX_MESSAGES),
         "instructions": Passed("text of the prompt"),
-        "include": Items(16, "names of fields"),
+        "include": Items("names of fields", 16),
         "max_output_tokens": _LENGTH,
         "max_tool_calls": Passed(_IGNORED),
-        "metadata": Items(16, "OpenAI's limit; copied into the answer", max_chars=MAX_WORD_CHARS),
+        "metadata": Items("OpenAI's limit; copied into the answer", 16, max_chars=MAX_WORD_CHARS),
         "background": Refused("answers are not stored"),
         "store": Passed(_IGNORED),
-        "previous_response_id": Text(MAX_WORD_CHARS, "answers are not stored: vLLM says so"),
+        "previous_response_id": Text("answers are not stored; vLLM returns that error", MAX_WORD_CHARS),
         "previous_input_messages": Refused("it is in another model's format"),
-        "prompt": Passed("vLLM 0.20.2 refuses it"),
+        "prompt": Passed("vLLM 0.20.2 rejects it"),
         "prompt_cache_key": _WORD,
         "parallel_tool_calls": _SWITCH,
-        "reasoning": Items(16, "an effort and a summary", max_chars=MAX_WORD_CHARS),
+        "reasoning": Items("an effort and a summary", 16, max_chars=MAX_WORD_CHARS),
         "service_tier": Passed(_IGNORED),
-        "text": Passed("bounded by structured.py"),
+        "text": Passed("structured.py limits it"),
         "tool_choice": Passed(_ENGINE),
         "tools": _TOOLS,
-        "top_logprobs": Number(0, MAX_LOGPROBS, "each is a word looked up for every token"),
-        "truncation": Passed("an image's place that is cut is told by admission.py"),
+        "top_logprobs": Number("each is a word looked up for every token", 0, MAX_LOGPROBS),
+        "truncation": Passed("admission.py rejects a prompt in which it cuts an image"),
         "enable_response_messages": _SWITCH,
     },
     "/v1/messages": {
         "model": _WORD,
-        "messages": Items(MAX_MESSAGES, "parsed on the event loop", min_items=1),
-        "system": Items(MAX_MESSAGES, "text of the prompt"),
+        "messages": Items("parsed on the event loop", MAX_MESSAGES, min_items=1),
+        "system": Items("text of the prompt", MAX_MESSAGES),
         "max_tokens": _LENGTH,
-        "metadata": Items(16, _IGNORED, max_chars=MAX_WORD_CHARS),
+        "metadata": Items(_IGNORED, 16, max_chars=MAX_WORD_CHARS),
         "stop_sequences": _STOP,
         "stream": _SWITCH,
         "temperature": SAMPLING["temperature"],
@@ -191,49 +192,49 @@ ROUTES: dict[str, dict[str, Rule]] = {
         "tools": _TOOLS,
         "tool_choice": Passed(_ENGINE),
         "kv_transfer_params": REQUEST["kv_transfer_params"],
-        "chat_template_kwargs": Judged(_judge_template_kwargs, "they reach into the template"),
+        "chat_template_kwargs": Special("they change variables of the template", _check_template_kwargs),
     },
 }
-"""Route: field: verdict."""
+"""By route and field."""
 
 REFUSED_IN_PARTS: dict[str, str] = {
-    "uuid": "vLLM would answer from the image that another client sent under it",
-    "image_pil": "an image is sent as a data: URL",
-    "image_embeds": "embeddings are off",
-    "audio_embeds": "embeddings are off",
+    "uuid": "vLLM would use the image that another client sent under the same id",
+    "image_pil": "send the image as a data: URL",
+    "image_embeds": "embeddings are turned off",
+    "audio_embeds": "embeddings are turned off",
 }
-"""Members of a content part, and kinds of one, that are refused."""
+"""Members and types of a content part that are refused."""
 
 PASSED_INSIDE: dict[str, str] = {
-    "text and marks of a message or of a part of it, bounded with the body": (
+    "text and labels of a message or of a part of it; the limits of the body apply": (
         "annotations attributes author bytes channel closed content content_type created_by encrypted_content "
         "end_index id index logprob logprobs message name phase reasoning recipient refusal role signature "
         "start_index status summary task text thinking title token top_logprobs type user value version"
     ),
-    "calls of tools and what they returned: text of the prompt": (
+    "tool calls and what they returned: text of the prompt": (
         "acknowledged_safety_checks action actions approval_request_id approve arguments button call_id code "
         "command commands custom diff env error execution exit_code function function_call input is_error "
         "keys logs max_output_length namespace operation outcome output outputs path pending_safety_checks "
         "queries query reason result results score scroll_x scroll_y sources stderr stdout timeout_ms "
         "tool_call_id tool_calls tool_use_id variables working_directory x y"
     ),
-    "an image: its URL, its header and its pixels are checked where it is loaded (media.py)": (
+    "an image: media.py checks its URL, its header and its pixels when it loads the image": (
         "detail file_id image_url media_type source url"
     ),
-    "vLLM answers 400, since audio, video and files are closed": (
+    "vLLM answers 400: audio, video and files are turned off": (
         "audio audio_url file file_data file_url filename input_audio video_url"
     ),
-    "bounded by structured.py": (
+    "structured.py limits it": (
         "begin choice description disable_additional_properties disable_any_whitespace end format grammar "
         "input_schema json json_object json_schema parameters regex schema strict structural_tag structures "
         "triggers verbosity whitespace_pattern"
     ),
-    "two switches": "continuous_usage_stats include_usage",
-    "at most 64, for EngineCore looks for patterns after every token": "max_pattern_size min_count min_pattern_size",
-    "how hard to think, checked by vLLM": "effort generate_summary",
+    "two switches, true or false": "continuous_usage_stats include_usage",
+    "at most 64: EngineCore searches for patterns after every token": "max_pattern_size min_count min_pattern_size",
+    "how much to think; vLLM checks it": "effort generate_summary",
     "redacted thinking, which vLLM drops": "data",
-    "which tools there are and which to take, checked by vLLM": "mode tools",
-    "a tool that OpenAI hosts: vLLM 0.20.2 has no server for it here and reads none of it": (
+    "which tools exist and which to call; vLLM checks it": "mode tools",
+    "a tool that OpenAI hosts: this server has none, and vLLM 0.20.2 ignores it": (
         "allowed_domains allowed_tools always authorization background city connector_id container "
         "container_id country defer_loading definition display_height display_width domain domain_secrets "
         "embedding_weight environment file_ids filters headers hybrid_search input_fidelity input_image_mask "
@@ -244,4 +245,4 @@ PASSED_INSIDE: dict[str, str] = {
         "vector_store_ids"
     ),
 }
-"""Why: names of nested fields that pass. What vLLM makes of them costs no more than reading them."""
+"""Reason: names of nested fields that pass. vLLM spends no more on them than on reading them."""

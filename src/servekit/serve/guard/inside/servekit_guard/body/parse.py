@@ -1,14 +1,14 @@
-"""Bytes to a JSON object, within a size of structure that no parser or validator of vLLM's takes long over.
+"""Turns bytes into a JSON object, and limits its structure so that no parser or validator of vLLM takes long over it.
 
-vLLM 0.20.2 parses and validates a body on its server's event loop. What costs there is not the number of bytes, which
-an image needs, but the number of values: 32 MiB of `{"a":[]}` keep it busy for ten seconds.
+vLLM 0.20.2 parses and validates a body on its server's event loop. The cost there grows with the number of values, not
+with the number of bytes, which an image needs: 32 MiB of `{"a":[]}` keep the loop busy for ten seconds.
 """
 
 import json
 import re
 from typing import Any
 
-from .problem import Problem
+from .bounds import BodyError
 
 MAX_CONTAINERS = 20_000
 """Objects and lists in a body. A conversation of 2,000 messages with tool calls has half of them."""
@@ -17,49 +17,47 @@ MAX_VALUES = 400_000
 MAX_COUNTED_BYTES = 4 * 1024**2
 """Text that is full of brackets or commas is counted exactly up to this size, which takes up to 60 ms."""
 RARE = 256
-"""A sign that is not in a body more often than this is looked for from one to the next."""
+"""A character that occurs no more often than this is searched for from one occurrence to the next."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_NOT_JSON = Problem(None, "The request body is not valid JSON.")
-_NO_OBJECT = Problem(None, "The request body must be a JSON object.")
-_HALF_SIGN = Problem(None, "The request body has half a surrogate pair in a text: an emoji that was cut in two.")
-_TOO_DEEP = Problem(None, "The request body is nested too deeply.")
-_TOO_MUCH = Problem(
-    None, f"The request body has more than {MAX_CONTAINERS:,} objects and lists, or {MAX_VALUES:,} values."
-)
 
 
-def _refuse_constant(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-"""Python's own reads NaN and Infinity, which vLLM passes on to the engine."""
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+"""Python's default decoder accepts NaN and Infinity, which vLLM passes on to the engine."""
 
 
-def parse(body: bytes) -> dict[str, Any] | Problem:
-    """Return the body's JSON object, or why there is none."""
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the body's JSON object; raises BodyError when there is none, or when it is too large."""
     if _has_too_many_values(body):
-        return _TOO_MUCH
+        raise BodyError(
+            f"The request body has more than {MAX_CONTAINERS:,} objects and lists, or more than {MAX_VALUES:,} values."
+        )
     try:
         text = body.decode(json.detect_encoding(body))
         fields = _DECODER.decode(text.removeprefix("\ufeff"))
-        if _has_half_a_sign(text, fields):
-            return _HALF_SIGN
+        has_lone_surrogate = _has_lone_surrogate(text, fields)
     except RecursionError:
-        return _TOO_DEEP
+        raise BodyError("The request body is nested too deeply.") from None
     except ValueError:
-        return _NOT_JSON
-    return fields if isinstance(fields, dict) else _NO_OBJECT
+        raise BodyError("The request body is not valid JSON.") from None
+    if has_lone_surrogate:
+        raise BodyError("The request body has half a surrogate pair in a text: an emoji that was cut in two.")
+    if not isinstance(fields, dict):
+        raise BodyError("The request body must be a JSON object.")
+    return fields
 
 
-def _has_half_a_sign(text: str, fields: Any) -> bool:
-    """Tell whether a string cannot be written as UTF-8.
+def _has_lone_surrogate(text: str, fields: Any) -> bool:
+    """Return whether a string cannot be encoded as UTF-8.
 
-    vLLM 0.20.2 tokenizes the prompts of 2 ms in one call (`utils/async_utils.py`), which such a string makes fail: all
-    the other clients' requests in it are answered with its 400.
+    vLLM 0.20.2 tokenizes the prompts of 2 ms in one call (`utils/async_utils.py`). Such a string makes the call fail,
+    and every other client whose request is in it gets the 400.
     """
-    if not _escapes_half_a_sign(text):
+    if not _escapes_surrogate(text):
         return False
     try:
         json.dumps(fields, ensure_ascii=False).encode()
@@ -68,8 +66,8 @@ def _has_half_a_sign(text: str, fields: Any) -> bool:
     return False
 
 
-def _escapes_half_a_sign(text: str) -> bool:
-    """Tell whether an escape of either half is in a text: from one backslash to the next, as `_count` does."""
+def _escapes_surrogate(text: str) -> bool:
+    """Return whether a text escapes half of a surrogate pair: searched from backslash to backslash, as in `_count`."""
     position = -1
     for _ in range(RARE):
         position = text.find("\\", position + 1)
@@ -91,7 +89,7 @@ def _exceeds(body: bytes) -> bool:
 
 
 def _count(body: bytes, sign: bytes) -> int:
-    """Count a sign: by `find` while it is rare, as in an image, which is ten times as fast as `count`."""
+    """Count a character: with `find` while it is rare, as in an image, which is ten times as fast as `count`."""
     position = -1
     for found in range(RARE):
         position = body.find(sign, position + 1)

@@ -1,1 +1,1 @@
-"""The door to EngineCore: admission, hand-over, live configuration, and the plugin in the worker."""
+"""The way to EngineCore: admission, hand-off, live configuration, and the plugin in the worker."""

@@ -1,41 +1,39 @@
-"""What can only be judged once a prompt is in tokens: the last look at a request before EngineCore gets it.
+"""Checks that need the prompt as tokens: the last ones before EngineCore gets a request.
 
-`AsyncLLM.add_request` is the one door of vLLM 0.20.2 to its EngineCore. Here every route's request is the same: token
-ids and vLLM's own SamplingParams, with the checkpoint's defaults filled in. A ValueError is answered with 400.
+`AsyncLLM.add_request` is the only way to EngineCore in vLLM 0.20.2. Here the requests of all routes look the same:
+token ids and vLLM's own SamplingParams, with the checkpoint's defaults filled in. vLLM answers a ValueError with 400.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 MAX_LOGPROB_PROMPT_TOKENS = 1_024
-"""Tokens of a prompt whose logprobs are asked for. Each takes 1.5 MiB of logits that no start rehearses: with an L4's
-memory 1,000 were fine and 2,000 ended the engine (`v1/worker/gpu_model_runner.py`, `_get_prompt_logprobs_dict`)."""
+"""Tokens of a prompt with logprobs. Each takes 1.5 MiB of logits that vLLM does not profile at its start: with an L4's
+memory 1,000 tokens worked and 2,000 ended the engine (`v1/worker/gpu_model_runner.py`, `_get_prompt_logprobs_dict`)."""
 MAX_PROMPT_LOGPROBS = 4_096
-"""Logprobs of prompts in one HTTP request. vLLM looks each word up on the event loop, all of a prompt's at once."""
+"""Logprobs of prompts in one HTTP request. vLLM looks up each word on the event loop, a whole prompt in one go."""
 MAX_LOGPROBS = 32_768
-"""Logprobs in an answer that is not streamed, which is put together in one go."""
+"""Logprobs in an answer that is not streamed: vLLM builds it in one go."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What admission must know of the running model."""
+    """The limits of the running model; no token id is valid while they are unknown."""
 
-    vocabulary_size: int
-    max_model_len: int
+    vocabulary_size: int = 0
+    max_model_len: int = 0
 
 
+@dataclass(slots=True)
 class Admitted:
-    """What one HTTP request has been let in for so far; its prompts and choices count together."""
+    """What one HTTP request was admitted for so far; its prompts and choices count together."""
 
-    __slots__ = ("logprobs", "prompt_logprobs")
-
-    def __init__(self) -> None:
-        self.prompt_logprobs = 0
-        self.logprobs = 0
+    prompt_logprobs: int = 0
+    logprobs: int = 0
 
 
 def admit(admitted: Admitted, prompt: Any, params: Any, model: Model) -> None:
-    """Count a request for the engine in; raises ValueError, in words for the client, when it would harm others.
+    """Admit a request to the engine; raises ValueError, with a message for the client, when it would harm others.
 
     prompt: vLLM's `EngineInput`; params: its `SamplingParams`, whose `max_tokens` may be lowered.
     """
@@ -53,10 +51,10 @@ def admit(admitted: Admitted, prompt: Any, params: Any, model: Model) -> None:
 
 
 def _check_places(prompt: Any, tokens: int) -> None:
-    """See that every image's place is in the prompt: truncation may have cut it, which vLLM asserts much later."""
+    """Check that every image has its place in the prompt: truncation may cut it, and vLLM asserts that much later."""
     for places in (prompt.get("mm_placeholders") or {}).values():
         if any(place.offset + place.length > tokens for place in places):
-            raise ValueError("The prompt is too long: an image in it would be cut.")
+            raise ValueError("The prompt is too long: truncation would cut an image in it.")
 
 
 def _admit_prompt_logprobs(admitted: Admitted, tokens: int, values: int) -> None:
@@ -69,12 +67,12 @@ def _admit_prompt_logprobs(admitted: Admitted, tokens: int, values: int) -> None
     if admitted.prompt_logprobs > MAX_PROMPT_LOGPROBS:
         raise ValueError(
             f"The request asks for more than {MAX_PROMPT_LOGPROBS:,} logprobs of prompts:"
-            " tokens times (logprobs + 1), over all prompts and choices. Send fewer prompts in a request."
+            " tokens times (logprobs + 1), over all prompts and choices. Send fewer prompts per request."
         )
 
 
 def _admit_logprobs(admitted: Admitted, params: Any, values: int, *, may_lower: bool) -> None:
-    """Bound the answer; a `max_tokens` that is only what the model's length leaves is lowered, not refused."""
+    """Limit the answer; a `max_tokens` that only fills the model's length is lowered instead of refused."""
     left = (MAX_LOGPROBS - admitted.logprobs) // values
     if may_lower and left > 0:
         params.max_tokens = left if params.max_tokens is None else min(params.max_tokens, left)

@@ -1,10 +1,10 @@
-"""What the running engine really does, read from its live objects and not from its flags."""
+"""The running engine's effective configuration, read from its live objects and not from its flags."""
 
 import os
 import sys
+from functools import partial
+from operator import attrgetter
 from typing import Any
-
-from ..refusals import Scope
 
 FIELDS = {
     "model": "model_config.model",
@@ -39,7 +39,7 @@ FIELDS = {
     "api_server_count": "parallel_config._api_process_count",
     "shutdown_timeout": "shutdown_timeout",
 }
-"""Name here: attribute path below vLLM 0.20.2's VllmConfig."""
+"""By name: the attribute path below vLLM 0.20.2's VllmConfig."""
 
 MODALITIES = ("image", "audio", "video")
 
@@ -47,72 +47,44 @@ MODALITIES = ("image", "audio", "video")
 def describe(app: Any) -> dict[str, Any]:
     """Return the effective configuration of the server `app` (vLLM's FastAPI application) as plain JSON.
 
-    A value vLLM no longer has under its path is listed in `missing`, never guessed, so that a contract
-    that asks for it is not met.
+    A value that this vLLM does not have under its path is listed in `missing` and not guessed, so that a contract
+    that requires it is not met.
     """
-    config = getattr(app.state, "vllm_config", None)
-    described: dict[str, Any] = {}
-    missing = []
-    for name, path in FIELDS.items():
+    state = app.state
+    readers: dict[str, Any] = {name: partial(_read, state, f"vllm_config.{path}") for name, path in FIELDS.items()}
+    readers["limit_mm_per_prompt"] = lambda: {
+        name: state.vllm_config.model_config.multimodal_config.get_limit_per_prompt(name) for name in MODALITIES
+    }
+    readers["served_model_names"] = lambda: [str(each.name) for each in state.openai_serving_models.base_model_paths]
+    described: dict[str, Any] = {"missing": []}
+    for name, read in readers.items():
         try:
-            described[name] = _plain(_follow(config, path))
+            described[name] = read()
         except AttributeError:
-            missing.append(name)
-    try:
-        multimodal = _follow(config, "model_config.multimodal_config")
-        described["limit_mm_per_prompt"] = {name: multimodal.get_limit_per_prompt(name) for name in MODALITIES}
-    except AttributeError:
-        missing.append("limit_mm_per_prompt")
-    described["served_model_names"] = _served_model_names(app, missing)
-    described["pillow"] = getattr(sys.modules.get("PIL"), "__version__", None)
-    described["media_redirects"] = os.environ.get("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1") != "0"
-    described["media_connector"] = os.environ.get("VLLM_MEDIA_CONNECTOR", "http")
-    described["middleware"] = [_name(entry.cls) for entry in getattr(app, "user_middleware", ())]
-    described["routes"] = _routes(app)
-    described["missing"] = missing
-    return described
+            described["missing"].append(name)
+    return described | {
+        "pillow": getattr(sys.modules.get("PIL"), "__version__", None),
+        "media_redirects": os.environ.get("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1") != "0",
+        "media_connector": os.environ.get("VLLM_MEDIA_CONNECTOR", "http"),
+        "middleware": [
+            f"{each.cls.__module__}.{each.cls.__qualname__}" for each in getattr(app, "user_middleware", ())
+        ],
+        "routes": [  # without methods: a websocket, or a mounted application
+            {"path": getattr(route, "path", ""), "methods": sorted(getattr(route, "methods", None) or ())}
+            for route in getattr(app, "routes", ())
+        ],
+    }
 
 
-def vocabulary_size(scope: Scope) -> int | None:
-    """Return how many token ids the running model has; None when that cannot be told."""
-    try:
-        size = _follow(scope["app"].state.vllm_config, FIELDS["vocab_size"])
-    except (AttributeError, KeyError):
-        return None
-    return size if isinstance(size, int) else None
-
-
-def _follow(value: Any, path: str) -> Any:
-    for attribute in path.split("."):
-        value = getattr(value, attribute)
-    return value
+def _read(state: Any, path: str) -> Any:
+    return _plain(attrgetter(path)(state))
 
 
 def _plain(value: Any) -> Any:
-    """Turn enums, dtypes and paths into the text a person would write."""
+    """Return enums, dtypes and paths as a person would write them."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     name = getattr(value, "name", None)
     return name if isinstance(name, str) else str(value)
-
-
-def _served_model_names(app: Any, missing: list[str]) -> list[str]:
-    try:
-        return [str(path.name) for path in app.state.openai_serving_models.base_model_paths]
-    except AttributeError:
-        missing.append("served_model_names")
-        return []
-
-
-def _routes(app: Any) -> list[dict[str, Any]]:
-    """Return the server's own route table; `methods` is empty for a websocket or a mounted application."""
-    return [
-        {"path": getattr(route, "path", ""), "methods": sorted(getattr(route, "methods", None) or ())}
-        for route in getattr(app, "routes", ())
-    ]
-
-
-def _name(cls: Any) -> str:
-    return f"{getattr(cls, '__module__', '')}.{getattr(cls, '__qualname__', cls)}"

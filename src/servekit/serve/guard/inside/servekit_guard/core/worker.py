@@ -1,6 +1,6 @@
-"""A general plugin of vLLM's: what must be mended where the model runs, in a process that the guard is not in.
+"""A general plugin of vLLM that patches the processes that hold the model, where the guard does not run.
 
-vLLM 0.20.2 calls `register` in every process before a model is loaded (`plugins/__init__.py`); an exception ends the
+vLLM 0.20.2 calls `register` in every process before it loads a model (`plugins/__init__.py`); an exception ends the
 process, and with it the start. `PLUGIN` is its name in `servekit_guard-1.dist-info/entry_points.txt`.
 """
 
@@ -10,16 +10,16 @@ from typing import Any
 
 PLUGIN = "servekit"
 ROWS_AT_ONCE = 64
-"""Rows of a batch whose penalties are computed at once. At 262,144 words each takes 4.3 MiB, which no start rehearses;
-1,024 ended an engine with an L4's memory. A row's result does not depend on the others."""
+"""Rows of a batch whose penalties are computed together. At 262,144 words each row takes 4.3 MiB, which vLLM does not
+profile at its start; 1,024 rows ended an engine with the memory of an L4. A row's result does not depend on others."""
 
 registered = False
 """Whether vLLM has called `register` in this process."""
 
 
 def register() -> None:
-    """Let penalties take the memory of `ROWS_AT_ONCE` rows, and let a CPU's random numbers be taken back."""
-    global registered  # noqa: PLW0603 - vLLM calls this once in a process, the guard looks whether it did
+    """Limit the memory of penalties to `ROWS_AT_ONCE` rows, and let a CPU's random generator be rewound."""
+    global registered  # noqa: PLW0603 - vLLM calls this in each process; the guard checks that it did
     if registered:
         return
     penalties: Any = importlib.import_module("vllm.v1.sample.ops.penalties")
@@ -31,11 +31,11 @@ def register() -> None:
 
 
 def rewinding(generator: Any) -> Any:
-    """Return PyTorch's `Generator`, whose numbers can be taken back on a CPU too, all of them at once.
+    """Return a PyTorch `Generator` that can be rewound to its seed on a CPU too.
 
-    vLLM 0.20.2 takes back what a row has drawn while its prompt is still read (`_bookkeeping_sync` in
-    `v1/worker/gpu_model_runner.py`), by an offset that only CUDA's generator has: on a CPU a `seed` with a prompt
-    longer than one step ended EngineCore. Such a row has no token yet, so it begins at its seed again.
+    vLLM 0.20.2 rewinds the generator of a row while its prompt is still being processed (`_bookkeeping_sync` in
+    `v1/worker/gpu_model_runner.py`), by an offset that only CUDA's generator has: on a CPU, a `seed` with a prompt
+    longer than one step ended EngineCore. Such a row has no token yet, so it can restart at its seed.
     """
 
     class Rewinding(generator):  # type: ignore[misc]
@@ -49,7 +49,7 @@ def rewinding(generator: Any) -> Any:
 
 
 def in_slices(apply: Any) -> Any:
-    """Return vLLM's `apply_penalties`, which changes the logits in place, for a few rows at a time."""
+    """Return vLLM's `apply_penalties`, which changes the logits in place, applied to a few rows at a time."""
 
     @wraps(apply)
     def apply_in_slices(logits: Any, *by_row: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Images: where they may come from and how large they may be, at vLLM's own extension point for media.
+"""Where images may come from and how large they may be, at vLLM's own extension point for media.
 
-vLLM 0.20.2 (`multimodal/media/connector.py`) fetches `http:` URLs from every host, answers 500 to `file:`
-ones, and leaves the size to Pillow, which refuses from 179 million pixels on: one PNG of 22 kB just
-below that took the server 1.7 GiB and 6 s, three of them 4 GiB. It also puts a `data:` URL, all of the image, through
-a URL parser on the event loop: 1 ms for 120 kB, 6 ms for 600 kB.
+vLLM 0.20.2 (`multimodal/media/connector.py`) fetches `http:` URLs from every host, answers 500 to `file:` URLs, and
+leaves the size to Pillow, which rejects images from 179 million pixels on: one PNG of 22 kB just below that took the
+server 1.7 GiB and 6 s, three of them 4 GiB. It also runs a whole `data:` URL, image included, through a URL parser on
+the event loop: 1 ms for 120 kB, 6 ms for 600 kB.
 """
 
 import asyncio
@@ -15,19 +15,20 @@ from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
+from ..core.handoff import current_request
 from .bare_image import bare_image
-from .decoded import REQUESTS, current_turn
+from .decoded import REQUESTS, Turn
 
 CONNECTOR = "servekit"
 """The name for vLLM's `VLLM_MEDIA_CONNECTOR`."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-"""What OpenAI takes. Pillow knows forty more, and one of them starts Ghostscript."""
+"""The formats that OpenAI accepts. Pillow knows forty more, and one of them starts Ghostscript."""
 MAX_ASPECT_RATIO = 20.0
-"""Long side to short side: beyond it an image has more soft tokens than the engine planned for."""
+"""Long side to short side: beyond it an image has more soft tokens than the engine reserved memory for."""
 
 
 def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
-    """Register the connector with vLLM; only in vLLM's process."""
+    """Register the connector with vLLM; call this in vLLM's process only."""
     media = importlib.import_module("vllm.multimodal.media")
     threads = importlib.import_module("vllm.multimodal.media.connector").global_thread_pool
     open_image = limit_formats(importlib.import_module("PIL.Image"))
@@ -40,23 +41,24 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
         return media_io
 
     class Connector(base):  # type: ignore[misc] # vLLM is not installed where this is checked
-        """vLLM's connector behind a check of the URL and of every image's header."""
+        """vLLM's connector with a check of the URL and of every image's header before it."""
 
         def load_from_url(self, url: str, media_io: Any, **options: Any) -> Any:
             check_url(url, media_domains)
-            with _blaming_the_request():
+            with _errors_as_mistakes():
                 return super().load_from_url(url, checked(media_io), **options)
 
         async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
             check_url(url, media_domains)
-            with _blaming_the_request():
+            with _errors_as_mistakes():
                 if (data := data_of(url)) is not None:
                     return await self._load_in_turn(data, checked(media_io))
                 return await super().load_from_url_async(url, checked(media_io), **options)
 
         async def _load_in_turn(self, data: SimpleNamespace, media_io: Any) -> Any:
-            """Decode an image sent in the request; others are fetched first, and no request waits for a slow host."""
-            turn = current_turn()
+            """Decode an image sent in the request; images of other URLs never wait here for a slow host."""
+            request = current_request()
+            turn = request.turn if request else Turn()
             await turn.begin(requests)
             try:
                 loop = asyncio.get_running_loop()
@@ -71,7 +73,7 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
 
 
 def limit_formats(pillow: Any) -> Any:
-    """Let `Image.open` know no format but ours, whoever calls it in this process; return that function.
+    """Restrict `Image.open` to IMAGE_FORMATS for every caller in this process; return the new function.
 
     pillow: the module `PIL.Image`. vLLM's own loader opens each image again, without a list of formats.
     """
@@ -86,8 +88,8 @@ def limit_formats(pillow: Any) -> Any:
 
 
 @contextmanager
-def _blaming_the_request() -> Iterator[None]:
-    """Turn whatever goes wrong with an image into a ValueError: vLLM answers 400 to that, and 500 to the rest."""
+def _errors_as_mistakes() -> Iterator[None]:
+    """Turn every error of an image into a ValueError: vLLM answers 400 to it, and 500 to other exceptions."""
     try:
         yield
     except ValueError:
@@ -99,35 +101,34 @@ def _blaming_the_request() -> Iterator[None]:
 def check_url(url: str, media_domains: tuple[str, ...]) -> None:
     """Raise ValueError unless this is a base64 `data:` URL, or a web URL where web URLs are allowed.
 
-    Which hosts those may name is left to vLLM's own check of `--allowed-media-domains`.
+    vLLM itself checks the host of a web URL (`--allowed-media-domains`).
     """
     scheme = _scheme(url)
     if scheme == "data" or (media_domains and scheme in {"http", "https"}):
         return
-    raise ValueError("An image must be sent in the request, as 'data:image/...;base64,...'.")
+    raise ValueError("An image must be sent in the request as 'data:image/...;base64,...'.")
 
 
 def data_of(url: str) -> SimpleNamespace | None:
-    """Return a `data:` URL as vLLM's parser gives it, all after the scheme being its `path`; None for another URL."""
+    """Return a `data:` URL as vLLM's parser returns it, with `path` as all after the scheme; None for other URLs."""
     return SimpleNamespace(path=url[len("data:") :]) if _scheme(url) == "data" else None
 
 
 def _scheme(url: str) -> str:
-    """Return the scheme if it is one that can be allowed: the rest of the URL, maybe an image, is not looked at."""
+    """Return the scheme when it is one that can be allowed; the rest of the URL, perhaps an image, is not read."""
     return url[: len("https:")].partition(":")[0].lower()
 
 
 def check_size(width: int, height: int, max_image_pixels: int) -> None:
     """Raise ValueError when an image of this size would cost too much once decoded."""
     if width * height > max_image_pixels:
-        message = f"An image has {width} x {height} pixels, more than the limit of {max_image_pixels}."
-        raise ValueError(message)
+        raise ValueError(f"An image has {width} x {height} pixels, more than the limit of {max_image_pixels}.")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(f"An image is {width} x {height}: its sides differ more than {MAX_ASPECT_RATIO:g} times.")
+        raise ValueError(f"An image is {width} x {height}: one side is more than {MAX_ASPECT_RATIO:g} times the other.")
 
 
 class CheckedImages:
-    """Stands before one of vLLM's loaders: takes metadata out of an image and checks its size before it is decoded."""
+    """Wraps one of vLLM's loaders: removes an image's metadata and checks its size before it is decoded."""
 
     def __init__(self, media_io: Any, open_image: Any, max_image_pixels: int) -> None:
         self._media_io = media_io
@@ -147,8 +148,7 @@ class CheckedImages:
         check_size(width, height, self._max_image_pixels)
         return self._media_io.load_bytes(bare)
 
-    def load_base64(self, media_type: str, data: str) -> Any:
-        """Decode an image from a `data:` URL; only what vLLM itself takes as base64."""
-        del media_type
+    def load_base64(self, _media_type: str, data: str) -> Any:
+        """Decode an image from a `data:` URL; accepts the same base64 as vLLM."""
         decode = importlib.import_module("pybase64").b64decode
         return self.load_bytes(decode(data, validate=True))

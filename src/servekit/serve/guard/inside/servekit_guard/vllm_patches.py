@@ -1,0 +1,210 @@
+"""Everything the guard changes in vLLM's server, with what vLLM 0.20.2 does and in which file.
+
+`apply_at_import` and `apply` list it; the larger patches have modules of their own, which say the same.
+`core/worker.py` changes the processes that hold the model.
+"""
+
+import gc
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from . import header_limits, slow_readers
+from .core.handoff import current_request
+from .error_shape import describe_wrong_field
+from .guard_config import Rules
+from .images import image_cache, media
+from .request_ids import HEADER
+
+OBJECTS_BEFORE_GARBAGE = 10_000
+"""Generation-0 threshold of the garbage collector. Python's default is 700 objects, which some thirty requests create:
+all of them are still in use, so the collector found nothing and took 2 % of the server's time, 9 % in a burst."""
+
+LISTS = frozenset({"list", "tuple", "set"})
+
+
+def apply_at_import(rules: Rules, checked_body: str) -> slow_readers.Unread:
+    """Apply the patches that vLLM's application is built with; return the watch over its connections.
+
+    checked_body: the scope's key for the body that the guard has parsed.
+    """
+    gc.set_threshold(OBJECTS_BEFORE_GARBAGE, *gc.get_threshold()[1:])
+    read_checked_bodies(checked_body)
+    media.register(rules.max_image_pixels, rules.media_domains)  # checks of images, a fast path for `data:` URLs
+    header_limits.limit(rules.max_head_bytes, rules.max_head_s)  # size and time of request heads
+    return slow_readers.watch(rules.max_write_s)  # connections whose client reads nothing
+
+
+def apply(app: Any, layer: Any, generating: Iterable[str]) -> None:
+    """Patch vLLM's FastAPI application, once its state is complete and before it serves.
+
+    layer: the ASGI application below the guard. generating: the paths of the routes that generate text.
+    """
+    stop_at_first_mistakes(app.routes, generating)
+    while not hasattr(layer, "add_exception_handler"):
+        layer = layer.app  # AttributeError when there is no Starlette layer with exception handlers
+    answer_mistakes_inside(layer, app.exception_handlers[Exception])
+    answer_wrong_fields(layer)
+    state, renderer = app.state, app.state.engine_client.renderer
+    image_cache.watch(renderer, current_request)  # forgets images whose request never reached EngineCore
+    wrap(renderer, "_process_multimodal_async", answer_images_without_a_place)
+    wrap(state.openai_serving_models, "show_available_models", hide_paths)
+    wrap(getattr(state, "anthropic_serving_messages", None), "create_messages", answer_messages)
+    wrap(getattr(state, "openai_serving_responses", None), "create_responses", name_responses)
+
+
+def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Call `wrapper(method, ...)` in place of a method of this object; nothing when there is no such object."""
+    if owner is not None:
+        setattr(owner, name, partial(wrapper, getattr(owner, name)))
+
+
+def mistake_types() -> tuple[type[Exception], ...]:
+    """Return the exceptions that vLLM's own handler treats as the client's mistake (`entrypoints/utils.py`)."""
+    template_error: type[Exception] = importlib.import_module("jinja2").TemplateError
+    # RecursionError: vLLM parses JSON text within JSON, such as the arguments of a tool call, once more.
+    return ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, template_error
+
+
+def answer_mistakes_inside(layer: Any, handler: Any) -> None:
+    """Answer a client's mistake without a traceback in the log and without closing the connection.
+
+    vLLM registers its handler for `Exception` (`entrypoints/openai/api_server.py`). Starlette runs that one outermost
+    and raises the exception again: 150 lines of log and a closed connection for each image that cannot be read.
+    """
+
+    async def answer(request: Any, error: Exception) -> Any:
+        return await handler(request, _as_mistake(error))
+
+    for mistake in mistake_types():
+        layer.add_exception_handler(mistake, answer)
+
+
+def _as_mistake(error: Exception) -> Exception:
+    """Return an exception that vLLM answers with 400: an unknown type of content part is a 501 there, depth a 500."""
+    return ValueError(str(error)) if isinstance(error, (NotImplementedError, RecursionError)) else error
+
+
+def answer_wrong_fields(layer: Any) -> None:
+    """Answer a wrong field in one line; `error_shape.py` completes the answer.
+
+    vLLM's handler (`entrypoints/openai/server_utils.py`) repeats the value twice and names paths of this host.
+    """
+    response = importlib.import_module("starlette.responses").JSONResponse
+
+    async def answer(_request: Any, error: Any) -> Any:
+        message, param = describe_wrong_field(error.errors(), error.body)
+        return response({"error": {"message": message, "param": param}}, 400)
+
+    invalid = importlib.import_module("fastapi.exceptions").RequestValidationError
+    layer.add_exception_handler(invalid, answer)
+
+
+async def answer_messages(create_messages: Any, *arguments: Any, **named: Any) -> Any:
+    """Answer 400 on `/v1/messages` where the other routes do.
+
+    vLLM answers every exception with 500 there (`entrypoints/anthropic/api_router.py`).
+    """
+    try:
+        return await create_messages(*arguments, **named)
+    except mistake_types() as error:
+        return create_messages.__self__.create_error_response(_as_mistake(error))
+
+
+async def answer_images_without_a_place(process: Any, *arguments: Any, **named: Any) -> Any:
+    """Answer 400 when the chat template leaves an image out, for example in a tool's answer.
+
+    vLLM asserts that each image has its place in the prompt (`multimodal/processing/processor.py`): a 500 with a
+    traceback.
+    """
+    try:
+        return await process(*arguments, **named)
+    except AssertionError as error:
+        raise ValueError(
+            "An image has no place in the prompt: the chat template leaves images out of messages of this role."
+            " Send it in a user message."
+        ) from error
+
+
+async def hide_paths(show_available_models: Any) -> Any:
+    """Set each model's and adapter's `root` in `/v1/models` to its name, as OpenAI did.
+
+    vLLM puts the folder of the weights there (`entrypoints/openai/models/serving.py`), and only displays it.
+    """
+    models = await show_available_models()
+    for model in models.data:
+        model.root = model.id
+    return models
+
+
+async def name_responses(create_responses: Any, request: Any, raw_request: Any = None) -> Any:
+    """Use the request's id in `/v1/responses` too.
+
+    vLLM takes the id of this route from the body, where two clients can send the same one (`responses/serving.py`).
+    """
+    if raw_request is not None:
+        request.request_id = f"resp_{raw_request.headers[HEADER.decode()]}"
+    return await create_responses(request, raw_request)
+
+
+def read_checked_bodies(key: str) -> None:
+    """Let Starlette's requests return the body that the guard has parsed, so that one parser decides what it says."""
+    request_class = importlib.import_module("starlette.requests").Request
+    read = request_class.json
+
+    async def json(self: Any) -> Any:
+        return self.scope[key] if key in self.scope else await read(self)
+
+    request_class.json = json
+
+
+def stop_at_first_mistakes(routes: Iterable[Any], paths: Iterable[str]) -> None:
+    """Rebuild the validators of these routes' bodies so that each list stops at its first wrong item.
+
+    pydantic validates a whole list and collects every mistake, for each member of a union: 2,000 wrong items of
+    `/v1/responses` gave 408,001 mistakes and blocked vLLM's event loop for five seconds.
+    routes: FastAPI's; raises LookupError when one of the `paths` has no body that is validated.
+    """
+    missing = set(paths)
+    for route in routes:
+        field = getattr(route, "body_field", None)
+        if field is None or getattr(route, "path", None) not in missing:
+            continue
+        for each in (field, *route.dependant.body_params):
+            _rebuild(each._type_adapter)  # noqa: SLF001 - FastAPI has no public way to a route's validator
+        missing.discard(route.path)
+    if missing:
+        raise LookupError(f"no validated body on {', '.join(sorted(missing))}")
+
+
+def _rebuild(adapter: Any) -> None:
+    validator_class = importlib.import_module("pydantic_core").SchemaValidator
+    models = []
+    for schema in _schemas(adapter.core_schema):
+        if schema["type"] in LISTS:
+            schema["fail_fast"] = True
+        elif schema["type"] == "model" and vars(schema["cls"]).get("__pydantic_complete__"):
+            models.append(schema["cls"])
+    try:
+        for model in models:  # pydantic-core would use a complete model's own validator instead of its schema
+            model.__pydantic_complete__ = False
+        adapter.validator = validator_class(adapter.core_schema, adapter._config)  # noqa: SLF001
+    finally:
+        for model in models:
+            model.__pydantic_complete__ = True
+
+
+def _schemas(value: Any) -> Iterator[dict[str, Any]]:
+    pending, seen = [value], set()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            if isinstance(value.get("type"), str):
+                yield value
+            pending.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            pending.extend(value)

@@ -1,0 +1,112 @@
+"""NVML with as many L4 as a test wants: pynvml's own names, signatures and exceptions, without a driver."""
+
+import importlib
+import inspect
+import queue
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+pynvml: Any = importlib.import_module("pynvml")
+
+MIB = 1 << 20
+XID, DOUBLE_BIT = pynvml.nvmlEventTypeXidCriticalError, pynvml.nvmlEventTypeDoubleBitEccError
+GPU = "GPU-1234"
+
+_ANSWERS: dict[str, Any] = {
+    "nvmlInit": None,
+    "nvmlSystemGetCudaDriverVersion_v2": 13_000,
+    "nvmlSystemGetDriverVersion": "580.95.05",
+    "nvmlDeviceGetName": "NVIDIA L4",
+    "nvmlDeviceGetCudaComputeCapability": (8, 9),
+    "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=7)],
+    "nvmlDeviceGetCurrentClocksEventReasons": 0x44,
+    "nvmlDeviceGetTotalEnergyConsumption": 81_234_567,
+    "nvmlDeviceGetPowerUsage": 71_500,
+    "nvmlDeviceGetEnforcedPowerLimit": 72_000,
+    "nvmlDeviceGetTemperature": 64,
+    "nvmlDeviceGetMaxClockInfo": 2040,
+    "nvmlDeviceGetTotalEccErrors": 5,
+    "nvmlDeviceGetRemappedRows": (1, 2, 1, 0),
+    "nvmlEventSetCreate": "set",
+    "nvmlDeviceGetSupportedEventTypes": 0xFF,
+}
+
+
+class FakeNvml:
+    """Stands in for the module pynvml: `failures` are the functions that fail, each with the code of its NVMLError.
+
+    A GPU is its own handle: a number, or what a test says of its events. `lost` GPUs fail every query.
+    """
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, *unsupported: str, count: int = 1, **failures: int) -> None:
+        self.failures = dict.fromkeys(unsupported, pynvml.NVML_ERROR_NOT_SUPPORTED) | failures
+        self.count = count
+        self.lost: set[object] = set()
+        self.calls: list[str] = []
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.registered: list[tuple[object, int]] = []
+        self.waiting = threading.Event()
+
+    def happen(self, kind: int, data: int = 0) -> None:
+        """Let the next wait return an event."""
+        self.events.put(SimpleNamespace(device=0, eventType=kind, eventData=data))
+
+    def __getattr__(self, name: str) -> Any:
+        signature = inspect.signature(getattr(pynvml, name))
+
+        def call(*arguments: Any) -> Any:
+            signature.bind(*arguments)
+            self.calls.append(name)
+            if name in self.failures:
+                raise pynvml.NVMLError(self.failures[name])
+            if arguments and arguments[0] in self.lost:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+            return _ANSWERS[name] if name in _ANSWERS else getattr(self, f"_{name}")(*arguments)
+
+        return call
+
+    def _nvmlDeviceGetCount(self) -> int:  # noqa: N802 - the library's names, here and below
+        return self.count
+
+    def _nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def _nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
+        return 0 if uuid == GPU else int(uuid.rpartition("-")[2])
+
+    def _nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return GPU if handle == 0 else f"GPU-{handle}"
+
+    def _nvmlDeviceGetMemoryInfo(self, _handle: int, version: int | None = None) -> Any:  # noqa: N802
+        reserve = {"reserved": 470 * MIB} if version == pynvml.nvmlMemory_v2 else {}
+        return SimpleNamespace(total=23_034 * MIB, free=22_500 * MIB, used=534 * MIB, **reserve)
+
+    def _nvmlDeviceGetMigMode(self, _handle: int) -> list[int]:  # noqa: N802
+        return [0, 0]
+
+    def _nvmlDeviceGetClockInfo(self, _handle: int, kind: int) -> int:  # noqa: N802
+        return {pynvml.NVML_CLOCK_SM: 1695, pynvml.NVML_CLOCK_MEM: 6251}[kind]
+
+    def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> Any:  # noqa: N802
+        assert fields == [pynvml.NVML_FI_DEV_POWER_INSTANT]
+        values = (pynvml.c_nvmlFieldValue_t * 1)()
+        values[0].value.uiVal = 68_250
+        return values
+
+    def _nvmlDeviceRegisterEvents(self, handle: int, kinds: int, events: object) -> None:  # noqa: N802
+        assert events == "set"
+        self.registered.append((handle, kinds))
+
+    def _nvmlEventSetWait_v2(self, events: object, _timeout_ms: int) -> Any:  # noqa: N802
+        assert events == "set"
+        self.waiting.set()
+        try:
+            event = self.events.get(timeout=0.02)
+        except queue.Empty:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT) from None
+        if isinstance(event, Exception):
+            raise event
+        return event
