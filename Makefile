@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast lint types lock engine-args request-fields docs advisories release-check bench killers fuzz sbom
+.PHONY: help install serve doctor test test-fast format lint types lock engine-args request-fields docs advisories release-check bench killers fuzz sbom dist dist-check
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -21,11 +21,11 @@ doctor:  ## Docker, driver and Compose project of this host, before the first `d
 
 test:  ## install what is needed, then all tests; the real engine included
 	@scripts/install.sh dev engine tools
-	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term $(ARGS)
 
 test-fast:  ## only the tests that start no engine
 	@scripts/install.sh dev tools
-	$(BIN)/pytest -m "not engine and not container" $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal -m "not engine and not container" $(ARGS)
 
 lint:  ## ruff and the formatter, hadolint, shellcheck
 	@scripts/install.sh dev
@@ -33,6 +33,11 @@ lint:  ## ruff and the formatter, hadolint, shellcheck
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck scripts/*.sh .ci/run .ci/*.sh
+
+format:  ## ruff: format every file, mend what it can mend
+	@scripts/install.sh dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 types:  ## mypy, strict
 	@scripts/install.sh dev
@@ -59,7 +64,7 @@ advisories:  ## write the table of docs/security.md and docs/vex.cdx.json from d
 	@scripts/install.sh dev
 	$(BIN)/python scripts/advisories.py
 
-release-check:  ## what a release needs besides the tests: a list of advisories no older than 60 days
+release-check:  ## what a release needs besides the tests: a list of advisories at most 60 days old
 	@scripts/install.sh dev
 	$(BIN)/python scripts/advisories.py --max-age-days 60
 
@@ -77,9 +82,14 @@ fuzz:  ## a million inputs to the guard alone, then 20,000 requests to the real 
 	$(BIN)/python -m benchmarks.fuzz_engine
 	$(BIN)/python -m benchmarks.fuzz_engine --wide
 
-sbom:  ## software bills of materials (CycloneDX) into dist/: what servekit adds to the image, its newer packages for the engine, the CPU engine
+sbom:  ## software bills of materials alone, into dist/
 	@scripts/install.sh dev
-	@mkdir -p dist
-	$(BIN)/cyclonedx-py requirements requirements/image.txt --output-reproducible --of JSON -o dist/servekit.cdx.json
-	$(BIN)/cyclonedx-py requirements requirements/engine-patches.txt --output-reproducible --of JSON -o dist/engine-patches.cdx.json
-	$(BIN)/cyclonedx-py requirements requirements/engine-cpu.txt --output-reproducible --of JSON -o dist/engine-cpu.cdx.json
+	@scripts/sbom.sh
+
+dist:  ## a release into dist/: wheel, software bills of materials, SHA256SUMS (REF=TAG; default: the tag of HEAD)
+	@scripts/dist.sh $(REF)
+
+dist-check:  ## build HEAD twice, under another umask and time zone, and compare the bytes
+	@scripts/dist.sh HEAD build/dist-1
+	@umask 077 && TZ=Pacific/Auckland scripts/dist.sh HEAD build/dist-2
+	cmp build/dist-1/SHA256SUMS build/dist-2/SHA256SUMS

@@ -4,7 +4,6 @@ vLLM 0.20.2 refuses each of the eight lines of broken.yaml also when it stands a
 """
 
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.programs import (
     timed,
     working_folder,
 )
+from servekit.measure.statistics import ratio_of_medians
 
 NAME = "check"
 ROUNDS = 5
@@ -46,8 +46,8 @@ def run(rounds: int | None) -> dict[str, Any]:
         "mistakes": len(KEYS),
         "wall_s": wall,
         "cpu_s": cpu,
-        "ratio": round(statistics.median(wall["vllm"]) / statistics.median(wall["servekit"]), 1),
-        "cpu_ratio": round(statistics.median(cpu["vllm"]) / statistics.median(cpu["servekit"]), 1),
+        "ratio": round(ratio_of_medians(wall["vllm"], wall["servekit"]), 1),
+        "cpu_ratio": round(ratio_of_medians(cpu["vllm"], cpu["servekit"]), 1),
         "names": {
             "servekit": [key for key in KEYS if re.search(rf"\.yaml:\d+: {key}[:.]", said["servekit"])],
             "vllm": [key for key in KEYS if key in vllm_error(said["vllm"])],

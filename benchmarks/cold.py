@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.endpoint import free_port
 from benchmarks.programs import ROOT, SERVEKIT, SPREAD_HEAD, Timed, clean_environment, spread, timed
+from tests.harness.ports import free_port
 
 NAME = "cold"
 ROUNDS = 15

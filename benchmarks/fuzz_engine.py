@@ -19,11 +19,12 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import describe_machine
-from tests.engine.conftest import Endpoint, finish
+from tests.engine.conftest import make_endpoint
 from tests.engine.killers.barrage import bombard
 from tests.engine.killers.catalogue import is_alive
 from tests.engine.killers.conftest import start_wide, target_of
 from tests.engine.killers.figures import gauge, held, longest_held_s
+from tests.harness.endpoint import Endpoint
 
 REQUESTS = 20_000
 START_S = 300
@@ -40,12 +41,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the endpoint would keep running
     with tempfile.TemporaryDirectory(prefix="servekit-fuzz-") as folder:
         cache = Path(folder)
-        endpoint = start_wide(cache) if options.wide else Endpoint(cache)
+        endpoint = start_wide(cache) if options.wide else make_endpoint(cache)
         try:
             endpoint.until_ready(START_S)
             result = measure(endpoint, cache, options)
         finally:
-            finish(endpoint)
+            endpoint.finish()
     result["machine"] = describe_machine()
     text = json.dumps(result, indent=2)
     print(text)
@@ -69,7 +70,7 @@ def parse() -> argparse.Namespace:
 def measure(endpoint: Endpoint, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Send the requests in steps; return the statuses and everything that was wrong."""
     target = target_of(endpoint, cache, wide=options.wide)
-    processes = endpoint.processes()
+    processes = endpoint.roles()
     server = psutil.Process(processes["server"])
     wrong = bombard(target, options.seed + 1_000_000, range(WARM)).wrong
     held_before, resident_before = held(endpoint), server.memory_info().rss
@@ -91,9 +92,9 @@ def measure(endpoint: Endpoint, cache: Path, options: argparse.Namespace) -> dic
     kept = {name: gauge(endpoint, f"servekit_guard_{name}") for name in ("in_flight", "buffered_bytes")}
     wrong += [f"not released: {name} {value}" for name, value in kept.items() if value]
     if over := held(endpoint) - held_before:
-        wrong.append(f"the event loop was blocked for more than 250 ms, {over:.0f} times")
-    if endpoint.processes().get("core") != processes["core"]:
-        wrong.append("EngineCore was replaced by another process")
+        wrong.append(f"the event loop was held for more than 250 ms, {over:.0f} times")
+    if endpoint.roles().get("core") != processes["core"]:
+        wrong.append("EngineCore is another one")
     return {
         "requests": sum(statuses.values()),
         "seed": options.seed,

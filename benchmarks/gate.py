@@ -10,13 +10,13 @@ import base64
 import hashlib
 import json
 import random
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.programs import spread
 from servekit.serve.guard.inside.servekit_guard import Gate, Rules
 from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY
@@ -49,8 +49,7 @@ def table(result: dict[str, Any]) -> list[str]:
     """Give the result as lines."""
     rows = [f"{'':<24}{'bytes':>9}{'median':>9}{'best':>9}{'worst':>9} microseconds a request"]
     for name, values in result["added_us"].items():
-        figures = "".join(f"{value:>9.0f}" for value in (statistics.median(values), min(values), max(values)))
-        rows.append(f"{name:<24}{result['bodies'][name]:>9}{figures}")
+        rows.append(f"{name:<24}{result['bodies'][name]:>9}{spread(values, 0, '')}")
     return rows
 
 

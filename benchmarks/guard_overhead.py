@@ -1,94 +1,85 @@
-"""What the guard costs: the same engine with and without it, turn and turn about, in one run.
+"""What the guard costs: the same engine with and without it, in turns, in one run.
 
-Usage: python benchmarks/guard_overhead.py --engine ENGINE_VENV/bin/vllm [--rounds 20] [--streams 32] [--burst 256]
-
-Prints one JSON object: throughput of concurrent streams with the guard over that without (ratio of totals,
-and of the median round); for requests that all come at once, when EngineCore had the first of them and half of
-them; and the median time in microseconds of `/v1/models` and of refused requests on a connection that is kept open.
+Throughput of concurrent streams with the guard over that without (ratio of totals, and of the median round); for
+requests that all come at once, when EngineCore had the first of them and half of them; and the median time in
+microseconds of `/v1/models` and of refused requests on a connection that is kept open.
 """
 
-import argparse
 import asyncio
-import contextlib
 import json
-import math
-import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servekit.demo.build import build_demo_model
-from servekit.serve.guard import Guard, GuardSettings, prepare_guard
+from benchmarks.programs import engine_program, working_folder
+from servekit.measure.statistics import ratio_of_medians, standard_error
+from servekit.serve.guard import GuardSettings, prepare_guard
 from servekit.serve.guard.keys import load_keys
+from tests.harness.engine import bare_engine
 
+NAME = "guard"
+ROUNDS = 20
+STREAMS, TOKENS = 32, 64
+BURST, LATENCY_REQUESTS = 256, 2000
 INSIDE = Path(__file__).parent / "inside"
-CPU_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-START_S = 180
 Measured = TypeVar("Measured")
 BARE = "x-bare: 1\r\n"
 HANDED_OVER = "/handed-over"
 """`PATH` of guard_switch.py, out of reach from here."""
 
 
-def main() -> None:
-    """Start an engine, measure, print, stop it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--burst", type=int, default=256, help="requests that come at once")
-    parser.add_argument("--burst-rounds", type=int, default=20)
-    parser.add_argument("--latency-requests", type=int, default=2000)
-    options = parser.parse_args()
-    # SIGTERM would end this program and leave the engine: it runs in a session of its own
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        build_demo_model(folder / "model")
-        settings = GuardSettings(state_dir=folder / "state", max_in_flight=max(options.streams, options.burst))
-        guard = prepare_guard(settings, folder / "run")
+def run(rounds: int | None) -> dict[str, Any]:
+    """Start an engine with the switchable guard, and return every figure."""
+    with working_folder() as folder:
+        guard = prepare_guard(
+            GuardSettings(state_dir=folder / "state", max_in_flight=max(STREAMS, BURST)), folder / "run"
+        )
         assert guard.key_file is not None
-        port = free_port()
-        process = start(options.engine, folder, port, guard)
-        try:
-            await_ready(process, port)
-            measured = asyncio.run(measure(port, load_keys(guard.key_file)[0], options))
-        finally:
-            stop(process)
-    print(json.dumps(measured, indent=2))
+        words = ["guard_switch.Switch" if word.startswith("servekit_guard.") else word for word in guard.argv]
+        own = ["--kv-cache-dtype", "auto", "--max-model-len", "2048", "--max-num-seqs", "64"]
+        flags = [*own, "--disable-uvicorn-access-log", *words]
+        environ = dict(guard.environment)
+        environ["PYTHONPATH"] += f":{INSIDE}"
+        server = bare_engine(folder / "model", folder / "engine.log", flags, environ, program=engine_program())
+        with server.start():
+            server.until_ready()
+            return asyncio.run(measure(server.port, load_keys(guard.key_file)[0], rounds or ROUNDS))
 
 
-async def measure(port: int, key: str, options: argparse.Namespace) -> dict[str, Any]:
+def table(result: dict[str, Any]) -> list[str]:
+    """Return the result as lines."""
+    speed, burst, latency = result["tokens_per_s"], result["burst"], result["median_latency_us"]
+    rows = []
+    rows.append(
+        f"{result['streams']} streams: {speed['guarded']} tokens/s with the guard, {speed['bare']} without, "
+        f"{result['throughput_ratio_of_totals']} of totals, {result['throughput_ratio_of_medians']} of medians"
+    )
+    for what in ("first", "half"):
+        each, added = burst[f"{what}_handed_over_ms"], burst[f"{what}_added_ms"]
+        rows.append(
+            f"{burst['requests']} requests at once, EngineCore has the {what}: {each['guarded']} ms with the guard, "
+            f"{each['bare']} ms without; {added['mean']} +- {added['error']} ms added"
+        )
+    return [*rows, *(f"{name:<16}{value:>9} us" for name, value in latency.items())]
+
+
+async def measure(port: int, key: str, rounds: int) -> dict[str, Any]:
     """Return every figure of one run."""
-    await stream_round(port, key, "", options)  # warm-up
-    seconds = await in_turns(lambda header: stream_round(port, key, header, options), options.rounds)
-    burst = await bursts(port, key, options.burst, options.burst_rounds)
-    latency = await latencies(port, key, options.latency_requests)
+    await stream_round(port, key, "")  # warm-up
+    seconds = await in_turns(lambda header: stream_round(port, key, header), rounds)
+    burst = await bursts(port, key, BURST, rounds)
+    latency = await latencies(port, key, LATENCY_REQUESTS)
     guarded, bare = seconds["guarded"], seconds["bare"]
-    tokens = options.streams * options.tokens
+    tokens = STREAMS * TOKENS
     return {
-        "streams": options.streams,
-        "tokens_per_stream": options.tokens,
-        "rounds": options.rounds,
+        "streams": STREAMS,
+        "tokens_per_stream": TOKENS,
+        "rounds": rounds,
         "tokens_per_s": {name: round(tokens / statistics.median(values)) for name, values in seconds.items()},
         "throughput_ratio_of_totals": round(sum(bare) / sum(guarded), 4),
-        "throughput_ratio_of_medians": round(statistics.median(bare) / statistics.median(guarded), 4),
+        "throughput_ratio_of_medians": round(ratio_of_medians(bare, guarded), 4),
         "burst": burst,
         "median_latency_us": latency,
         "added_to_models_us": round(latency["models_guarded"] - latency["models_bare"], 1),
@@ -105,13 +96,13 @@ async def in_turns(measure: Callable[[str], Awaitable[Measured]], rounds: int) -
     return measured
 
 
-async def stream_round(port: int, key: str, header: str, options: argparse.Namespace) -> float:
+async def stream_round(port: int, key: str, header: str) -> float:
     """Return the seconds that all streams together took."""
     body = json.dumps(
         {
             "model": "demo",
             "messages": [{"role": "user", "content": "Describe the sea in many words."}],
-            "max_tokens": options.tokens,
+            "max_tokens": TOKENS,
             "ignore_eos": True,
             "stream": True,
         }
@@ -121,7 +112,7 @@ async def stream_round(port: int, key: str, header: str, options: argparse.Names
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
     ).encode()
     began = time.perf_counter()
-    answers = await asyncio.gather(*(whole_answer(port, request) for _ in range(options.streams)))
+    answers = await asyncio.gather(*(whole_answer(port, request) for _ in range(STREAMS)))
     elapsed_s = time.perf_counter() - began
     assert all(answer.startswith(b"HTTP/1.1 200") and b"[DONE]" in answer for answer in answers)
     return elapsed_s
@@ -138,7 +129,7 @@ async def bursts(port: int, key: str, count: int, rounds: int) -> dict[str, Any]
         told[f"{what}_handed_over_ms"] = {name: round(statistics.median(values), 1) for name, values in each_ms.items()}
         told[f"{what}_added_ms"] = {
             "mean": round(statistics.mean(added_ms), 1),
-            "error": round(statistics.stdev(added_ms) / math.sqrt(rounds), 1),
+            "error": round(standard_error(added_ms), 1),
         }
     return told
 
@@ -199,57 +190,3 @@ async def latencies(port: int, key: str, count: int) -> dict[str, float]:
             taken_us[name].append((time.perf_counter() - began) * 1e6)
     writer.close()
     return {name: round(statistics.median(values), 1) for name, values in taken_us.items()}
-
-
-def start(engine: Path, folder: Path, port: int, guard: Guard) -> "subprocess.Popen[bytes]":
-    """Start vLLM on the CPU with the switchable guard."""
-    arguments = [
-        "guard_switch.Switch" if argument.startswith("servekit_guard.") else argument for argument in guard.argv
-    ]
-    environment = os.environ | CPU_ENVIRONMENT | dict(guard.environment)
-    environment["PYTHONPATH"] += f":{INSIDE}"
-    return subprocess.Popen(
-        [
-            *(str(engine), "serve", str(folder / "model"), "--served-model-name", "demo"),
-            *("--host", "127.0.0.1", "--port", str(port), "--kv-cache-dtype", "auto", "--max-model-len", "2048"),
-            *("--max-num-seqs", "64", "--enforce-eager", "--skip-mm-profiling"),
-            *("--limit-mm-per-prompt", '{"image": 3, "audio": 0, "video": 0}', "--disable-uvicorn-access-log"),
-            *arguments,
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def await_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
-    """Wait until the engine is healthy."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise SystemExit("the engine did not come up; start it by hand with the same arguments to see why")
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the engine and everything it started."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,23 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
-from benchmarks.endpoint import Endpoint
+
+class Target(Protocol):
+    """What a load must know of an endpoint."""
+
+    @property
+    def url(self) -> str:
+        """The base address."""
+
+    @property
+    def model(self) -> str:
+        """The served name."""
+
+    @property
+    def key(self) -> str:
+        """The clients' key; empty where the server asks for none."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,12 @@ class Round:
         return self.tokens / self.seconds
 
 
-def run_round(endpoint: Endpoint, *, streams: int, tokens: int) -> Round:
+def run_round(endpoint: Target, *, streams: int, tokens: int) -> Round:
     """Let `streams` requests of `tokens` output tokens run at once; raise ValueError where one is cut short."""
     return asyncio.run(_round(endpoint, streams, tokens))
 
 
-async def _round(endpoint: Endpoint, streams: int, tokens: int) -> Round:
+async def _round(endpoint: Target, streams: int, tokens: int) -> Round:
     began = time.perf_counter()
     made = await asyncio.gather(*(_stream(endpoint, number, tokens) for number in range(streams)))
     seconds = time.perf_counter() - began
@@ -39,7 +54,7 @@ async def _round(endpoint: Endpoint, streams: int, tokens: int) -> Round:
     return Round(sum(made), seconds)
 
 
-async def _stream(endpoint: Endpoint, number: int, tokens: int) -> int:
+async def _stream(endpoint: Target, number: int, tokens: int) -> int:
     """Send one request on a connection of its own; return how many tokens the engine says it made."""
     host, _, port = endpoint.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -54,7 +69,7 @@ async def _stream(endpoint: Endpoint, number: int, tokens: int) -> int:
     return int(json.loads(usage)["usage"]["completion_tokens"])
 
 
-def _request(endpoint: Endpoint, host: str, number: int, tokens: int) -> bytes:
+def _request(endpoint: Target, host: str, number: int, tokens: int) -> bytes:
     body = json.dumps(
         {
             "model": endpoint.model,

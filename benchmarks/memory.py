@@ -3,10 +3,11 @@
 import urllib.request
 from typing import Any
 
-from benchmarks.endpoint import Endpoint, served_by_servekit
+from benchmarks.endpoint import served_by_servekit
 from benchmarks.load import run_round
-from benchmarks.processes import command_line, descendants, memory_of
 from benchmarks.programs import working_folder
+from tests.harness.endpoint import Endpoint
+from tests.harness.processes import command_line, descendants, memory_of
 
 NAME = "memory"
 ROUNDS = 10

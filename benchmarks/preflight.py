@@ -1,9 +1,5 @@
-"""How long preflight takes: the demo checkpoint, and one of gemma-4-E4B's size whose shards are sparse files.
+"""How long preflight takes: the demo checkpoint, and one of gemma-4-E4B's size whose shards are sparse files."""
 
-Usage: python benchmarks/preflight.py [--rounds 5] [--json]
-"""
-
-import argparse
 import json
 import statistics
 import tempfile
@@ -38,8 +34,20 @@ VALUES: dict[str, Any] = {
     "kv-cache-dtype": "fp8_e4m3",
     "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
 }
+NAME = "preflight"
+ROUNDS = 5
 ARGUMENTS = resolve(VALUES, target="cuda")
 SHARD_BYTES = 4_000_000_000
+
+
+def run(rounds: int | None) -> dict[str, Any]:
+    """Build both checkpoints in a temporary folder and preflight them."""
+    with tempfile.TemporaryDirectory(prefix="servekit-bench-") as folder:
+        demo, sparse = Path(folder) / "demo", Path(folder) / "e4b"
+        build_demo_model(demo)
+        sparse.mkdir()
+        write_sparse_checkpoint(sparse)
+        return {"demo": measure(demo, rounds or ROUNDS), "e4b (sparse)": measure(sparse, rounds or ROUNDS)}
 
 
 def write_sparse_checkpoint(folder: Path, *, quantized: bool = True) -> None:
@@ -96,24 +104,6 @@ def _preflight(folder: Path) -> tuple[float, CheckpointFacts, tuple[Finding, ...
     return time.perf_counter() - begin, facts, findings, plan.weights_bytes, plan.pool_tokens
 
 
-def main() -> None:
-    """Build both checkpoints in a temporary folder, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        demo, sparse = Path(folder) / "demo", Path(folder) / "e4b"
-        build_demo_model(demo)
-        sparse.mkdir()
-        write_sparse_checkpoint(sparse)
-        results = {"demo": measure(demo, options.rounds), "e4b (sparse)": measure(sparse, options.rounds)}
-    if options.json:
-        print(json.dumps(results))
-        return
-    for name, result in results.items():
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
-
-
-if __name__ == "__main__":
-    main()
+def table(result: dict[str, Any]) -> list[str]:
+    """Return the result as lines."""
+    return [f"{name}: " + ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in result.items()]

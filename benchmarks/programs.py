@@ -2,7 +2,6 @@
 
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servekit.demo.build import build_demo_model
+from servekit.measure.statistics import extremes
 
 ROOT = Path(__file__).parent.parent
 SERVEKIT = Path(sys.executable).with_name("servekit")
@@ -71,9 +71,10 @@ def timed(argv: Sequence[str], environment: Mapping[str, str]) -> Timed:
     return Timed(round(wall_s, 3), round(cpu_s, 3), done.returncode, done.stdout)
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Give median, best and worst of some seconds as three columns."""
-    return "".join(f"{value:>9.{digits}f} s" for value in (statistics.median(values), min(values), max(values)))
+def spread(values: Sequence[float], digits: int = 2, unit: str = " s") -> str:
+    """Return median, least and greatest of some values as three columns."""
+    figures = extremes(values)
+    return "".join(f"{value:>9.{digits}f}{unit}" for value in (figures.median, figures.low, figures.high))
 
 
 SPREAD_HEAD = f"{'median':>11}{'best':>11}{'worst':>11}"

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.endpoint import Endpoint, served_by_servekit
+from benchmarks.endpoint import served_by_servekit
 from benchmarks.machine import describe_machine
-from benchmarks.processes import PROC, memory_of
 from benchmarks.programs import working_folder
 from benchmarks.soak_probes import Prober, latency_lines
 from benchmarks.soak_requests import KINDS, HangUp, Kind, chat
+from tests.harness.endpoint import Endpoint
+from tests.harness.processes import PROC, memory_of
 
 _ANSWER_S = 180
 _SETTLE_S = 60

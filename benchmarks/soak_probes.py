@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
+from servekit.measure.statistics import quantile
+
 PATHS = ("/livez", "/readyz")
 LATENESS = "the prober's own lateness"
 """How much later than asked for its process was woken: what the machine's load alone does to a clock."""
@@ -25,8 +27,7 @@ class Answers:
 
     def quantile_ms(self, share: float) -> float:
         """Return the time below which this share of the answers came, in milliseconds."""
-        ordered = sorted(self.seconds)
-        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return 1000 * quantile(self.seconds, share)
 
 
 class Prober:

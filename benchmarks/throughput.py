@@ -16,10 +16,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.endpoint import Endpoint, served_by_hand, served_by_servekit
+from benchmarks.endpoint import served_by_hand, served_by_servekit
 from benchmarks.load import run_round
-from benchmarks.processes import busy_seconds, command_line, cpu_seconds, descendants
-from benchmarks.programs import working_folder
+from benchmarks.programs import spread, working_folder
+from servekit.measure.statistics import quartiles, ratios_of_pairs
+from tests.harness.processes import busy_seconds, command_line, cpu_seconds, descendants
+from tests.harness.server import Server
 
 NAME = "throughput"
 ROUNDS = 40
@@ -32,7 +34,7 @@ WANTED = 0.98
 class Side:
     """One of the two endpoints, and what was measured on it; times in seconds."""
 
-    endpoint: Endpoint
+    endpoint: Server
     own: list[int] = field(default_factory=list)
     """servekit and its keeper; nothing for an engine started by hand."""
     engine: list[int] = field(default_factory=list)
@@ -99,12 +101,11 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Give the result as lines."""
-    rows = [f"{'':<10}{'median':>9}{'best':>9}{'worst':>9} tokens/s   engine's CPU per token   servekit's own CPU"]
+    rows = [f"{'':<10}{'median':>9}{'least':>9}{'most':>9} tokens/s   engine's CPU per token   servekit's own CPU"]
     for name, side in result["sides"].items():
         rates = side["tokens_per_s"]
-        figures = "".join(f"{value:>9.0f}" for value in (statistics.median(rates), max(rates), min(rates)))
         own = f"{100 * side['servekit_cpu_share']:.2f} % of a core" if name == "servekit" else ""
-        rows.append(f"{name:<10}{figures}{'':>12}{side['engine_cpu_ms_per_token']:.3f} ms{'':>17}{own}")
+        rows.append(f"{name:<10}{spread(rates, 0, '')}{'':>12}{side['engine_cpu_ms_per_token']:.3f} ms{'':>17}{own}")
     low, high = result["quartiles"]
     rows += [
         f"servekit / by hand (wanted: {result['wanted']}):",
@@ -116,10 +117,10 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def _compare(servekit: Side, hand: Side) -> dict[str, Any]:
-    pairs = [one / other for one, other in zip(servekit.rates, hand.rates, strict=True)]
+    pairs = ratios_of_pairs(servekit.rates, hand.rates)
     foreign = [max(both) for both in zip(servekit.foreign_shares, hand.foreign_shares, strict=True)]
     quiet = [pair for pair, share in zip(pairs, foreign, strict=True) if share <= QUIET_SHARE]
-    low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+    middle_half = quartiles(pairs)
     return {
         "streams": STREAMS,
         "tokens_per_stream": TOKENS,
@@ -134,8 +135,8 @@ def _compare(servekit: Side, hand: Side) -> dict[str, Any]:
             for name, side in (("servekit", servekit), ("by hand", hand))
         },
         "ratio": round(servekit.tokens / servekit.wall_s / (hand.tokens / hand.wall_s), 4),
-        "median_ratio": round(middle, 4),
-        "quartiles": [round(low, 3), round(high, 3)],
+        "median_ratio": round(middle_half.median, 4),
+        "quartiles": [round(middle_half.low, 3), round(middle_half.high, 3)],
         "quiet_rounds": len(quiet),
         "quiet_ratio": round(statistics.median(quiet), 4) if quiet else None,
         "cpu_ratio": round(hand.engine_cpu_s / hand.tokens / (servekit.engine_cpu_s / servekit.tokens), 4),

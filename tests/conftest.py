@@ -1,22 +1,56 @@
 """Fixtures that more than one room's tests use."""
 
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.harness import ports, server
+from tests.harness.groups import GroupScheduling, group_of, rank_of
+from tests.harness.shared import end_shared
+from tests.summary import print_tables
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+
+ROOT = server.ROOT
+find_free_port = ports.free_port
+_MARKS = {
+    ROOT / "tests" / "engine": (pytest.mark.engine, pytest.mark.timeout(300)),
+    ROOT / "tests" / "container": (pytest.mark.container, pytest.mark.timeout(900)),
+}
+"""Folders whose tests all start an engine, which takes longer than a unit test may."""
 KEY = "sk-servekit-0123456789abcdef"
 
 
-def mark_folder(items: list[pytest.Item], folder: Path, *marks: pytest.MarkDecorator) -> None:
-    """Give every test below `folder` these marks."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs an engine; bring tests that share one together, and what takes longest to the front."""
     for item in items:
-        if item.path.is_relative_to(folder):
-            for mark in marks:
-                item.add_marker(mark)
+        for folder, marks in _MARKS.items():
+            if item.path.is_relative_to(folder):
+                for mark in marks:
+                    item.add_marker(mark)
+    items.sort(key=lambda item: rank_of(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "GroupScheduling | None":
+    """Let tests that share an engine go to one worker, unless the command line names another way than `loadgroup`."""
+    return GroupScheduling(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End a shared engine after the last test that this process has for it."""
+    group = group_of(item.nodeid)
+    if nextitem is None or group_of(nextitem.nodeid) != group:
+        end_shared(group)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests have recorded."""
+    print_tables(terminalreporter)
 
 
 @pytest.fixture(scope="session")
@@ -27,15 +61,8 @@ def root() -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port on loopback that nobody listened on a moment ago."""
+    """A TCP port on loopback that nobody else has."""
     return find_free_port()
-
-
-def find_free_port() -> int:
-    """Return a TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -51,31 +78,6 @@ def wait_until(condition: Callable[[], object], *, within_s: float = 10, what: s
         if time.monotonic() > end:
             pytest.fail(f"{what} did not come true within {within_s} s")
         time.sleep(0.02)
-
-
-def processes_of_group(group: int) -> list[int]:
-    """Return the living processes (no zombies) of a process group."""
-    return [pid for pid, (_, pgrp, state) in _process_table() if pgrp == group and state not in "ZX"]
-
-
-def children_of(parent: int) -> list[int]:
-    """Return the living children of a process."""
-    return [pid for pid, (ppid, _, state) in _process_table() if ppid == parent and state not in "ZX"]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process lives and is no zombie."""
-    return any(number == pid and state not in "ZX" for number, (_, _, state) in _process_table())
-
-
-def _process_table() -> Iterator[tuple[int, tuple[int, int, str]]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            yield int(entry.name), (int(fields[1]), int(fields[2]), fields[0])
 
 
 def write_key_file(folder: Path, key: str) -> Path:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,10 +18,11 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed pac
 
 from benchmarks import check, cold, images, memory, throughput
 from benchmarks.__main__ import find_benchmarks
-from benchmarks.endpoint import Endpoint, unguarded
+from benchmarks.endpoint import unguarded
 from benchmarks.load import run_round
 from benchmarks.machine import describe_machine
-from benchmarks.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
+
+from tests.harness.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
 
 SIDE = {"tokens_per_s": [99.0, 101.0], "engine_cpu_ms_per_token": 1.0, "servekit_cpu_share": 0.002}
 
@@ -107,9 +109,9 @@ def test_tables() -> None:
 
 
 def test_unguarded_takes_only_the_guard_away() -> None:
-    """An engine started by hand gets the same words without the middleware."""
+    """An engine started by hand gets the same words without the guard's."""
     argv = ["vllm", "serve", "m", *guard_arguments(()), "--max-num-seqs", "1024"]
-    assert unguarded(argv) == [word for word in argv if word not in guard_arguments(())[:2]]
+    assert unguarded(argv) == ["vllm", "serve", "m", "--max-num-seqs", "1024"]
 
 
 def test_own_process_is_seen() -> None:
@@ -160,7 +162,7 @@ def answers() -> Iterator[tuple[type[Answers], str]]:
 def test_load_counts_tokens(answers: tuple[type[Answers], str]) -> None:
     """A round counts what the engine says it made, and shows the key in every request."""
     handler, url = answers
-    done = run_round(Endpoint(url, "m", pid=0, key="sk-x"), streams=3, tokens=7)
+    done = run_round(SimpleNamespace(url=url, model="m", key="sk-x"), streams=3, tokens=7)
     assert done.tokens == 21
     assert done.tokens_per_s == pytest.approx(21 / done.seconds)
     assert handler.keys == ["Bearer sk-x"] * 3
@@ -171,4 +173,4 @@ def test_load_refuses_short_answers(answers: tuple[type[Answers], str]) -> None:
     handler, url = answers
     handler.short = True
     with pytest.raises(ValueError, match="asked for 7 tokens"):
-        run_round(Endpoint(url, "m", pid=0), streams=2, tokens=7)
+        run_round(SimpleNamespace(url=url, model="m", key=""), streams=2, tokens=7)

@@ -15,7 +15,7 @@ ORDER = (
     {"preflight"},
     {"serve"},
     {"observe"},
-    {"run"},
+    {"run", "measure"},
     {"cli"},
 )
 """The rooms from the ground up: a room imports from its own level and from those below it."""

@@ -1,7 +1,6 @@
 """`servekit serve` as a process, from its start to its exit code, around an engine that misbehaves on demand."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -17,7 +16,9 @@ from typing import Any
 import pytest
 
 from servekit.demo.build import build_demo_model
-from tests.conftest import ROOT, children_of, find_free_port, is_running, wait_until
+from tests.conftest import ROOT, wait_until
+from tests.harness.endpoint import Endpoint, clean_environment
+from tests.harness.processes import is_running
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 FAKE = ROOT / "tests" / "serve" / "fake_engine.py"
@@ -31,11 +32,10 @@ limit-mm-per-prompt: {image: 3, audio: 0, video: 0}
 """The contract and nothing else: all that the fake engine can say it runs with."""
 
 
-class Serving:
-    """One `servekit serve` of this test's own, with what it has said so far."""
+class Serving(Endpoint):
+    """One `servekit serve` of this test's own, around an engine with faults."""
 
     def __init__(self, folder: Path, model: Path, *flags: str, faults: str = "", engine: str | None = None) -> None:
-        self.port, self.observe_port = find_free_port(), find_free_port()
         self.folder = folder
         profile, wrapper = folder / "profile.yaml", folder / "engine"
         profile.write_text(PROFILE)
@@ -47,79 +47,22 @@ class Serving:
             "SERVEKIT_MODEL": str(model),
             "SERVEKIT_SERVED_NAME": "m",
             "SERVEKIT_TARGET": "cpu",
-            "SERVEKIT_PORT": str(self.port),
-            "SERVEKIT_OBSERVE_PORT": str(self.observe_port),
             "SERVEKIT_STATE_DIR": str(folder / "state"),
             "SERVEKIT_CACHE_DIR": str(folder / "cache"),
         }
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
-        self.process = subprocess.Popen(
-            [PROGRAM, "serve", *flags],
-            cwd=ROOT,
-            env=clean | own,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def output(self) -> str:
-        """Everything said so far."""
-        return "\n".join(self.lines)
-
-    def ask(self, path: str) -> tuple[int, str]:
-        """Ask servekit's own server; status 0 where nobody answers."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.observe_port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def until_ready(self) -> None:
-        """Wait until the readiness probe is green."""
-        wait_until(lambda: self.ask("/readyz")[0] == 200 or self.process.poll() is not None, within_s=30)
-        assert self.process.poll() is None, self.output
-
-    def until_line(self, part: str) -> None:
-        """Wait for a line that contains `part`."""
-        wait_until(lambda: part in self.output, within_s=30, what=part)
+        super().__init__(flags, clean_environment() | own)
 
     def generate(self) -> None:
         """Send one request that may take long, and do not wait for its answer."""
         body = json.dumps({"model": "m", "prompt": "1", "max_tokens": 5}).encode()
-        url = f"http://127.0.0.1:{self.port}/v1/completions"
 
         def send() -> None:
             try:
-                urllib.request.urlopen(urllib.request.Request(url, body), timeout=60).close()
+                urllib.request.urlopen(urllib.request.Request(f"{self.url}/v1/completions", body), timeout=60).close()
             except OSError:
                 return
 
         threading.Thread(target=send, daemon=True).start()
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait for the exit code."""
-        self.process.send_signal(number)
-        return self.end()
-
-    def end(self) -> int:
-        """Wait for the exit code."""
-        code = self.process.wait(30)
-        self._reader.join(10)
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            for line in self.process.stdout:
-                self.lines.append(line.rstrip("\n"))
 
 
 Serve = Callable[..., Serving]
@@ -140,25 +83,21 @@ def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
 
     def start(*flags: str, **others: Any) -> Serving:
         started.append(Serving(tmp_path, model, *flags, **others))
-        return started[-1]
+        return started[-1].start()
 
     yield start
     for serving in started:
-        below = children_of(serving.process.pid)
-        if serving.process.poll() is None:
-            serving.process.kill()
-            serving.end()
-        wait_until(lambda: not any(map(is_running, below)), what="the end of everything below")  # noqa: B023 - called at once
+        serving.finish()
 
 
 def test_start_serve_stop(serve: Serve) -> None:
     """It becomes ready, tells its state on every path, drains on SIGTERM and ends with 0, leaving nothing."""
     serving = serve()
     serving.until_ready()
-    assert serving.ask("/livez")[0] == 200
-    status = json.loads(serving.ask("/status")[1])
+    assert serving.observe("/livez")[0] == 200
+    status = json.loads(serving.observe("/status")[1])
     assert (status["state"], status["served_name"]) == ("ready", "m")
-    metrics = serving.ask("/metrics")[1]
+    metrics = serving.observe("/metrics")[1]
     assert "servekit_ready 1.0" in metrics
     assert "vllm:generation_tokens_total" in metrics
     engine = status["engine_pid"]
@@ -172,7 +111,7 @@ def test_start_serve_stop(serve: Serve) -> None:
 def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
     """`servekit probe` says no while it starts and yes when it is ready, with the reason."""
     serving = serve(faults="--load-s 4")
-    wait_until(lambda: serving.ask("/livez")[0] == 200, within_s=30)
+    wait_until(lambda: serving.observe("/livez")[0] == 200, within_s=30)
     assert probe(serving, "live").returncode == 0
     waiting = probe(serving, "ready")
     assert (waiting.returncode, waiting.stdout[:8]) == (1, "starting")

@@ -5,9 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.endpoint import PHASES
 from benchmarks.gpu.setting import STAGES, Setting, machine
 from benchmarks.gpu.stages import RUN
+from tests.harness.endpoint import PHASES
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.load import READY, RESULT, WARM
+from tests.harness.server import ROOT
 
 WARM_UPS = 4
 """Most requests before those that count: the first after a pause takes twice as long, on any server."""
@@ -94,7 +95,14 @@ class Bench:
     """The process that measures. It imports vLLM once, which is what `vllm bench serve` spends most of its time on."""
 
     def __init__(self, python: str, log: Path) -> None:
-        environ = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        # load.py takes its meter from this checkout; the engine's Python has no servekit.
+        path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+        environ = os.environ | {
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
         self._log = log.open("w")
         self._process = subprocess.Popen(
             [python, str(Path(__file__).parent / "load.py")],

@@ -12,10 +12,12 @@ from http import HTTPStatus
 from typing import Any
 
 from benchmarks.gpu.bench import Bench, Load
-from benchmarks.gpu.endpoint import Endpoint, Served, get
+from benchmarks.gpu.endpoint import Measured, Served
 from benchmarks.gpu.load import BIN_S
 from benchmarks.gpu.setting import Setting
-from benchmarks.processes import cpu_seconds
+from servekit.measure.statistics import median_error, pooled_deviation, standard_error
+from tests.harness.http import get
+from tests.harness.processes import cpu_seconds
 
 AFTER_S = 15
 """What ends a stage once its loads are over."""
@@ -24,7 +26,7 @@ HELD_PATH = "/guard-times"
 """Where benchmarks/inside/guard_timed.py tells how long the guard held requests: its `PATH`, out of reach from here."""
 
 
-def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoint], loads: Sequence[Load]) -> None:
+def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measured], loads: Sequence[Load]) -> None:
     """Put every load on both servers in the same seconds, as many rounds as the time allows.
 
     Whatever the host and the GPU do meanwhile meets both alike: what differs is what the servers differ by. Both begin
@@ -48,7 +50,7 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoi
     run.note("at_once", rows)
 
 
-def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoint], load: Load, rounds: int) -> None:
+def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measured], load: Load, rounds: int) -> None:
     """Send requests that all come at once to one server, then to the other, in turns: each has the GPU to itself.
 
     Of such requests each waits for those before it, in the server's one event loop and in EngineCore's queue: the
@@ -69,7 +71,7 @@ def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Endpoin
 
 
 def put(
-    run: Setting, bench: Bench, server: Endpoint, load: Load, seed: int, together: threading.Barrier | None = None
+    run: Setting, bench: Bench, server: Measured, load: Load, seed: int, together: threading.Barrier | None = None
 ) -> dict[str, Any]:
     """Put one load on one server; add what processor time it took and how long the guard held the requests."""
     get(f"{server.url}{HELD_PATH}")  # forget those before
@@ -81,7 +83,7 @@ def put(
     return result | used | ({"held": json.loads(held)} if code == HTTPStatus.OK else {})
 
 
-def _cpu_s(server: Endpoint) -> dict[str, float]:
+def _cpu_s(server: Measured) -> dict[str, float]:
     """Return the processor seconds of EngineCore and of the server before it, which all requests pass.
 
     servekit's own process stands by and is left out: what it takes is in benchmarks/throughput.py.
@@ -126,7 +128,7 @@ def _figures(mine: Mapping[str, Any], tokens_per_s: float, ttfts_s: Sequence[flo
     return {
         "output_tokens_per_s": round(tokens_per_s, 1),
         "median_ttft_ms": round(statistics.median(ttfts_ms), 2),
-        "ttft_error_ms": round(_median_error(ttfts_ms), 2),
+        "ttft_error_ms": round(median_error(ttfts_ms), 2),
         "requests_counted": len(ttfts_ms),
         "median_itl_ms": round(mine["median_itl_ms"], 3),
         "failed": mine["failed"],
@@ -164,9 +166,7 @@ def pooled(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         if "over" in row:
             rounds[row["load"]].append(row["over"])
     ratios = {load: [over["throughput"] for over in overs] for load, overs in rounds.items()}
-    free = sum(len(each) - 1 for each in ratios.values())
-    squares = sum((ratio - statistics.mean(each)) ** 2 for each in ratios.values() for ratio in each)
-    spread = math.sqrt(squares / free) if free else math.inf
+    spread = pooled_deviation(ratios.values())
     return {
         load: {
             "rounds": len(overs),
@@ -187,9 +187,9 @@ def burst_later(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         "rounds": len(rounds),
         "ttft_added_ms": statistics.mean(added_ms),
-        "ttft_error_ms": _standard_error(added_ms),
+        "ttft_error_ms": standard_error(added_ms),
         "share": statistics.mean(shares),
-        "share_error": _standard_error(shares),
+        "share_error": standard_error(shares),
     }
 
 
@@ -197,19 +197,7 @@ def _mean_error(overs: Sequence[Mapping[str, float]]) -> float:
     told = math.hypot(*(over["ttft_error_ms"] for over in overs)) / len(overs)
     if len(overs) == 1:
         return told
-    return max(told, _standard_error([over["ttft_added_ms"] for over in overs]))
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _median_error(values: Sequence[float]) -> float:
-    """Return the standard error of the median, from the middle half of the values and as if they were independent."""
-    if len(values) == 1:
-        return math.inf
-    low, _, high = statistics.quantiles(values, n=4)
-    return 1.253 * (high - low) / 1.349 / math.sqrt(len(values))
+    return max(told, standard_error([over["ttft_added_ms"] for over in overs]))
 
 
 def _named(load: Load) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.gpu.endpoint import Endpoint, Served, get
+from benchmarks.gpu.endpoint import Measured, Served
+from tests.harness.http import get
 
 _NUMBERS = {
     "weights_gib": r"Model loading took ([\d.]+) GiB",
@@ -25,9 +26,9 @@ KEY_LINES = (
 )
 
 
-def figures(endpoint: Endpoint) -> dict[str, float]:
+def figures(endpoint: Measured) -> dict[str, float]:
     """Return what the engine has printed about its weights, its cache and its start."""
-    return read_figures([text for _, text in list(endpoint.lines)])
+    return read_figures(list(endpoint.lines))
 
 
 def read_figures(lines: Iterable[str]) -> dict[str, float]:

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.endpoint import PHASES, Endpoint, Served, get
+from benchmarks.gpu.endpoint import Measured, Served
 from benchmarks.gpu.engine_log import figures
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.streams import Streams
+from tests.harness.endpoint import PHASES
+from tests.harness.http import get
 
 BRIEF_PHASES = ("preflight", "verify")
 """They last some tenths of a second."""
@@ -75,7 +77,7 @@ def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path, nea
         reached = PHASES.index(seen) if seen else -1
         if reached >= wanted - 1:
             near.set()
-        if reached >= wanted or server.ready():
+        if reached >= wanted or server.is_ready():
             break
         time.sleep(0.005)
     if phase not in BRIEF_PHASES:
@@ -85,7 +87,7 @@ def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path, nea
     return {"phase": seen, "at_s": round(at_s, 2)} | ended
 
 
-def told(server: Endpoint) -> list[str]:
+def told(server: Measured) -> list[str]:
     """Return servekit's own warnings and errors, without the engine's lines it repeats."""
-    lines = [text for _, text in server.lines if "servekit" in text and ("ERROR" in text or "WARNING" in text)]
+    lines = [text for text in server.lines if "servekit" in text and ("ERROR" in text or "WARNING" in text)]
     return [line for line in lines if ":   " not in line][-8:]

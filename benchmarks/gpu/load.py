@@ -14,11 +14,12 @@ import json
 import operator
 import os
 import sys
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from benchmarks.gpu.card import read_energy
+from servekit.measure.energy import EnergyMeter
 
 READY, WARM, RESULT = "READY", "WARM", "RESULT "
 """What the lines of this program begin with."""
@@ -32,54 +33,12 @@ KEPT = (
 )
 
 
-class Meter:
-    """Reads energy counter and power of GPU 0 ten times a second."""
-
-    def __init__(self) -> None:
-        self.samples: list[tuple[float, float, float]] = []
-        """Seconds of time.perf_counter, joules of the counter, watts."""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Read no more."""
-        self._over.set()
-        self._thread.join()
-
-    def between(self, start_s: float, end_s: float) -> dict[str, float]:
-        """Return joules and mean watts between two seconds of time.perf_counter; nothing without NVML."""
-        inside = [sample for sample in self.samples if start_s <= sample[0] <= end_s]
-        if len(inside) < 2:  # noqa: PLR2004 - an interval has two ends
-            return {}
-        (first_s, first_j, _), (last_s, last_j, _) = inside[0], inside[-1]
-        counted_w = (last_j - first_j) / (last_s - first_s)
-        trace_j = sum((b[2] + a[2]) / 2 * (b[0] - a[0]) for a, b in itertools.pairwise(inside))
-        return {
-            "energy_j": round(counted_w * (end_s - start_s), 1),
-            "mean_power_w": round(counted_w, 1),
-            "mean_power_of_trace_w": round(trace_j / (last_s - first_s), 1),
-            "power_samples": len(inside),
-        }
-
-    def _run(self) -> None:
-        try:
-            pynvml: Any = importlib.import_module("pynvml")
-            pynvml.nvmlInit()
-            card = pynvml.nvmlDeviceGetHandleByIndex(0)
-        except Exception:  # noqa: BLE001 - no library, no driver: nothing to meter
-            return
-        while not self._over.wait(0.1):
-            joules = pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000
-            self.samples.append((time.perf_counter(), joules, pynvml.nvmlDeviceGetPowerUsage(card) / 1000))
-
-
 def measure(parser: argparse.ArgumentParser, serve: Any, order: dict[str, Any]) -> dict[str, Any]:
     """Run one `vllm bench serve` and return its figures."""
     serve.fetch_spec_decode_metrics = starter()
     os.environ["OPENAI_API_KEY"] = order.get("key") or ""
     arguments = parser.parse_args(order["arguments"])
-    meter = Meter()
+    meter = EnergyMeter(read_energy)
     try:
         result = asyncio.run(serve.main_async(arguments))
     finally:

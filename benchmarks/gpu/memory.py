@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.card import GIB, read_card
-from benchmarks.gpu.endpoint import Endpoint
+from benchmarks.gpu.endpoint import Measured
 from benchmarks.gpu.engine_log import figures
-from benchmarks.gpu.setting import Setting, healthy
+from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.volleys import CHAT, COMPLETIONS, Body, Outcome, Volley, fire, prompt, row
 
 L4_BUDGET_GIB = 19.83
@@ -45,7 +45,7 @@ def guarded(run: Setting) -> None:
     """Fire everything at one endpoint of servekit's: it lives, and the plain rows are answered."""
     cap(run)
     server = run.serve("memory", run.profile(budget_gib=L4_BUDGET_GIB), run.options.w4a16)
-    server.until(server.ready, START_S)
+    server.until_ready(START_S)
     run.note("engine", figures(server))
     run.record["volleys"] = []
     for volley in volleys({kind: longest(run, server, kind) for kind in SCORERS}, quick=run.quick):
@@ -53,7 +53,7 @@ def guarded(run: Setting) -> None:
     run.note("lines", server.find("ERROR", "out of memory"))
 
 
-def shoot(run: Setting, server: Endpoint, volley: Volley) -> Outcome:
+def shoot(run: Setting, server: Measured, volley: Volley) -> Outcome:
     """Fire a volley and note what became of it; ends the stage with the engine."""
     outcome = fire(server, run.key(), volley)
     outcome.gpu_bytes = gpu_bytes(server)
@@ -65,7 +65,7 @@ def shoot(run: Setting, server: Endpoint, volley: Volley) -> Outcome:
     return outcome
 
 
-def longest(run: Setting, server: Endpoint, kind: str) -> int:
+def longest(run: Setting, server: Measured, kind: str) -> int:
     """Return the most prompt tokens whose logprobs the endpoint gives, of those tried; 0 for none."""
     allowed = 0
     for length in (64, 2_000) if run.quick else LADDER:
@@ -126,7 +126,7 @@ def bare(run: Setting) -> None:
         if volley.name in killers or run.left_s() < ONE_START_S:
             continue
         server = run.serve_bare(f"bare-{volley.name}", profile, run.options.w4a16)
-        server.until(lambda server=server: healthy(server), START_S)  # type: ignore[misc]
+        server.until_ready(START_S)
         killers[volley.name] = asdict(killed(server, fire(server, "", volley))) | {"causes": causes(server)}
         kept.write_text(json.dumps(killers))
         run.note("last_killer", killers[volley.name])
@@ -146,22 +146,22 @@ def killing_volleys(*, quick: bool) -> Iterator[Volley]:
     yield Volley("echo", [scored("echo", long)])
 
 
-def killed(server: Endpoint, outcome: Outcome) -> Outcome:
+def killed(server: Measured, outcome: Outcome) -> Outcome:
     """Give the server of an engine that has ended the seconds that it takes to notice."""
     outcome.gpu_bytes = gpu_bytes(server)
     end_s = time.monotonic() + DEATH_S
-    while outcome.rows.keys() | outcome.shots.keys() != {"200"} and healthy(server) and time.monotonic() < end_s:
+    while outcome.rows.keys() | outcome.shots.keys() != {"200"} and server.is_alive() and time.monotonic() < end_s:
         time.sleep(0.2)
-    outcome.alive = healthy(server)
+    outcome.alive = server.is_alive()
     return outcome
 
 
-def causes(server: Endpoint) -> list[str]:
+def causes(server: Measured) -> list[str]:
     """Return the lines that say what the engine ended from."""
     return [line[:300] for line in server.find("OutOfMemoryError", "out of memory", "AssertionError")][:4]
 
 
-def gpu_bytes(server: Endpoint) -> int:
+def gpu_bytes(server: Measured) -> int:
     """Return what this server's processes hold on the GPU; what PyTorch once took it keeps, so this only grows."""
     reading = read_card()
     mine = server.processes()

@@ -1,7 +1,6 @@
 """What every measurement of one run shares: where the engine, the checkpoints, the caches and the records are."""
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -11,24 +10,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.endpoint import unguarded, unguarded_environment
 from benchmarks.gpu.card import GIB, read_card
-from benchmarks.gpu.endpoint import Endpoint, Served, get
+from benchmarks.gpu.endpoint import Measured, Served, serve
 from servekit.preflight.start import find_engine_patches
 from servekit.serve.guard import MIDDLEWARE
+from servekit.serve.guard.keys import load_keys, own_key_file
 from servekit.settings import Settings
+from tests.harness.ports import free_port
+from tests.harness.server import ROOT
 
-ROOT = Path(__file__).parents[2]
 STAGES = ("start", "load", "load-bare-first", "baseline", "stops", "memory", "memory-bare")
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""
-_GUARDED = {"--middleware": 1, "--structured-outputs-config": 1, "--allowed-media-domains": 1}
-"""Arguments that only the guard needs, with the number of values each takes."""
 
 
 @dataclass
@@ -39,13 +39,8 @@ class Setting:
     out: Path
     record: dict[str, Any] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
-    endpoints: list[Endpoint] = field(default_factory=list)
-    _ports: Iterator[int] = field(init=False)
+    endpoints: list[Measured] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        """Give each stage ports of its own: two may run at once."""
-        self._ports = itertools.count(18000 + 200 * STAGES.index(self.options.stage), 10)
 
     @property
     def gpu(self) -> bool:
@@ -81,8 +76,7 @@ class Setting:
         """Leave no server of this run behind."""
         for endpoint in self.endpoints:
             if endpoint.process.poll() is None:
-                endpoint.processes()
-                endpoint.sweep()
+                endpoint.close()
 
     def profile(self, source: str = "vllm_config.yaml", *, budget_gib: float | None = None) -> Path:
         """Write the profile `source` with the share of this card that is `budget_gib`, and nothing else changed."""
@@ -119,20 +113,19 @@ class Setting:
     def serve(self, name: str, profile: Path, model: Path, *more: str, timed: bool = False) -> Served:
         """Start servekit; `timed`: its guard has a stopwatch."""
         flags, environ = self.flags(profile, model, *more), self.environ(timed=timed)
-        server = Served(name, flags, environ, self.out / f"{name}.log", next(self._ports))
+        server = serve(flags, environ, self.out / f"{name}.log")
         self.endpoints.append(server)
         return server
 
-    def serve_bare(self, name: str, profile: Path, model: Path) -> Endpoint:
+    def serve_bare(self, name: str, profile: Path, model: Path) -> Measured:
         """Start vLLM alone with servekit's arguments and environment, without the guard's."""
-        port = next(self._ports)
+        port = free_port()
         plan = self.ask("plan", *self.flags(profile, model), "--port", str(port))
-        own = {"PYTHONPATH", "VLLM_MEDIA_CONNECTOR", "SERVEKIT_GUARD_CONFIG"}
-        added = {each: value for each, value in plan["environment"].items() if each not in own}
-        environ = {each: value for each, value in self.environ().items() if not each.startswith("SERVEKIT_")} | added
-        argv = without_guard(plan["argv"])
+        kept = {each: value for each, value in self.environ().items() if not each.startswith("SERVEKIT_")}
+        argv = unguarded(plan["argv"])
         self.note("bare_argv", argv)
-        bare = Endpoint(name, argv, environ, self.out / f"{name}.log", f"http://127.0.0.1:{port}")
+        environ = kept | unguarded_environment(plan)
+        bare = Measured(argv, environ, port, log=self.out / f"{name}.log").start()
         self.endpoints.append(bare)
         return bare
 
@@ -156,22 +149,8 @@ class Setting:
 
     def key(self) -> str:
         """Return the clients' key, empty where none is asked for."""
-        path = Path(self.options.state) / "api_keys"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
-
-
-def without_guard(argv: list[str]) -> list[str]:
-    """Return the arguments without those of the guard."""
-    kept, skip = [], 0
-    for word in argv:
-        if word in _GUARDED:
-            skip = _GUARDED[word]
-        elif skip:
-            skip -= 1
-        else:
-            kept.append(word)
-    return kept
+        path = own_key_file(Path(self.options.state))
+        return load_keys(path)[0] if path.exists() else ""
 
 
 def usable_bytes() -> int:
@@ -193,8 +172,3 @@ def machine() -> dict[str, object]:
         "gpu_total_bytes": reading.total_bytes if reading else None,
         "gpu_used_before_bytes": reading.used_bytes if reading else None,
     }
-
-
-def healthy(endpoint: Endpoint) -> bool:
-    """Whether the engine's own health route answers."""
-    return get(f"{endpoint.url}/health")[0] == 200  # noqa: PLR2004

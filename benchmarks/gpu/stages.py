@@ -10,10 +10,10 @@ from benchmarks.gpu import memory
 from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, RATIO, WARM_UP, Bench
 from benchmarks.gpu.card import read_card
 from benchmarks.gpu.compare import at_once, bursts, put, without_requests
-from benchmarks.gpu.endpoint import Endpoint, Served
+from benchmarks.gpu.endpoint import Measured, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
-from benchmarks.gpu.setting import BASELINE, STAGES, Setting, healthy
+from benchmarks.gpu.setting import BASELINE, STAGES, Setting
 
 RATIO_ROUNDS = 2
 BURST_ROUNDS = 10
@@ -46,18 +46,18 @@ def load(run: Setting, *, bare_first: bool = False) -> None:
     # An engine that measures its memory must be alone on the GPU; the second is, when its imports are over.
     if bare_first:
         bare = run.serve_bare(f"{stage}-bare", profile, model)
-        bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), 300)
+        bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), "KV cache", 300)
         server = run.serve(f"{stage}-servekit", profile, model)
     else:
         server = run.serve(f"{stage}-servekit", profile, model, timed=True)
-        server.until(lambda: server.is_past("compile"), 300)
+        server.until(lambda: server.is_past("compile"), "end of the compilation", 300)
         bare = run.serve_bare(f"{stage}-bare", profile, model)
     started(run, server, "warm_start")
-    run.note("bare_start_s", round(bare.until(lambda: healthy(bare), 300), 2))
+    run.note("bare_start_s", round(bare.until(bare.is_ready, "readiness", 300), 2))
     run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
     for bench in benches:
         bench.ready()
-    servers: dict[str, Endpoint] = {"servekit": server, "bare": bare}
+    servers: dict[str, Measured] = {"servekit": server, "bare": bare}
     for bench, each in zip(benches, servers.values(), strict=True):
         for warm in QUICK[:1] if run.quick else WARM_UP:
             put(run, bench, each, warm, seed=7)
@@ -77,11 +77,11 @@ def baseline(run: Setting) -> None:
     run.note("check", run.ask("check", *run.flags(profile, model, *BASELINE)))
     bench = Bench(run.options.engine_python, run.out / "baseline-bench.log")
     server = run.serve("baseline", profile, model, *BASELINE, "--hang-s", "8")
-    server.until(lambda: server.is_past("compile"), 400)
+    server.until(lambda: server.is_past("compile"), "end of the compilation", 400)
     optimised = run.serve("optimised", run.profile(), run.options.w4a16)
     started(run, server, "start")
     about(run, server)
-    optimised.until(optimised.ready, 300)
+    optimised.until_ready(300)
     run.note("optimised_engine", figures(optimised))
     bench.ready()
     servers = {"optimised": optimised, "baseline": server}
@@ -136,7 +136,7 @@ def stops(run: Setting) -> None:
 
 def started(run: Setting, server: Served, name: str) -> None:
     """Wait until it is ready and note its timeline and its contract."""
-    ready_s = server.until(server.ready, 500)
+    ready_s = server.until(server.is_ready, "readiness", 500)
     status = server.status()
     run.note(
         name,
@@ -159,7 +159,7 @@ def about(run: Setting, server: Served) -> None:
         run.note("plan_over_engine", compare(plan, engine))
 
 
-def own_gpu_bytes(server: Endpoint) -> dict[str, int]:
+def own_gpu_bytes(server: Measured) -> dict[str, int]:
     """Return what the driver says that each process of the server holds on the GPU."""
     reading = read_card()
     names = server.processes()

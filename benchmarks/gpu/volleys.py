@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.gpu.endpoint import Endpoint, Served, get
+from benchmarks.gpu.endpoint import Measured, Served
+from tests.harness.http import get
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -63,7 +64,7 @@ def row(number: int, tokens: int, **fields: Any) -> Body:
     return {"prompt": prompt(40, number), "max_tokens": tokens} | SAMPLED | fields
 
 
-def fire(server: Endpoint, key: str, volley: Volley) -> Outcome:
+def fire(server: Measured, key: str, volley: Volley) -> Outcome:
     """Fire a volley and wait for every answer."""
     began_s, outcome = time.monotonic(), Outcome(volley.name)
     with ThreadPoolExecutor(max(1, len(volley.rows) + len(volley.shots))) as pool:
@@ -101,7 +102,7 @@ def message_of(answer: bytes) -> str:
     return answer[:200].decode(errors="replace")
 
 
-def _filled(server: Endpoint, rows: Sequence["Future[tuple[str, str]]"]) -> int:
+def _filled(server: Measured, rows: Sequence["Future[tuple[str, str]]"]) -> int:
     """Wait until all rows run, or one has ended, or the engine has; return how many run then."""
     end_s, most = time.monotonic() + FILLED_S, 0
     while rows and time.monotonic() < end_s and server.process.poll() is None:
@@ -112,7 +113,7 @@ def _filled(server: Endpoint, rows: Sequence["Future[tuple[str, str]]"]) -> int:
     return most
 
 
-def running(server: Endpoint) -> int:
+def running(server: Measured) -> int:
     """Return how many requests are in the engine's batch, by its own metrics."""
     address = server.observe_url if isinstance(server, Served) else server.url
     found = re.search(r"(?m)^vllm:num_requests_running\{.*\} ([\d.]+)$", get(f"{address}/metrics")[1])

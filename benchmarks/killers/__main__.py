@@ -18,9 +18,10 @@ from benchmarks.killers.harm import NO_HARM, Seen, harm, verdict
 from benchmarks.killers.rules import RULES, Rule
 from benchmarks.killers.table import write_table
 from tests.conftest import ROOT
-from tests.engine.conftest import Endpoint, finish
+from tests.engine.conftest import make_endpoint
 from tests.engine.killers.catalogue import is_alive
 from tests.engine.killers.conftest import start_wide, target_of
+from tests.harness.endpoint import Endpoint
 
 INSIDE = ROOT / "benchmarks" / "inside"
 RECORD = ROOT / "benchmarks" / "killers" / "record.jsonl"
@@ -88,7 +89,7 @@ def run(rule: Rule, cache: Path) -> Seen:
     if rule.wide:
         endpoint = start_wide(cache, environ=environ, program=program)
     else:
-        endpoint = Endpoint(cache, environ=environ, program=program)
+        endpoint = make_endpoint(cache, environ=environ, program=program)
     try:
         endpoint.until_ready(START_S)
         target = target_of(endpoint, cache, wide=rule.wide)
@@ -105,7 +106,7 @@ def run(rule: Rule, cache: Path) -> Seen:
             "last": endpoint.lines[-1] if ended else "",
         }
     finally:
-        finish(endpoint)
+        endpoint.finish()
 
 
 def wait_for_end(endpoint: Endpoint) -> bool:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import CHAT, Case, Group, Target, chat, send
 from tests.engine.killers.catalogue import baselines, is_alive, run
 from tests.engine.killers.content import picture, png
 from tests.engine.killers.figures import held, longest_held_s
 from tests.engine.killers.stream import slowest_s
+from tests.harness.endpoint import Endpoint
 
 Seen = dict[str, Any]
 NO_HARM = "no harm"

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.killers.harm import Seen, wrong_image
-from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import Case, Target
 from tests.engine.killers.catalogue import find
 from tests.engine.killers.content import half_an_emoji
 from tests.engine.killers.sampling import allowed
+from tests.harness.endpoint import Endpoint
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
 from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
 from servekit.serve.plan import Plan, engine_environment
+from servekit.serve.run_lock import alone_in
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
@@ -33,6 +34,11 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
     a key, a folder or a limit is wrong.
     """
     _make_folders(plan)
+    with alone_in(plan.run_dir):
+        return _serve_alone(plan, on_stop_signal)
+
+
+def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     guard = prepare_guard(plan.guard, plan.run_dir)
     board = StatusStore()
     fingerprint = plan.certificate.fingerprint if plan.certificate else None

@@ -75,7 +75,10 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
     port: Port = Field(8000, description="Port of the endpoint.")
     observe_host: str = Field("127.0.0.1", description="Address servekit's own server listens on.")
-    observe_port: Port = Field(9400, description="Port of servekit's own server: /livez /readyz /status /metrics.")
+    observe_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        9400,
+        description="Port of servekit's own server: /livez /readyz /status /metrics. 0: any; the log names it.",
+    )
     api_keys_file: UserPath | None = Field(
         None,
         description="File with clients' keys, one on each line. Default: servekit creates one in the state folder.",

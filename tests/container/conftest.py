@@ -10,7 +10,7 @@ import docker
 import pytest
 
 from servekit.preflight.docker.doctor import inspect_docker
-from tests.conftest import ROOT, mark_folder
+from tests.conftest import ROOT
 from tests.container.stack import Stack
 
 IMAGE = "servekit-test:cpu"
@@ -18,12 +18,6 @@ SUBSTITUTES = ("CPU_BASE_IMAGE", "PROMETHEUS_IMAGE", "CADDY_IMAGE")
 """Variables of the Compose files that a machine without a registry sets to images of its own."""
 REQUIRED = os.environ.get("CONTAINER_TESTS") == "required"
 """Whether these tests must run here: what is missing is then a failure."""
-_NOTES = pytest.StashKey[list[tuple[str, str]]]()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here: a start of the engine in a container takes longer than a unit test may."""
-    mark_folder(items, Path(__file__).parent, pytest.mark.container, pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
@@ -117,18 +111,6 @@ def healthy(stack: Stack) -> Stack:
 
 
 @pytest.fixture
-def note(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Callable[[str], None]:
+def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Keep a figure for the table at the end."""
-    notes = pytestconfig.stash.setdefault(_NOTES, [])
-    return lambda text: notes.append((request.node.name, text))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what clients saw, exit codes and times."""
-    notes = config.stash.get(_NOTES, [])
-    if not notes:
-        return
-    terminalreporter.section("containers")
-    width = max(len(name) for name, _ in notes)
-    for name, text in notes:
-        terminalreporter.write_line(f"{name:<{width}}  {text}")
+    return lambda text: record_property("container", text)

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.conftest import Endpoint
 from tests.guard.conftest import image, png
+from tests.harness.endpoint import Endpoint
 
 Serve = Callable[..., Endpoint]
 

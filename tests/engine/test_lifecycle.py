@@ -16,8 +16,9 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import is_running
-from tests.engine.conftest import Endpoint, descendants, get
+from tests.harness.endpoint import Endpoint
+from tests.harness.http import get
+from tests.harness.processes import descendants, is_running
 from tests.serve.test_tls import make_certificate
 
 Serve = Callable[..., Endpoint]
@@ -56,8 +57,8 @@ def test_drain_of_a_running_stream(serve: Serve) -> None:
     thread.start()
     assert first.wait(30)
     endpoint.process.send_signal(signal.SIGTERM)
-    endpoint.until(lambda: get(f"{endpoint.observe_url}/readyz")[0] == 503, "draining", within_s=2)
-    assert get(f"{endpoint.observe_url}/livez")[0] == 200
+    endpoint.until(lambda: endpoint.observe("/readyz")[0] == 503, "draining", within_s=2)
+    assert endpoint.observe("/livez")[0] == 200
     assert thread.is_alive(), "the stream still runs"
     assert endpoint.end(90) == 0
     thread.join(5)
@@ -81,7 +82,7 @@ def test_killed_engine(serve: Serve, victim: str) -> None:
     """Whichever process of the engine is killed, servekit says 5 soon, never vLLM's 0, and leaves nothing behind."""
     endpoint = serve()
     endpoint.until_ready()
-    processes = endpoint.processes()
+    processes = endpoint.roles()
     below = descendants(endpoint.process.pid)
     headers = {"Authorization": f"Bearer {endpoint.key}"}
     body = {"model": "gemma4-demo", "prompt": "a secret", "max_tokens": 8000, "ignore_eos": True, "stream": True}
@@ -146,7 +147,7 @@ def test_stopped_engine_is_found(serve: Serve, victim: str) -> None:
     endpoint = serve("--hang-s", "12")
     endpoint.until_ready()
     below = descendants(endpoint.process.pid)
-    os.kill(endpoint.processes()[victim], signal.SIGSTOP)
+    os.kill(endpoint.roles()[victim], signal.SIGSTOP)
     client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=60)
     began = time.monotonic()
 

@@ -9,7 +9,7 @@ from tests.deploy.dashboard import OF_PROMETHEUS, Expression, expressions, metri
 from tests.deploy.prometheus import FOLDER, alerts, ask, names, program, rule_errors, scraping
 from tests.deploy.test_dashboard import DASHBOARD, names_of_servekit
 from tests.deploy.visitors import SCRAPE_EVERY_S, with_load, without_data
-from tests.engine.conftest import Endpoint
+from tests.harness.endpoint import Endpoint
 
 
 def test_prometheus_reads_everything(serve: Callable[..., Endpoint], tmp_path: Path) -> None:

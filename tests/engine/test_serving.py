@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from servekit.serve.watch.probe import EngineClient
 from tests.conftest import ROOT, wait_until
-from tests.engine.conftest import ENGINE, Endpoint, get
+from tests.harness.endpoint import Endpoint
+from tests.harness.server import ENGINE
 
 MODEL = "gemma4-demo"
 
@@ -126,8 +127,8 @@ def test_curl(endpoint: Endpoint) -> None:
 
 def test_probes_and_status(endpoint: Endpoint) -> None:
     """The ready endpoint is live and ready, and its status holds phases, contract and the deviation of this target."""
-    assert get(f"{endpoint.observe_url}/livez")[0] == 200
-    assert get(f"{endpoint.observe_url}/readyz") == (200, "ready\n")
+    assert endpoint.observe("/livez")[0] == 200
+    assert endpoint.observe("/readyz") == (200, "ready\n")
     status = endpoint.status()
     phases = [phase["phase"] for phase in status["start_phases"]]
     assert phases == ["preflight", "imports", "engine", "weights", "compile", "warm-up", "verify"]
@@ -138,7 +139,7 @@ def test_probes_and_status(endpoint: Endpoint) -> None:
     assert contract["quantization"] == "compressed-tensors"
     assert (contract["image limit"], contract["audio limit"], contract["video limit"]) == (3, 0, 0)
     assert abs(sum(phase["seconds"] for phase in status["start_phases"]) - status["start_seconds"]) < 0.01
-    assert status["engine_pid"] == endpoint.processes()["server"]
+    assert status["engine_pid"] == endpoint.roles()["server"]
 
 
 def test_probe_command(endpoint: Endpoint) -> None:
@@ -151,7 +152,7 @@ def test_probe_command(endpoint: Endpoint) -> None:
 def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI) -> None:
     """One scrape holds servekit's families and the engine's, no family twice, and the engine really runs as planned."""
     client.completions.create(model=MODEL, prompt="x", max_tokens=1)
-    families = list(text_string_to_metric_families(get(f"{endpoint.observe_url}/metrics")[1]))
+    families = list(text_string_to_metric_families(endpoint.observe("/metrics")[1]))
     names = [family.name for family in families]
     assert len(names) == len(set(names))
     samples = {sample.name: sample for family in families for sample in family.samples}
@@ -187,8 +188,8 @@ def test_log_tells_the_start(endpoint: Endpoint) -> None:
 def test_second_instance_is_refused(endpoint: Endpoint) -> None:
     """On the same port, where vLLM would start and split the connections, servekit says 3 within seconds."""
     environ = {"PATH": "/usr/bin:/bin", "SERVEKIT_ENGINE": str(ENGINE)}
-    flags = ["serve", "--target", "cpu", "--port", str(endpoint.port), "--observe-port", "0"]
-    flags[-1] = str(endpoint.observe_port)
+    taken = str(endpoint.observe_port)
+    flags = ["serve", "--target", "cpu", "--port", str(endpoint.port), "--observe-port", taken]
     made = subprocess.run(
         [sys.executable, "-m", "servekit.cli.main", *flags],
         cwd=ROOT,
@@ -198,8 +199,8 @@ def test_second_instance_is_refused(endpoint: Endpoint) -> None:
         check=False,
     )
     assert made.returncode == 3
-    assert f"127.0.0.1:{endpoint.observe_port}: servekit's own server cannot listen here" in made.stderr
-    assert get(f"{endpoint.observe_url}/readyz")[0] == 200, "the first one is not disturbed"
+    assert f"127.0.0.1:{taken}: servekit's own server cannot listen here" in made.stderr
+    assert endpoint.observe("/readyz")[0] == 200, "the first one is not disturbed"
 
 
 def test_key_rotation_without_restart(endpoint: Endpoint) -> None:

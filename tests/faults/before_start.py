@@ -4,6 +4,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.conftest import ROOT
 from tests.faults.fault import NEVER_UP, NOT_STARTED, Check, Fault, Prepare
@@ -78,13 +79,46 @@ def port_taken(which: str) -> Prepare:
 
 def beside_another(launch: Launch) -> None:
     """Start a second endpoint of the same user on the port of a first one, which must not be disturbed."""
-    fault = Fault("the first", (), 0, "")
-    (launch.folder / "first").mkdir()
-    first = Launch(fault, launch.folder / "first", launch.cache, launch.things)
-    first.start()
-    launch.things.callback(first.finish)
+    first = start_first(launch)
     first.until_says("ready")
-    launch.flags += ["--port", str(first.port)]
+
+    def check() -> None:
+        assert first.probes.ready[-1] == ("ready", 200)
+        assert first.stop() == 0
+
+    launch.check = check
+
+
+def beside_one_that_loads(launch: Launch) -> None:
+    """Start a second endpoint with the state folder of a first one that still loads, and must not notice."""
+    first = start_first(launch, "--load-s", "3")
+    launch.environ["SERVEKIT_STATE_DIR"] = first.environ["SERVEKIT_STATE_DIR"]
+    first.until_says("starting (weights)")
+    files = contents(first.state_dir)
+
+    def check() -> None:
+        assert contents(first.state_dir).items() >= files.items(), (
+            "the second one has written into the first one's files"
+        )
+        first.until_says("ready")
+        assert first.stop() == 0
+
+    launch.check = check
+
+
+def start_first(launch: Launch, *faults: str) -> Launch:
+    """Start the endpoint whose port the second one wants."""
+    folder = launch.folder / "first"
+    folder.mkdir()
+    first = Launch(Fault("the first", (), 0, "", faults=faults), folder, launch.cache, launch.things)
+    launch.things.enter_context(first.start())
+    launch.port = first.port
+    return first
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return the files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def engine_is(content: str) -> Prepare:
@@ -161,6 +195,11 @@ FAULTS = (
         "second instance on the port of a first",
         *(NOT_STARTED, 3, "--port: cannot listen on 127.0.0.1"),
         prepare=beside_another,
+    ),
+    Fault(
+        "second instance beside a first that loads, one state folder",
+        *(NEVER_UP, 3, "another servekit runs with this state folder and this port"),
+        prepare=beside_one_that_loads,
     ),
     Fault(
         "engine program: missing",

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.conftest import descendants
+from tests.harness.processes import descendants
 
 _ASKER = Path(__file__).parent / "asker.py"
 _PROCESSES_INTERVAL_S = 0.25
@@ -32,20 +32,24 @@ class Question:
 class Probes:
     """The answers of both probes in order, repetitions left out, and the question that took longest."""
 
-    def __init__(self, url: str, pid: int) -> None:
+    def __init__(self) -> None:
         self.live: list[Answer] = []
         self.ready: list[Answer] = []
         self.slowest = Question()
         self.processes: set[int] = set()
         """Every process below servekit that was seen."""
-        self._pid = pid
         self._over = threading.Event()
+        self._askers: list[subprocess.Popen[str]] = []
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, url: str, pid: int) -> None:
+        """Ask the server at `url` from now on, and watch the processes below `pid`."""
         host, _, port = url.removeprefix("http://").partition(":")
         self._askers = [_start(host, port, path) for path in ("/livez", "/readyz")]
         self._threads = [
             threading.Thread(target=self._note, args=(self._askers[0], self.live), daemon=True),
             threading.Thread(target=self._note, args=(self._askers[1], self.ready), daemon=True),
-            threading.Thread(target=self._look, daemon=True),
+            threading.Thread(target=self._look, args=(pid,), daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -70,9 +74,9 @@ class Probes:
                 elif answer["seconds"] > self.slowest.seconds:
                     self.slowest = Question(**answer)
 
-    def _look(self) -> None:
+    def _look(self, pid: int) -> None:
         while not self._over.wait(_PROCESSES_INTERVAL_S):
-            self.processes.update(descendants(self._pid))
+            self.processes.update(descendants(pid))
 
 
 def _start(host: str, port: str, path: str) -> "subprocess.Popen[str]":

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from tests.engine.conftest import get
 from tests.faults.fault import Check, Provoke
 from tests.faults.launch import Launch
+from tests.harness.http import get
 
 
 def send(*numbers: signal.Signals, at: str = "ready", after_s: float = 0) -> Provoke:
@@ -35,7 +35,7 @@ def send_with_requests(count: int, *numbers: signal.Signals, answered: bool, **f
         answers = launch.ask(count, **fields)
         launch.process.send_signal(numbers[0])
         launch.until_says("draining", 5)
-        assert get(f"{launch.observe_url}/livez")[0] == 200
+        assert launch.observe("/livez")[0] == 200
         launch.until(lambda: refused(launch), "refusal of new connections", 5)
         for number in numbers[1:]:
             launch.process.send_signal(number)
@@ -94,8 +94,9 @@ def hold_connections(count: int) -> Callable[[Launch], None]:
     """Open connections to the observe port and send nothing, or garbage, on them."""
 
     def hold(launch: Launch) -> None:
+        port = launch.observe_port
         for number in range(count):
-            idle = launch.things.enter_context(socket.create_connection(("127.0.0.1", launch.observe_port)))
+            idle = launch.things.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 2:
                 idle.sendall(b"\0\xff garbage \r\n\r\n")
         time.sleep(0.5)

@@ -5,11 +5,11 @@ import signal
 
 import urllib3
 
-from tests.engine.conftest import ENGINE, PATCHES, get
 from tests.faults.before_start import with_checkpoint
 from tests.faults.fault import BROKEN, DRAINED, FAILED, NOT_STARTED, READY, SILENT, STARTING, Check, Fault
 from tests.faults.launch import MODEL, Launch
 from tests.faults.provoke import kill, refused, send_with_requests
+from tests.harness.server import ENGINE, PATCHES
 
 
 def drain_streams(launch: Launch) -> Check:
@@ -22,7 +22,7 @@ def drain_streams(launch: Launch) -> Check:
     streams = [pool.request("POST", f"{launch.url}/v1/completions", json=body, preload_content=False) for _ in range(8)]
     launch.process.send_signal(signal.SIGTERM)
     launch.until_says("draining", 5)
-    assert get(f"{launch.observe_url}/livez")[0] == 200
+    assert launch.observe("/livez")[0] == 200
     launch.until(lambda: refused(launch), "refusal of new connections", 5)
 
     def check() -> None:

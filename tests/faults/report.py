@@ -49,14 +49,17 @@ class Row:
         )
 
 
-def lines(rows: Sequence[Row]) -> list[str]:
+Cells = Sequence[str]
+
+
+def lines(rows: Sequence[Cells]) -> list[str]:
     """Return the table for a terminal."""
-    cells = [_HEAD, *(row.cells() for row in rows)]
+    cells = [_HEAD, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def write(page: Path, rows: Sequence[Row]) -> None:
+def write(page: Path, rows: Sequence[Cells]) -> None:
     """Put the rows into the table of a Markdown page, between its two marks: those of the same faults are replaced.
 
     So a run of some of the faults leaves the others as they were. Raises ValueError where the page has no marks.
@@ -67,7 +70,7 @@ def write(page: Path, rows: Sequence[Row]) -> None:
     if not (begin and end):
         raise ValueError(f"{page}: no {_BEGIN} and {_END}")
     kept = {_key(line): line for line in table.strip().splitlines()[2:]}
-    kept |= {_key(line): line for line in (_line(row.cells()) for row in rows)}
+    kept |= {_key(line): line for line in map(_line, rows)}
     body = "\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *kept.values()])
     page.write_text(f"{head}{begin}\n\n{body}\n\n{end}{tail}", encoding="utf-8")
 

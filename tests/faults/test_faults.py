@@ -22,7 +22,7 @@ def _parameter(fault: Fault) -> object:
 
 
 @pytest.mark.parametrize("fault", [_parameter(fault) for fault in _FAULTS])
-def test_fault(fault: Fault, launch: Callable[[Fault], Launch], rows: list[Row]) -> None:
+def test_fault(fault: Fault, launch: Callable[[Fault], Launch], record_property: Callable[[str, object], None]) -> None:
     """The endpoint reports this fault correctly as long as it lives, ends as it must, and leaves nothing."""
     made = launch(fault)
     check = fault.provoke(made)
@@ -31,20 +31,20 @@ def test_fault(fault: Fault, launch: Callable[[Fault], Launch], rows: list[Row])
     seconds = time.monotonic() - began_s
     left = made.left()
     found = [line for line in made.lines if fault.message in line]
-    rows.append(
-        Row(
-            *(fault.name, fault.engine, made.probes.ready, made.probes.live, code, seconds, made.probes.slowest),
-            *(len(left), found[-1] if found else ""),
-        )
+    row = Row(
+        *(fault.name, fault.engine, made.probes.ready, made.probes.live, code, seconds, made.probes.slowest),
+        *(len(left), found[-1] if found else ""),
     )
+    record_property("fault", list(row.cells()))
     assert code == fault.exit_code, "\n".join(made.lines)
     assert found, "\n".join(made.lines)
     _assert_answers(made.probes.ready, [(state, readiness_in(state)) for state in fault.states])
     _assert_answers(made.probes.live, [(state, liveness_in(state)) for state in fault.states])
     assert made.probes.slowest.seconds < _SLOWEST_S
     assert not left
-    if check is not None:
-        check()
+    for each in (check, made.check):
+        if each is not None:
+            each()
 
 
 def _assert_answers(seen: Sequence[Answer], expected: Sequence[Answer]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.endpoint import unguarded
 from benchmarks.gpu.bench import BURST, Bench, Load
 from benchmarks.gpu.compare import burst_later, compared_row, pooled, tokens_between
 from benchmarks.gpu.engine_log import compare, read_figures
 from benchmarks.gpu.load import BIN_S, flow
 from benchmarks.gpu.memory import killing_volleys, volleys
-from benchmarks.gpu.setting import without_guard
 from benchmarks.gpu.volleys import message_of, prompt
 
 from servekit.serve.guard import guard_arguments
@@ -45,7 +45,7 @@ def test_plan_is_compared_with_what_the_engine_says() -> None:
 def test_bare_arguments_lack_the_guards() -> None:
     """What the guard adds to the command line is taken out again, and nothing else."""
     argv = ["vllm", "serve", "m", *guard_arguments(()), "--max-num-seqs", "8"]
-    assert without_guard(argv) == ["vllm", "serve", "m", "--max-num-seqs", "8"]
+    assert unguarded(argv) == ["vllm", "serve", "m", "--max-num-seqs", "8"]
 
 
 def test_image_loads_go_to_the_chat_route() -> None:

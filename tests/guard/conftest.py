@@ -2,13 +2,8 @@
 
 import base64
 import contextlib
-import json
-import os
-import signal
 import socket
 import struct
-import subprocess
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,9 +17,10 @@ import urllib3
 
 from servekit.demo.build import build_demo_model
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH, Guard, GuardSettings, prepare_guard
+from tests.harness.engine import bare_engine
+from tests.harness.server import PATCHES, Server
+from tests.harness.shared import share
 
-ROOT = Path(__file__).parents[2]
-START_S = 180
 MAX_BODY_BYTES = 2 * 1024**2
 MAX_IN_FLIGHT = 40
 MAX_WRITE_S = 6.0
@@ -38,7 +34,7 @@ class GuardedEngine:
     key: str = field(repr=False)
     guard: Guard
     key_file: Path
-    process: "subprocess.Popen[bytes]"
+    server: Server
     log: Path
     folder: Path
     pool: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=64, retries=False))
@@ -97,14 +93,14 @@ class GuardedEngine:
             return received
 
     def resident_peak_bytes(self) -> int:
-        """Return the peak memory of the server process."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        """Return the most memory the server process ever held."""
+        text = Path(f"/proc/{self.server.pid}/status").read_text()
         line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
     def family(self) -> list[psutil.Process]:
         """Return the engine's processes."""
-        leader = psutil.Process(self.process.pid)
+        leader = psutil.Process(self.server.pid)
         return [leader, *leader.children(recursive=True)]
 
 
@@ -162,77 +158,16 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         max_in_flight=MAX_IN_FLIGHT,
         max_body_bytes=MAX_BODY_BYTES,
         max_write_s=MAX_WRITE_S,
-        engine_patches=ROOT / ".venv-engine-patches",
+        engine_patches=PATCHES,
     )
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None
     key = guard.key_file.read_text().splitlines()[-1]
-    port = _free_port()
     log = folder / "engine.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            _command(checkpoint, port, guard),
-            env=_environment(folder) | dict(guard.environment),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    engine = GuardedEngine(port, key, guard, guard.key_file, process, log, folder)
-    try:
-        _await_ready(engine)
+    flags = ["--kv-cache-dtype", "auto", "--max-model-len", "4096", "--max-num-seqs", "32", *guard.argv]
+    own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "30"}
+    with share("engine", bare_engine(checkpoint, log, flags, own | dict(guard.environment)).start()) as server:
+        server.until_ready()
+        engine = GuardedEngine(server.port, key, guard, guard.key_file, server, log, folder)
         yield engine
-    finally:
         engine.pool.clear()
-        _stop(process)
-
-
-def _command(checkpoint: Path, port: int, guard: Guard) -> list[str]:
-    vllm = ROOT / ".venv-engine" / "bin" / "vllm"
-    return [
-        *(str(vllm), "serve", str(checkpoint), "--served-model-name", "demo"),
-        *("--host", "127.0.0.1", "--port", str(port), "--kv-cache-dtype", "auto"),
-        *("--max-model-len", "4096", "--max-num-seqs", "32", "--enforce-eager", "--skip-mm-profiling"),
-        *("--limit-mm-per-prompt", json.dumps({"image": 3, "audio": 0, "video": 0})),
-        *guard.argv,
-    ]
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return kept | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CACHE_ROOT": str(folder / "cache"),
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "30",
-    }
-
-
-def _await_ready(engine: GuardedEngine) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if engine.process.poll() is not None:
-            break
-        try:
-            if engine.request("GET", "/health", key=False, timeout_s=2).status == 200:
-                return
-        except urllib3.exceptions.HTTPError:
-            time.sleep(0.3)
-    pytest.fail(f"the engine did not come up:\n{engine.log.read_text()[-4000:]}")
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,7 +12,8 @@ import pytest
 
 from servekit.preflight.host.patches import is_recent_pillow
 from servekit.serve.guard import INSIDE
-from tests.guard.conftest import ROOT, GuardedEngine
+from tests.conftest import ROOT
+from tests.guard.conftest import GuardedEngine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

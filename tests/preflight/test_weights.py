@@ -1,12 +1,11 @@
 """Weights on the GPU from the headers, against what vLLM logged for gemma-4-E4B's shapes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.preflight import run
 
 from servekit.demo.json_files import model_config
 from servekit.demo.sizes import SIZES
@@ -105,15 +104,9 @@ def test_scheme_counts_scales() -> None:
     assert WeightScheme(8, -1, symmetric=True, targets=("Linear",), ignore=()).groups(2560) == 1
 
 
-def test_ten_gigabytes_are_judged_from_their_headers(root: Path) -> None:
+def test_ten_gigabytes_are_judged_from_their_headers() -> None:
     """A checkpoint of E4B's real size, in sparse files, is found whole, and its weights are those measured."""
-    answer = subprocess.run(
-        [sys.executable, str(root / "benchmarks" / "preflight.py"), "--rounds", "1", "--json"],
-        capture_output=True,
-        check=True,
-        timeout=50,
-    )
-    result = json.loads(answer.stdout)["e4b (sparse)"]
+    result = run(1)["e4b (sparse)"]
     assert result["stored_bytes"] > 9_000_000_000
     assert result["findings"] == []
     assert result["weights_gib"] == pytest.approx(9.18, rel=0.01)

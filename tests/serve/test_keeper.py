@@ -14,7 +14,7 @@ import pytest
 
 from servekit.demo.build import ensure_demo_model
 from servekit.serve.engine import keeper
-from tests.conftest import is_running
+from tests.harness.processes import is_running
 from tests.serve.kills import survivors
 
 SLEEP = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"

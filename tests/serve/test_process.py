@@ -13,7 +13,7 @@ import pytest
 
 from servekit.serve.engine import keeper
 from servekit.serve.engine.process import Engine
-from tests.conftest import children_of, is_running, processes_of_group
+from tests.harness.processes import children_of, is_running, processes_of_group
 
 Eventually = Callable[..., None]
 PYTHON = sys.executable

@@ -14,7 +14,7 @@ import urllib3
 from servekit.errors import ExitCode
 from servekit.serve.guard import InFlight
 from servekit.serve.status import Phase, State
-from tests.conftest import is_running
+from tests.harness.processes import is_running
 from tests.serve.conftest import Run
 
 Supervise = Callable[..., Run]

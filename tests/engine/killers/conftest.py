@@ -9,8 +9,10 @@ import pytest
 from servekit.demo.build import demo_directory, ensure_demo_model
 from servekit.demo.sizes import SIZES, Size
 from tests.conftest import ROOT
-from tests.engine.conftest import SERVEKIT, Endpoint, finish
+from tests.engine.conftest import make_endpoint
 from tests.engine.killers.case import Target
+from tests.harness.endpoint import SERVEKIT, Endpoint
+from tests.harness.shared import share
 
 WIDE_SEQUENCES = 32
 """The start rehearses the sampler with this many rows of 262,144 logits: a minute for the profile's 1,024 on a CPU."""
@@ -25,7 +27,7 @@ def start_wide(
     profile.write_text(re.sub(r"(?m)^max-num-seqs: \d+", f"max-num-seqs: {WIDE_SEQUENCES}", text), encoding="utf-8")
     model = ensure_demo_model(cache, size="tiny-262k")
     own = ("--config", str(profile), "--deviate", "max-num-seqs", "--model", str(model), "--served-name", "wide")
-    return Endpoint(cache, *own, *flags, environ=environ, program=program)
+    return make_endpoint(cache, *own, *flags, environ=environ, program=program)
 
 
 def target_of(endpoint: Endpoint, cache: Path, *, wide: bool) -> Target:
@@ -39,10 +41,9 @@ def target_of(endpoint: Endpoint, cache: Path, *, wide: bool) -> Target:
 @pytest.fixture(scope="session")
 def wide_endpoint(engine_cache: Path) -> Iterator[Endpoint]:
     """One ready endpoint with the real vocabulary for all tests that want one."""
-    endpoint = start_wide(engine_cache)
-    endpoint.until_ready()
-    yield endpoint
-    finish(endpoint)
+    with share("wide_endpoint", start_wide(engine_cache)) as endpoint:
+        endpoint.until_ready()
+        yield endpoint
 
 
 @pytest.fixture(scope="session", params=["demo", "wide"])

@@ -2,14 +2,14 @@
 
 import re
 
-from tests.engine.conftest import Endpoint, get
+from tests.harness.endpoint import Endpoint
 
 _TICKS = "servekit_guard_event_loop_held_seconds_bucket"
 
 
 def held(endpoint: Endpoint) -> float:
     """Return how often the server's event loop was held for more than 250 ms of its own processor time."""
-    page = get(f"{endpoint.observe_url}/metrics")[1]
+    page = endpoint.observe("/metrics")[1]
     return _value(page, f'{_TICKS}{{le="+Inf"}}') - _value(page, f'{_TICKS}{{le="0.25"}}')
 
 
@@ -20,7 +20,7 @@ def longest_held_s(endpoint: Endpoint) -> float:
 
 def gauge(endpoint: Endpoint, name: str) -> float:
     """Return one figure."""
-    return _value(get(f"{endpoint.observe_url}/metrics")[1], name)
+    return _value(endpoint.observe("/metrics")[1], name)
 
 
 def _value(page: str, name: str) -> float:

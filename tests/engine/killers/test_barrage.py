@@ -2,10 +2,10 @@
 
 import psutil
 
-from tests.engine.conftest import Endpoint
 from tests.engine.killers.barrage import bombard
 from tests.engine.killers.case import Target
 from tests.engine.killers.figures import gauge, held
+from tests.harness.endpoint import Endpoint
 
 REQUESTS = {"demo": 4_000, "wide": 1_000}
 """Logits of 262,144 words take a CPU six times as long; `python -m benchmarks.fuzz_engine` sends 20,000 to each."""
@@ -15,7 +15,7 @@ GROWTH_BYTES = 400 * 1024**2
 
 def test_drawn_requests_do_no_harm(which: str, attacked: Endpoint, target: Target) -> None:
     """Each is answered or refused in words; the engine lives, the event loop runs, no slot and no byte is kept."""
-    processes = attacked.processes()
+    processes = attacked.roles()
     server = psutil.Process(processes["server"])
     warm = bombard(target, 7, range(200))
     before, held_before = server.memory_info().rss, held(attacked)
@@ -23,7 +23,7 @@ def test_drawn_requests_do_no_harm(which: str, attacked: Endpoint, target: Targe
     assert not warm.wrong + seen.wrong, "\n".join(warm.wrong + seen.wrong)
     assert seen.statuses[200] > REQUESTS[which] // 10, seen.statuses
     assert seen.statuses[400] > REQUESTS[which] // 10, seen.statuses
-    assert attacked.processes()["core"] == processes["core"]
+    assert attacked.roles()["core"] == processes["core"]
     assert server.memory_info().rss - before < GROWTH_BYTES
     attacked.until(lambda: gauge(attacked, "servekit_guard_in_flight") == 0, "end of the requests", 30)
     assert gauge(attacked, "servekit_guard_buffered_bytes") == 0

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import Case, Group, Target
 from tests.engine.killers.catalogue import GROUPS, baselines, is_alive, run
 from tests.engine.killers.figures import held
 from tests.engine.killers.stream import Token
+from tests.harness.endpoint import Endpoint
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def test_engine_lives_and_others_notice_nothing(
 ) -> None:
     """Each request is refused in words or answered rightly; the engine and the stream beside it go on unchanged."""
     assert is_alive(target), "the engine has ended in an earlier group"
-    core, held_before = attacked.processes()["core"], held(attacked)
+    core, held_before = attacked.roles()["core"], held(attacked)
     outcome = run(target, group, expected)
     assert not outcome.others + outcome.wrong, "\n".join(outcome.others + outcome.wrong)
-    assert attacked.processes()["core"] == core
+    assert attacked.roles()["core"] == core
     assert held(attacked) == held_before, "the event loop was held for more than 250 ms of its processor time"
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
 from servekit.serve.guard.inside.servekit_guard.body.verdicts import Refused
-from tests.engine.conftest import Endpoint
 from tests.engine.killers.case import CHAT, COMPLETIONS, MAKERS, MESSAGES, RESPONSES, Case, Target, send
 from tests.engine.killers.conftest import target_of
 from tests.engine.killers.stream import Token, compare, stream_once
 from tests.engine.killers.values import sensible
+from tests.harness.endpoint import Endpoint
 
 CLIENTS = 3
 BASELINES = 3

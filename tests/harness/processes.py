@@ -1,4 +1,4 @@
-"""What processes cost, as /proc tells it: memory in bytes, processor time in seconds."""
+"""Processes as /proc shows them: which live, who is whose child, memory in bytes, processor time in seconds."""
 
 import os
 from collections.abc import Iterable
@@ -14,6 +14,26 @@ class Memory:
 
     rss_bytes: int
     pss_bytes: int
+
+
+def processes_of_group(group: int) -> list[int]:
+    """Return the living processes (no zombies) of a process group."""
+    return [pid for pid in all_processes() if (fields := _stat(pid)) and int(fields[2]) == group and _lives(fields)]
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the living children of a process."""
+    return [pid for pid in all_processes() if (fields := _stat(pid)) and int(fields[1]) == parent and _lives(fields)]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process lives and is no zombie."""
+    return _lives(_stat(pid))
+
+
+def all_processes() -> list[int]:
+    """Return the process ids of this machine."""
+    return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
 
 
 def memory_of(pid: int) -> Memory:
@@ -44,9 +64,9 @@ def busy_seconds() -> float:
 def descendants(pid: int) -> list[int]:
     """Return all processes below `pid`, parents before children."""
     children: dict[int, list[int]] = {}
-    for entry in PROC.iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    for each in all_processes():
+        if fields := _stat(each):
+            children.setdefault(int(fields[1]), []).append(each)
     found: list[int] = []
     pending = list(children.get(pid, []))
     while pending:
@@ -61,6 +81,10 @@ def command_line(pid: int) -> str:
         return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def _lives(fields: list[str]) -> bool:
+    return bool(fields) and fields[0] not in "ZX"
 
 
 def _stat(pid: int) -> list[str]:

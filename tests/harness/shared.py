@@ -1,0 +1,29 @@
+"""Engines that many tests share: each ends as soon as the last of its tests is over, not at the end of the session.
+
+So a worker that goes on with tests that start their own engine holds one engine's memory, not two.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tests.harness.server import Server
+
+_Kind = TypeVar("_Kind", bound=Server)
+_shared: dict[str, Server] = {}
+
+
+@contextmanager
+def share(name: str, server: _Kind) -> Iterator[_Kind]:
+    """Lend a server under the name of its fixture; it is ended by `end_shared` or at the end of the block."""
+    _shared[name] = server
+    try:
+        yield server
+    finally:
+        end_shared(name)
+
+
+def end_shared(name: str) -> None:
+    """End the server that is shared under this name, if there is one."""
+    if server := _shared.pop(name, None):
+        server.close()
