@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = server.ROOT
 find_free_port = ports.free_port
 _MARKS = {
-    ROOT / "tests" / "engine": (pytest.mark.engine, pytest.mark.timeout(300)),
+    ROOT / "tests" / "engine": (pytest.mark.engine, pytest.mark.timeout(600)),
     ROOT / "tests" / "container": (pytest.mark.container, pytest.mark.timeout(900)),
 }
 """Folders whose tests all start an engine, which takes longer than a unit test may."""

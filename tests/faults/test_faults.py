@@ -17,7 +17,7 @@ _SLOWEST_S = 10.0
 
 
 def _parameter(fault: Fault) -> object:
-    marks = [pytest.mark.engine, pytest.mark.timeout(300)] if fault.engine == "real" else []
+    marks = [pytest.mark.engine, pytest.mark.timeout(600)] if fault.engine == "real" else []
     return pytest.param(fault, id=f"{fault.engine}-{fault.name}", marks=marks)
 
 

@@ -11,7 +11,7 @@ from servekit.profile import resolve
 from servekit.serve.watch.running_contract import ContractItem, compare_contract
 from tests.guard.conftest import GuardedEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 CLOSED_ROUTES = [

@@ -12,7 +12,7 @@ import pytest
 from tests.guard.conftest import GuardedEngine, chat, completion
 from tests.guard.test_streams import PATHS, running, streaming
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 CHAT = "/v1/chat/completions"
 SMALL = {

@@ -14,7 +14,7 @@ import pytest
 from servekit.serve.guard.inside.servekit_guard.body.fields import ROUTES
 from tests.guard.conftest import GuardedEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 MAX_BODY_BYTES = 2 * 1024**2
 CHAT = "/v1/chat/completions"

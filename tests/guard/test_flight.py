@@ -162,7 +162,7 @@ def test_a_missing_file_ends_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_running_server_records_and_ticks(engine: GuardedEngine, requests: SimpleNamespace) -> None:
     """On the real engine a stream is on record until it ends, and the event loop is measured meanwhile."""
     file = engine.guard.config_path.with_name(FLIGHT_FILE_NAME)

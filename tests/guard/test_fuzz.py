@@ -12,7 +12,7 @@ import pytest
 
 from tests.guard.conftest import GuardedEngine, completion
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 RAW_REQUESTS = 5000
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")

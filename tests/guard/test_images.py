@@ -15,7 +15,7 @@ from servekit.serve.guard import INSIDE
 from tests.conftest import ROOT
 from tests.guard.conftest import GuardedEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 PATCHES = ROOT / ".venv-engine-patches"

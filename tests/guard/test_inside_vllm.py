@@ -9,7 +9,7 @@ import pytest
 from servekit.serve.guard import INSIDE
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 

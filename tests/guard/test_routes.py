@@ -4,7 +4,7 @@ import pytest
 
 from tests.guard.conftest import GuardedEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PUBLIC = {("/health", "GET")}
 CLIENT = {

@@ -10,7 +10,7 @@ import pytest
 from servekit.serve.guard.keys import rotate_key
 from tests.guard.conftest import GuardedEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 def test_no_secret_leaks(engine: GuardedEngine, requests: SimpleNamespace) -> None:

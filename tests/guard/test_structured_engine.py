@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed pac
 
 from benchmarks.structured_features import BEYOND, OPENAI
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 RANDOM_SCHEMAS = 300
 REFUSED_BY_THE_BACKEND = {"oneOf that overlaps", "uniqueItems", "contains", "propertyNames", "format uri", "not"}

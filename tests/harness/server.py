@@ -16,7 +16,7 @@ from tests.harness.processes import command_line, descendants, is_running
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / ".venv-engine" / "bin" / "vllm"
 PATCHES = ROOT / ".venv-engine-patches"
-START_S = 180
+START_S = 400
 _LAST_LINES = 40
 
 

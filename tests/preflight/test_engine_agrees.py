@@ -19,7 +19,7 @@ import pytest
 from servekit.preflight.memory.memory_plan import plan_memory
 from servekit.profile import EngineArguments, resolve
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 LAYER = "model.language_model.layers"
 ENVIRONMENT = {
@@ -36,7 +36,7 @@ VALUES: dict[str, Any] = {
     "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
 }
 ARGUMENTS = resolve(VALUES, target="cpu")
-START_S = 120
+START_S = 400
 
 
 class Engine:

@@ -10,7 +10,7 @@ import pytest
 from servekit.profile import Value, load_profile, render
 from servekit.profile.argument_table import Argument, engine_arguments
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 Parse = Callable[[list[list[str]]], list[dict[str, Any]]]
 
