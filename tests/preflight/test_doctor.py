@@ -28,7 +28,6 @@ def names(**changes: Any) -> list[str]:
     ("changes", "expected"),
     [
         ({}, []),
-        ({"engine": "24.0.9"}, ["docker-engine"]),
         ({"engine": "26.1.5+dfsg1"}, []),
         ({"compose": ""}, ["docker-compose"]),
         ({"compose": "2.20.1"}, ["docker-compose"]),
@@ -74,17 +73,30 @@ def test_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> No
     assert "servekit[doctor]" in finding.remedy
 
 
-def test_dead_engine_is_a_finding(free_port: int) -> None:
+@pytest.mark.parametrize(("version", "expected"), [("24.0.9", ["docker-engine"]), ("25.0.0", [])])
+def test_old_engine_is_a_finding(monkeypatch: pytest.MonkeyPatch, version: str, expected: list[str]) -> None:
+    """An engine that lacks `start_interval` is a finding, and nothing else is read from it."""
+    docker = pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    monkeypatch.setattr(docker.APIClient, "version", lambda *_, **__: {"Version": version})
+    monkeypatch.setattr(docker.APIClient, "info", lambda _self: {})
+    facts, findings = inspect_docker()
+    assert (facts is None, [finding.name for finding in findings]) == (bool(expected), expected)
+
+
+def test_dead_engine_is_a_finding(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     """An engine that does not answer is a finding."""
     pytest.importorskip("docker")
-    facts, (finding,) = inspect_docker(base_url=f"tcp://127.0.0.1:{free_port}")
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free_port}")
+    facts, (finding,) = inspect_docker()
     assert (facts, finding.name) == (None, "docker-unreachable")
 
 
-def test_missing_socket_is_a_finding_and_leaves_nothing_open(tmp_path: Path) -> None:
+def test_missing_socket_is_a_finding_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A socket that is not there is a finding; an open socket left behind would be a warning, hence a failure."""
     pytest.importorskip("docker")
-    facts, (finding,) = inspect_docker(base_url=f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    facts, (finding,) = inspect_docker()
     gc.collect()
     assert (facts, finding.name) == (None, "docker-unreachable")
     assert "No such file" in finding.message

@@ -1,4 +1,4 @@
-"""A Compose project, as the installed Compose resolves it, judged before the first `docker compose up`."""
+"""A Compose project, as the installed Compose resolves it, checked before the first `docker compose up`."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from servekit.preflight.findings import Finding, error, line_of, located
 
 GPUS_KEY_SINCE: Final = (2, 30)
 """The first Compose that acts on a service's `gpus`; 2.26 reads the key and ignores it."""
-STOP_GRACE_S: Final = 10.0
+STOP_GRACE: Final = "10s"
 """Docker's default time between SIGTERM and SIGKILL."""
 DEFAULT_USER: Final = "10001:0"
 """The user of the image."""
@@ -23,10 +23,9 @@ _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def compose_version() -> str:
-    """Return the version of the Compose plugin, empty where there is none."""
+    """Return the version of the Compose plugin; empty without the plugin."""
     try:
-        answer = _run("version", "--format", "json")
-        return str(json.loads(answer)["version"]).removeprefix("v")
+        return str(json.loads(_run("version", "--format", "json"))["version"]).removeprefix("v")
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return ""
 
@@ -34,14 +33,12 @@ def compose_version() -> str:
 def read_project(
     files: Sequence[Path] = (), env_file: Path | None = None
 ) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
-    """Let Compose resolve the project of this folder, or of `files`; None with the reason where it cannot."""
+    """Let Compose resolve the project of this folder, or of `files`; None and the reason if it cannot."""
     options = [*(f"--file={path}" for path in files), *([f"--env-file={env_file}"] if env_file else [])]
     try:
         return dict(json.loads(_run(*options, "config", "--format", "json"))), ()
-    except subprocess.CalledProcessError as problem:
-        reason = str(problem.stderr).strip()
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as problem:
-        reason = str(problem)
+        reason = str(problem.stderr if isinstance(problem, subprocess.CalledProcessError) else problem).strip()
     return None, (
         error(
             "docker-compose",
@@ -54,12 +51,12 @@ def read_project(
 def check_project(
     project: Mapping[str, Any],
     *,
-    compose: tuple[int, int],
+    compose: tuple[int, ...],
     drain_s: int,
     margin_s: int,
     files: Iterable[Path] = (),
 ) -> list[Finding]:
-    """Judge the services of servekit in a resolved project.
+    """Check the services of servekit in a resolved project.
 
     `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills, `files` the Compose files.
     """
@@ -71,14 +68,16 @@ def check_project(
                 _about(
                     (name, "gpus"),
                     "compose-gpus",
-                    f"Compose {compose[0]}.{compose[1]} ignores it: the container starts without a GPU",
+                    f"Compose {'.'.join(map(str, compose))} ignores it: the container starts without a GPU",
                     "use deploy.resources.reservations.devices",
                 )
             )
         if any(variable.startswith("SERVEKIT_") and variable != "SERVEKIT_DOMAIN" for variable in environment):
-            findings += _check_grace(name, service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s)
-            findings += _check_mounts(name, service)
-            findings += _check_secrets(name, service, project.get("secrets", {}))
+            findings += [
+                *_check_grace(name, service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s),
+                *_check_mounts(name, service),
+                *_check_secrets(name, service, project.get("secrets", {})),
+            ]
     return [next((located(each, path) for path in files if line_of(path, each.key)), each) for each in findings]
 
 
@@ -109,6 +108,7 @@ def seconds_of(duration: str) -> float:
 
 
 def _check_grace(name: str, service: Mapping[str, Any], drain: str, margin_s: int) -> Iterator[Finding]:
+    grace_s = seconds_of(str(service.get("stop_grace_period") or STOP_GRACE))
     if not drain.isdecimal():
         yield _about(
             (name, "environment.SERVEKIT_DRAIN_S"),
@@ -116,16 +116,12 @@ def _check_grace(name: str, service: Mapping[str, Any], drain: str, margin_s: in
             f"is {drain!r}, not a number of seconds",
             "write it without a unit, such as SERVEKIT_DRAIN_S=60",
         )
-        return
-    drain_s = int(drain)
-    grace = service.get("stop_grace_period")
-    grace_s = seconds_of(str(grace)) if grace else STOP_GRACE_S
-    if grace_s <= drain_s + margin_s:
+    elif grace_s <= int(drain) + margin_s:
         yield _about(
             (name, "stop_grace_period"),
             "compose-grace",
-            f"is {grace_s:g} s, but servekit may need {drain_s} + {margin_s} s: Docker would kill it",
-            f"set ENDPOINT_STOP_GRACE to {drain_s + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S",
+            f"is {grace_s:g} s, but servekit may need {drain} + {margin_s} s: Docker would kill it",
+            f"set ENDPOINT_STOP_GRACE to {int(drain) + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S",
         )
 
 
@@ -146,29 +142,26 @@ def _check_secrets(name: str, service: Mapping[str, Any], secrets: Mapping[str, 
     group = group or "0"
     for used in service.get("secrets") or ():
         path = Path(str(secrets.get(used.get("source"), {}).get("file", os.devnull)))
-        if path == Path(os.devnull):
-            continue
-        try:
-            status = path.stat()
-            if _usable(status, user, group):
-                continue
-            mode = f"{stat.S_IMODE(status.st_mode):04o}"
-            reason = f"owner {status.st_uid}:{status.st_gid}, mode {mode}: user {user}:{group} cannot use it"
-        except OSError as problem:
-            reason = problem.strerror or str(problem)
-        yield _about(
-            (name, "secrets"),
-            "compose-secret",
-            f"{path}: {reason}",
-            f"sudo chown 0:0 {path} && sudo chmod 0440 {path}, or ENDPOINT_USER=$(id -u):0 for a file of your own",
-        )
+        if path != Path(os.devnull) and (reason := _why_unusable(path, user, group)):
+            yield _about(
+                (name, "secrets"),
+                "compose-secret",
+                f"{path}: {reason}",
+                f"sudo chown 0:0 {path} && sudo chmod 0440 {path}, or ENDPOINT_USER=$(id -u):0 for a file of your own",
+            )
 
 
-def _usable(status: os.stat_result, user: str, group: str) -> bool:
-    """Whether the guard accepts the file: owned by this user or root, readable by this user and nobody else."""
-    if status.st_mode & 0o027 or str(status.st_uid) not in {user, "0"}:
-        return False
-    return str(status.st_uid) == user or (str(status.st_gid) == group and bool(status.st_mode & 0o040))
+def _why_unusable(path: Path, user: str, group: str) -> str:
+    """Return why the guard rejects the file; empty if this user or root owns it and only this user can read it."""
+    try:
+        status = path.stat()
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    owner, mode = str(status.st_uid), stat.S_IMODE(status.st_mode)
+    by_group = owner == "0" and str(status.st_gid) == group and mode & 0o040
+    if not mode & 0o027 and (owner == user or by_group):
+        return ""
+    return f"owner {owner}:{status.st_gid}, mode {mode:04o}: user {user}:{group} cannot use it"
 
 
 def _run(*arguments: str) -> str:

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +14,13 @@ from servekit.preflight.docker.compose import check_project, compose_version, im
 from servekit.preflight.findings import Finding, error, has_errors, in_order, warning
 from servekit.preflight.host.gpu_rules import check_driver, one_gpu
 from servekit.preflight.host.gpus import SurveyGpus, check_readable, survey_gpus
+from servekit.preflight.host.patches import version_numbers
 
-ENGINE_NEEDED: Final = (25, 0)
+ENGINE_NEEDED: Final = "25.0"
 """The first Docker Engine with `start_interval` in health checks."""
 API_VERSION: Final = "1.44"
 """The API of Docker Engine 25, and the oldest that Engine 29 supports."""
-COMPOSE_NEEDED: Final = (2, 24)
+COMPOSE_NEEDED: Final = "2.24"
 """The first Compose with `!reset`, which the CPU override needs."""
 _SOCKET: Final = "unix:///var/run/docker.sock"
 _COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
@@ -28,7 +28,7 @@ _COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yaml", "
 
 @dataclass(frozen=True)
 class DockerFacts:
-    """What Docker reports. Versions as printed, `compose` empty without the plugin."""
+    """What Docker reports. Versions are as printed; `compose` is empty without the plugin."""
 
     engine: str
     compose: str
@@ -36,12 +36,12 @@ class DockerFacts:
     runtimes: tuple[str, ...] = ()
     cdi_devices: tuple[str, ...] = ()
     images: Mapping[str, str] = field(default_factory=dict)
-    """Wanted images and their platform such as `linux/amd64`; an empty platform where the image is absent."""
+    """The project's images and their platform such as `linux/amd64`; the platform of an absent image is empty."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of the doctor. `docker` is None where it does not answer, `driver` empty without one."""
+    """The result of the doctor. `docker` is None if it does not answer, `driver` is empty without one."""
 
     docker: DockerFacts | None
     driver: str
@@ -83,7 +83,7 @@ def diagnose(
     if facts and project:
         findings += check_project(
             project,
-            compose=version_of(facts.compose),
+            compose=version_numbers(facts.compose),
             drain_s=drain_s,
             margin_s=margin_s,
             files=files or [path for path in map(Path, _COMPOSE_FILES) if path.exists()],
@@ -94,10 +94,8 @@ def diagnose(
     return Diagnosis(facts, found.driver if found else "", in_order(findings))
 
 
-def inspect_docker(
-    images: tuple[str, ...] = (), base_url: str | None = None
-) -> tuple[DockerFacts | None, tuple[Finding, ...]]:
-    """Query the Docker Engine of the environment, or of `base_url`; None with the reason where that fails."""
+def inspect_docker(images: tuple[str, ...] = ()) -> tuple[DockerFacts | None, tuple[Finding, ...]]:
+    """Query the Docker Engine of the environment; None and the reason if that fails."""
     try:
         docker: Any = importlib.import_module("docker")
     except ImportError:
@@ -109,13 +107,18 @@ def inspect_docker(
             ),
         )
     try:
-        _connect(base_url or os.environ.get("DOCKER_HOST") or _SOCKET)
-        # With its version given, the SDK does not query one while it is made, and leave its socket open on a failure.
-        make = partial(docker.DockerClient, base_url=base_url) if base_url else docker.from_env
-        with contextlib.closing(make(timeout=5, version=API_VERSION)) as client:
+        _connect(os.environ.get("DOCKER_HOST") or _SOCKET)
+        # Without a version the SDK queries it in the constructor, and leaves its socket open if that fails.
+        with contextlib.closing(docker.from_env(timeout=5, version=API_VERSION)) as client:
             engine = str(client.version(api_version=False).get("Version", ""))
-            if version_of(engine) < ENGINE_NEEDED:
-                return None, (_too_old(engine),)
+            if version_numbers(engine) < version_numbers(ENGINE_NEEDED):
+                return None, (
+                    error(
+                        "docker-engine",
+                        f"Docker Engine {engine}; {ENGINE_NEEDED} is the first with start_interval",
+                        remedy="install a newer Docker Engine",
+                    ),
+                )
             info = client.info()
             return DockerFacts(
                 engine=engine,
@@ -136,51 +139,50 @@ def inspect_docker(
 
 
 def check_docker(facts: DockerFacts, *, gpu: bool) -> list[Finding]:
-    """Judge what Docker reports; `gpu`: whether a container needs one."""
-    findings = [*_check_versions(facts), *_check_images(facts)]
+    """Check what Docker reports; `gpu`: whether a container needs one."""
     cdi = any(device.startswith("nvidia.com/gpu") for device in facts.cdi_devices)
-    if gpu and "nvidia" not in facts.runtimes and not cdi:
-        findings.append(
+    checks = (
+        (
+            version_numbers(facts.compose) < version_numbers(COMPOSE_NEEDED),
+            error(
+                "docker-compose",
+                f"Compose {facts.compose or 'is not installed'}; {COMPOSE_NEEDED} is the first with !reset",
+                remedy="install the plugin docker-compose-plugin or docker-compose-v2",
+            ),
+        ),
+        (
+            facts.architecture not in {"x86_64", "amd64"},
+            warning("docker-platform", f"the engine is {facts.architecture}, the image is built for linux/amd64"),
+        ),
+        (
+            gpu and "nvidia" not in facts.runtimes and not cdi,
             error(
                 "docker-gpu",
                 "Docker has neither the NVIDIA runtime nor CDI devices nvidia.com/gpu: a container with a GPU would "
                 'fail with `could not select device driver "nvidia"`',
                 remedy="install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker",
-            )
-        )
-    return findings
+            ),
+        ),
+    )
+    return [*(finding for found, finding in checks if found), *_check_images(facts)]
 
 
 def check_driver_of_host(survey: GpuSurvey | None) -> tuple[Finding, ...]:
-    """Judge the NVIDIA driver of this host, which its containers use."""
-    if survey is None or not survey.gpus:
-        return (*check_readable(survey), *one_gpu(survey, {})[1])
-    return (*check_readable(survey), *check_driver(survey))
+    """Check the NVIDIA driver of this host, which its containers use."""
+    findings = check_driver(survey) if survey and survey.gpus else one_gpu(survey, {})[1]
+    return (*check_readable(survey), *findings)
 
 
 def _connect(url: str) -> None:
     """Raise an OSError where a Docker Engine's Unix socket rejects a connection.
 
-    docker 7.2 leaves its socket open when it cannot connect (transport/unixconn.py), so this is tried first.
+    docker 7.2 leaves its socket open when it cannot connect (transport/unixconn.py), so the doctor tries this first.
     """
     scheme, _, path = url.partition("://")
     if scheme in {"unix", "http+unix"}:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(5)
             probe.connect(path)
-
-
-def _check_versions(facts: DockerFacts) -> Iterator[Finding]:
-    if version_of(facts.engine) < ENGINE_NEEDED:
-        yield _too_old(facts.engine)
-    if version_of(facts.compose) < COMPOSE_NEEDED:
-        yield error(
-            "docker-compose",
-            f"Compose {facts.compose or 'is not installed'}; {_dotted(COMPOSE_NEEDED)} is the first with !reset",
-            remedy="install the plugin docker-compose-plugin or docker-compose-v2",
-        )
-    if facts.architecture not in {"x86_64", "amd64"}:
-        yield warning("docker-platform", f"the engine is {facts.architecture}, the image is built for linux/amd64")
 
 
 def _check_images(facts: DockerFacts) -> Iterator[Finding]:
@@ -212,28 +214,8 @@ def _platform(docker: Any, client: Any, image: str) -> str:
 def _cdi_devices(info: Mapping[str, Any]) -> tuple[str, ...]:
     # Docker Engine 28.2 and later list the devices; older ones only name the folders of the specifications
     discovered = info.get("DiscoveredDevices") or ()
-    devices = [str(device.get("ID", "")) for device in discovered if device.get("Source") == "cdi"]
-    for folder in info.get("CDISpecDirs") or ():
-        devices.extend("nvidia.com/gpu" for path in sorted(Path(folder).glob("*")) if "nvidia" in path.name)
-    return tuple(devices)
-
-
-def _too_old(engine: str) -> Finding:
-    return error(
-        "docker-engine",
-        f"Docker Engine {engine}; {_dotted(ENGINE_NEEDED)} is the first with start_interval",
-        remedy="install a newer Docker Engine",
+    files = [path.name for folder in info.get("CDISpecDirs") or () for path in Path(folder).glob("*")]
+    return (
+        *(str(device.get("ID", "")) for device in discovered if device.get("Source") == "cdi"),
+        *("nvidia.com/gpu" for name in files if "nvidia" in name),
     )
-
-
-def version_of(text: str) -> tuple[int, int]:
-    """Return the first two numbers of a version; 0, 0 where there are none."""
-    parts = text.split(".")
-    try:
-        return int(parts[0]), int(parts[1])
-    except (IndexError, ValueError):
-        return 0, 0
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

@@ -18,23 +18,25 @@ CUDA_NEEDED: Final = (13, 0)
 def one_gpu(survey: GpuSurvey | None, environ: Mapping[str, str]) -> tuple[GpuFacts | None, tuple[Finding, ...]]:
     """Return the one visible GPU, or None and why there is not exactly one."""
     if survey is None or not survey.gpus:
-        missing = error(
-            "gpu-missing",
-            "no NVIDIA driver answers on this host" if survey is None else "the driver shows no GPU",
-            remedy="install the driver, start the container with the GPU, or use target cpu",
+        return None, (
+            error(
+                "gpu-missing",
+                "no NVIDIA driver answers on this host" if survey is None else "the driver shows no GPU",
+                remedy="install the driver, start the container with the GPU, or use target cpu",
+            ),
         )
-        return None, (missing,)
     visible = visible_gpus(survey, environ)
     if len(visible) == 1:
         return visible[0], ()
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     setting = "CUDA_VISIBLE_DEVICES is not set" if chosen is None else f"CUDA_VISIBLE_DEVICES is {chosen!r}"
-    wrong = error(
-        "gpu-visible",
-        f"{len(visible)} of {len(survey.gpus)} GPUs are visible, {setting}",
-        remedy=f"set CUDA_VISIBLE_DEVICES={survey.gpus[0].uuid} or give the container one GPU",
+    return None, (
+        error(
+            "gpu-visible",
+            f"{len(visible)} of {len(survey.gpus)} GPUs are visible, {setting}",
+            remedy=f"set CUDA_VISIBLE_DEVICES={survey.gpus[0].uuid} or give the container one GPU",
+        ),
     )
-    return None, (wrong,)
 
 
 def check_driver(survey: GpuSurvey) -> Iterator[Finding]:
@@ -48,7 +50,7 @@ def check_driver(survey: GpuSurvey) -> Iterator[Finding]:
 
 
 def gpu_model(gpu: GpuFacts) -> GpuModel:
-    """Return a GPU of this host as the memory plan takes it."""
+    """Convert a GPU of this host for the memory plan."""
     return GpuModel(gpu.name, gpu.memory_bytes, gpu.memory_bytes - gpu.reserved_bytes, gpu.capability)
 
 
@@ -63,48 +65,57 @@ def check_capability(gpu: GpuModel, kv_cache_dtype: str) -> Iterator[Finding]:
         )
 
 
-def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: EngineArguments) -> Iterator[Finding]:
-    """Check one GPU against the profile."""
-    yield from check_driver(survey)
-    yield from _check_gpu_memory(gpu, arguments)
-    if gpu.mig:
-        yield warning(
-            "gpu-mig",
-            "MIG is on: only an instance of the GPU can be used, its memory is not the one planned with",
-            subject=gpu.name,
-            remedy="turn MIG off for a dedicated endpoint",
-        )
-    if gpu.uncorrected_errors:
-        yield error(
-            "gpu-ecc",
-            f"{gpu.uncorrected_errors} uncorrected memory errors since the driver was loaded",
-            subject=gpu.name,
-            remedy="reset the GPU or replace it",
-        )
-    if gpu.slowdowns:
-        yield warning(
-            "gpu-throttled",
-            f"slowed down by {', '.join(gpu.slowdowns)}",
-            subject=gpu.name,
-            remedy="look after cooling and power supply",
-        )
-
-
-def _check_gpu_memory(gpu: GpuFacts, arguments: EngineArguments) -> Iterator[Finding]:
+def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: EngineArguments) -> list[Finding]:
+    """Check one GPU and its driver against the profile."""
     share = arguments.gpu_memory_utilization
-    wanted = share * gpu.usable_bytes
-    # vLLM 0.20.2 compares the two whatever the size of the KV cache: v1/worker/utils.py, request_memory
-    if gpu.free_bytes < wanted:
-        yield error(
-            "gpu-memory",
-            f"{gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {gib(wanted)}: vLLM rejects that",
-            subject=gpu.name,
-            remedy="end what uses the GPU, or lower gpu-memory-utilization",
-        )
-    if gpu.processes:
-        yield warning(
-            "gpu-processes",
-            f"used by {len(gpu.processes)} other processes (pid {', '.join(map(str, gpu.processes))})",
-            subject=gpu.name,
-            remedy="end them: the endpoint is meant to have the GPU alone",
-        )
+    claimed = share * gpu.usable_bytes
+    checks = (
+        # vLLM 0.20.2 compares the two whatever the size of the KV cache: v1/worker/utils.py, request_memory
+        (
+            gpu.free_bytes < claimed,
+            error(
+                "gpu-memory",
+                f"{gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {gib(claimed)}: "
+                "vLLM rejects that",
+                subject=gpu.name,
+                remedy="end what uses the GPU, or lower gpu-memory-utilization",
+            ),
+        ),
+        (
+            gpu.processes,
+            warning(
+                "gpu-processes",
+                f"used by {len(gpu.processes)} other processes (pid {', '.join(map(str, gpu.processes))})",
+                subject=gpu.name,
+                remedy="end them: the endpoint is meant to have the GPU alone",
+            ),
+        ),
+        (
+            gpu.mig,
+            warning(
+                "gpu-mig",
+                "MIG is on: a program can use only an instance of the GPU, whose memory is not the planned one",
+                subject=gpu.name,
+                remedy="turn MIG off for a dedicated endpoint",
+            ),
+        ),
+        (
+            gpu.uncorrected_errors,
+            error(
+                "gpu-ecc",
+                f"{gpu.uncorrected_errors} uncorrected memory errors since the driver was loaded",
+                subject=gpu.name,
+                remedy="reset the GPU or replace it",
+            ),
+        ),
+        (
+            gpu.slowdowns,
+            warning(
+                "gpu-throttled",
+                f"slowed down by {', '.join(gpu.slowdowns)}",
+                subject=gpu.name,
+                remedy="check cooling and power supply",
+            ),
+        ),
+    )
+    return [*check_driver(survey), *(finding for found, finding in checks if found)]

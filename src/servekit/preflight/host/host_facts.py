@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +40,15 @@ class HostFacts:
     available_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON-able values."""
-        gpu = self.gpu
-        seen = gpu and {
-            "name": gpu.name,
-            "uuid": gpu.uuid,
-            "capability": f"{gpu.capability[0]}.{gpu.capability[1]}",
-            "memory_bytes": gpu.memory_bytes,
-            "free_bytes": gpu.free_bytes,
+        """Return the facts as values that JSON can hold."""
+        gpu = self.gpu and {
+            "name": self.gpu.name,
+            "uuid": self.gpu.uuid,
+            "capability": ".".join(map(str, self.gpu.capability)),
+            "memory_bytes": self.gpu.memory_bytes,
+            "free_bytes": self.gpu.free_bytes,
         }
-        return {**vars(self), "gpu": seen}
+        return {**vars(self), "gpu": gpu}
 
 
 def inspect_host(
@@ -61,26 +61,31 @@ def inspect_host(
 ) -> tuple[HostFacts, tuple[Finding, ...]]:
     """Check the host for a start.
 
-    `downloads` are the bytes the engine will still download, by folder; `weights_bytes` what the CPU engine will hold;
-    `root` is where proc and sys are.
+    `downloads` maps a folder to the bytes that the engine will download into it; `weights_bytes` is the size of the
+    weights on the CPU engine; `root` is the folder of proc and sys.
     """
     memory, available = host_memory(root)
+    survey = start.survey
+    gpu, gpu_findings = one_gpu(survey, environ) if start.target is Target.CUDA else (None, ())
     findings = [
         *_check_ports(start.addresses),
         *_check_folders({start.cache_dir: COMPILE_CACHE_BYTES, **downloads}),
         *_check_shared_memory(root / "dev/shm", QUEUE_BYTES[start.target]),
     ]
-    gpu, survey = None, start.survey
-    if start.target is Target.CUDA:
-        gpu, gpu_findings = one_gpu(survey, environ)
+    if start.target is Target.CPU:
+        memory_findings = _check_memory(available, weights_bytes, start.kv_space_gib)
+        findings += [*_check_cpu(root), *_check_libraries(), *memory_findings]
+    else:
         findings += [*check_readable(survey), *gpu_findings]
         findings += check_gpu(gpu, survey, start.arguments) if gpu and survey else ()
-    else:
-        findings += [*_check_cpu(root), *_check_libraries()]
-        findings += _check_memory(available, weights_bytes, start.kv_space_gib)
-    driver = survey.driver if survey else ""
-    facts = HostFacts(start.target.value, gpu, driver, len(os.sched_getaffinity(0)), memory, available)
-    return facts, tuple(findings)
+    return HostFacts(
+        target=start.target.value,
+        gpu=gpu,
+        driver=survey.driver if survey else "",
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=memory,
+        available_bytes=available,
+    ), tuple(findings)
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -88,10 +93,9 @@ def host_memory(root: Path = Path("/")) -> tuple[int, int]:
     lines = _text(root / "proc/meminfo").splitlines()
     kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest}
     total, available = kib.get("MemTotal", 0) * 1024, kib.get("MemAvailable", 0) * 1024
-    limit = _number(root / "sys/fs/cgroup/memory.max") or _number(root / "sys/fs/cgroup/memory/memory.limit_in_bytes")
-    used = _number(root / "sys/fs/cgroup/memory.current") or _number(
-        root / "sys/fs/cgroup/memory/memory.usage_in_bytes"
-    )
+    group = root / "sys/fs/cgroup"  # of version 2, or of version 1
+    limit = _number(group / "memory.max") or _number(group / "memory/memory.limit_in_bytes")
+    used = _number(group / "memory.current") or _number(group / "memory/memory.usage_in_bytes")
     if limit and limit < total:
         return limit, min(available, max(limit - used, 0))
     return total, available
@@ -100,8 +104,8 @@ def host_memory(root: Path = Path("/")) -> tuple[int, int]:
 def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
     """Report each flag whose (host, port) cannot be bound.
 
-    vLLM 0.20.2 binds with SO_REUSEPORT: a second server on the same port starts, and connections are split between the
-    two. So servekit tries the port without it (entrypoints/openai/api_server.py, create_server_socket).
+    servekit binds without SO_REUSEPORT. vLLM 0.20.2 binds with it (entrypoints/openai/api_server.py,
+    create_server_socket): a second server on the same port starts, and the kernel splits the connections between them.
     """
     for flag, (host, port) in addresses.items():
         try:
@@ -118,8 +122,8 @@ def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
 
 
 def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
-    """Report each folder that cannot be written, or whose file system has no room for what all of them take there."""
-    devices: dict[int, int] = {}
+    """Report each folder that is not writable, or whose file system lacks room for all of the folders on it."""
+    devices: Counter[int] = Counter()
     for folder, size in wanted.items():
         existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -131,7 +135,7 @@ def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
             )
             continue
         device = existing.stat().st_dev
-        devices[device] = devices.get(device, 0) + size
+        devices[device] += size
         free = shutil.disk_usage(existing).free
         if free < devices[device]:
             yield error(
@@ -154,12 +158,10 @@ def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
 
 def _check_cpu(root: Path) -> Iterator[Finding]:
     flags = next((line.split() for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), [])
-    if not flags:  # not an x86 CPU
-        return
-    # vLLM 0.20.2, platforms/cpu.py: one extension for AVX2, one for AVX-512
-    if "avx2" not in flags:
+    # Only an x86 CPU has flags. vLLM 0.20.2, platforms/cpu.py: one extension for AVX2, one for AVX-512
+    if flags and "avx2" not in flags:
         yield error("cpu-features", "the CPU has no AVX2, the CPU engine needs it", remedy="use another host")
-    elif "avx512_bf16" not in flags:
+    elif flags and "avx512_bf16" not in flags:
         yield note("cpu-features", "the CPU has no AVX-512 BF16: the CPU engine will be slow")
 
 
