@@ -24,24 +24,22 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
-def locate(model: str, cache: Path, **options: Any) -> tuple[Any, list[tuple[str, str]]]:
+def locate(model: str, cache: Path, **options: Any) -> tuple[Any, str, list[tuple[str, str]]]:
     """Locate a model; the findings as names and severities."""
-    location, findings = locate_model(model, hub_cache=cache, **{"offline": True, **options})
-    return location, [(finding.name, str(finding.severity)) for finding in findings]
+    folder, revision, findings = locate_model(model, hub_cache=cache, **{"offline": True, **options})
+    return folder, revision, [(finding.name, str(finding.severity)) for finding in findings]
 
 
 def test_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     """A folder needs no cache."""
-    location, findings = locate(str(tmp_path), tmp_path)
-    assert (location.folder, location.revision, findings) == (tmp_path, "", [])
+    assert locate(str(tmp_path), tmp_path) == (tmp_path, "", [])
 
 
 @pytest.mark.parametrize("revision", ["main", COMMIT])
 def test_cached_model_is_found_offline(cache: Path, revision: str) -> None:
     """A model in the cache is found by branch or commit without asking anybody."""
-    location, findings = locate(MODEL, cache, revision=revision)
-    assert location.folder == cache / "models--salve-mundii--gemma4-E4B-opt" / "snapshots" / COMMIT
-    assert (location.revision, findings) == (COMMIT, [])
+    folder = cache / "models--salve-mundii--gemma4-E4B-opt" / "snapshots" / COMMIT
+    assert locate(MODEL, cache, revision=revision) == (folder, COMMIT, [])
 
 
 @pytest.mark.parametrize(
@@ -56,24 +54,24 @@ def test_cached_model_is_found_offline(cache: Path, revision: str) -> None:
 )
 def test_absent_models_are_told_apart(model: str, finding: str, tmp_path: Path) -> None:
     """A missing folder, a wrong name and an uncached model offline have findings of their own."""
-    assert locate(model, tmp_path) == (None, [(finding, "error")])
+    assert locate(model, tmp_path) == (None, "", [(finding, "error")])
 
 
 def test_other_revision_is_not_the_cached_one(cache: Path) -> None:
     """A revision that is not in the cache is not replaced by another."""
-    assert locate(MODEL, cache, revision="v2") == (None, [("hub-offline", "error")])
+    assert locate(MODEL, cache, revision="v2") == (None, "", [("hub-offline", "error")])
 
 
 def test_reachable_model_will_be_downloaded(tmp_path: Path) -> None:
     """An uncached model the hub would give is a note."""
     found = locate(MODEL, tmp_path, offline=False, ask_hub=lambda _model, _revision: "")
-    assert found == (None, [("hub-download", "note")])
+    assert found == (None, "", [("hub-download", "note")])
 
 
 def test_unreachable_hub_is_an_error(tmp_path: Path) -> None:
     """An uncached model the hub does not give stops the start."""
     found = locate(MODEL, tmp_path, offline=False, ask_hub=lambda _model, _revision: "it is gated")
-    assert found == (None, [("hub-unreachable", "error")])
+    assert found == (None, "", [("hub-unreachable", "error")])
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The checkpoint, judged from its headers and configuration alone: no weight is read."""
+"""The checkpoint, checked from its headers and configuration alone: preflight reads no weight."""

@@ -1,4 +1,4 @@
-"""The checkpoint, judged by its headers and configuration alone: no weight is read."""
+"""The facts of a checkpoint, from its headers and configuration alone: preflight reads no weight."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from servekit.profile import EngineArguments
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """A checkpoint: its folder, its model and its tensors."""
+    """A checkpoint: its folder, its configuration and its tensors."""
 
     folder: Path
     revision: str
@@ -54,7 +54,7 @@ class CheckpointFacts:
         return sum(tensor.size_bytes for tensor in self.tensors)
 
     def model_dtype(self, arguments: EngineArguments) -> str:
-        """Return the dtype vLLM computes in: the profile's, or the checkpoint's with float32 lowered to bfloat16."""
+        """Return the dtype that vLLM computes in: the profile's, or the checkpoint's, with bfloat16 for float32."""
         if arguments.dtype != "auto":
             return arguments.dtype
         return self.config.dtype if self.config.dtype in {"bfloat16", "float16"} else "bfloat16"
@@ -62,7 +62,7 @@ class CheckpointFacts:
     def kv_cache_dtype(self, arguments: EngineArguments) -> str:
         """Return the dtype of the KV cache: the profile's, unless the checkpoint dictates one.
 
-        With a kv_cache_scheme vLLM 0.20.2 uses FP8 whatever the profile says (layers/attention/attention.py).
+        With a kv_cache_scheme vLLM 0.20.2 ignores the profile and uses FP8 (layers/attention/attention.py).
         """
         return "fp8" if (self.config.quantization or {}).get("kv_cache_scheme") else arguments.kv_cache_dtype
 
@@ -81,15 +81,13 @@ class CheckpointFacts:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as values that JSON can hold."""
-        scheme = self.scheme
         return {
             "folder": str(self.folder),
             "revision": self.revision,
             "architecture": self.config.architecture,
             "dtype": self.config.dtype,
-            "quantization": None
-            if scheme is None
-            else {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric},
+            "quantization": self.scheme
+            and {key: getattr(self.scheme, key) for key in ("bits", "group_size", "symmetric")},
             "tensors": len(self.tensors),
             "shards": len({tensor.shard for tensor in self.tensors}),
             "stored_bytes": self.stored_bytes,
@@ -105,20 +103,19 @@ def inspect_checkpoint(
     target: str = "cuda",
     ask_hub: Callable[[str, str], str] = hub_status,
 ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
-    """Judge the checkpoint of a folder or a hub id against a profile's arguments.
+    """Check the checkpoint of a folder or a hub id against a profile's arguments.
 
-    Returns None with the reasons where there is nothing to judge: no such model, no readable config.json.
+    Returns None and the reasons if there is no such model, or no readable config.json.
     """
-    location, missing = locate_model(
+    folder, revision, missing = locate_model(
         model,
         hub_cache=hub_cache,
         offline=offline,
         revision=arguments.revision or "main",
         ask_hub=ask_hub,
     )
-    if location is None:
+    if folder is None:
         return None, missing
-    folder = location.folder
     config, findings = read_config(folder)
     tensors, shard_findings = read_shards(folder)
     findings += shard_findings
@@ -128,7 +125,7 @@ def inspect_checkpoint(
         scheme, more = check_quantization(config.quantization, arguments.quantization)
         findings += more
         if tensors and (scheme or config.quantization is None):
-            # the tensors of a damaged shard are missing too: one cause, one finding
+            # The tensors of a damaged shard are missing too, so only the shard is reported: one cause, one finding.
             damaged = any(not finding.name.startswith("tensor-") for finding in shard_findings)
             caused = {"tensor-missing", "tower-missing"} if damaged else set()
             findings += (f for f in check_tensors(tensors, config, scheme, limits) if f.name not in caused)
@@ -144,7 +141,7 @@ def inspect_checkpoint(
             *(check_token_ids(config.raw, config.text) if config.text else ()),
             *(check_context(config.text, length) if config.text and isinstance(length, int) else ()),
         ]
-        facts = CheckpointFacts(folder, location.revision, config, scheme, tensors)
+        facts = CheckpointFacts(folder, revision, config, scheme, tensors)
     return facts, tuple(located(each, folder / each.file) if each.file else each for each in findings)
 
 
@@ -152,8 +149,8 @@ def _check_modality(config: ModelConfig, images: int) -> Iterator[Finding]:
     if images and config.architecture not in MULTIMODAL_ARCHITECTURES:
         yield error(
             "architecture-text-only",
-            f"{config.architecture} takes text only, and limit-mm-per-prompt allows {images} images: the running "
-            "engine could not keep that",
+            f"{config.architecture} takes text only, but limit-mm-per-prompt allows {images} images: the running "
+            "engine could not accept them",
             file=CONFIG,
             key="architectures",
             remedy="serve a multimodal model, or set every limit to 0 with --deviate limit-mm-per-prompt",

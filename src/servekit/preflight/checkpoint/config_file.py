@@ -1,4 +1,4 @@
-"""config.json: which model it is, and the parts of it that preflight reads."""
+"""config.json: the model that it describes, and the parts that preflight reads."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,17 +8,18 @@ from typing import Any, Final
 
 from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.architectures import KNOWN_ARCHITECTURES
-from servekit.preflight.checkpoint.text_config import ARCHITECTURES, TextConfig, TextConfigError, parse_text_config
+from servekit.preflight.checkpoint.text_config import ARCHITECTURES, TextConfig, parse_text_config
 from servekit.preflight.findings import Finding, error, warning
 
 CONFIG: Final = "config.json"
+ABSENT: Final = "does not exist"
 DTYPE_BYTES: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
-_ORIGINAL: Final = "take the config.json of the original model"
+_ORIGINAL: Final = "use the config.json of the original model"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The contents of config.json. `text` is None for models other than Gemma 4 and for a broken text configuration."""
+    """What preflight uses of config.json; `text` is None for other models than Gemma 4 and for a broken text_config."""
 
     architecture: str
     text: TextConfig | None
@@ -30,12 +31,14 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
-    """Read the folder's config.json; None where it names no model."""
-    raw, findings = _read(folder)
+    """Read the folder's config.json; None if it does not name a model that vLLM has."""
+    raw, problem, line = read_object(folder / CONFIG)
+    if problem == ABSENT:
+        return None, [error("config-missing", problem, file=CONFIG, remedy="give the folder of a checkpoint")]
+    if problem:
+        return None, [error("config-invalid", problem, file=CONFIG, line=line, remedy="download the checkpoint again")]
     names = raw.get("architectures")
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    if findings:
-        return None, findings
     if architecture not in KNOWN_ARCHITECTURES:
         return None, [
             error(
@@ -43,24 +46,24 @@ def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
                 f"vLLM {ENGINE_VERSION} has no model {architecture!r}" if architecture else "does not name a model",
                 file=CONFIG,
                 key="architectures",
-                remedy=f"serve a model of one of vLLM's architectures, here {ARCHITECTURES[0]}",
+                remedy=f"serve a model that vLLM supports, such as {ARCHITECTURES[0]}",
             )
         ]
     section = _section(raw, "text_config") or (raw if "hidden_size" in raw else {})
-    text = None
+    text, findings = None, []
     try:
         text = parse_text_config(section) if architecture in ARCHITECTURES else None
-        if text is None:
-            findings = [
-                warning(
-                    "architecture-unplanned",
-                    f"{architecture} is not a Gemma 4: preflight checks neither its tensors nor its memory",
-                    file=CONFIG,
-                    key="architectures",
-                )
-            ]
-    except TextConfigError as problem:
-        findings = [error("text-config-invalid", str(problem), file=CONFIG, key="text_config", remedy=_ORIGINAL)]
+    except ValueError as reason:
+        findings = [error("text-config-invalid", str(reason), file=CONFIG, key="text_config", remedy=_ORIGINAL)]
+    if architecture not in ARCHITECTURES:
+        findings = [
+            warning(
+                "architecture-unplanned",
+                f"{architecture} is not a Gemma 4 model: preflight checks neither its tensors nor its memory",
+                file=CONFIG,
+                key="architectures",
+            )
+        ]
     return ModelConfig(
         architecture=architecture,
         text=text,
@@ -72,18 +75,17 @@ def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
     ), findings
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
+def read_object(path: Path) -> tuple[dict[str, Any], str, int]:
+    """Read the file's JSON object; if that fails, return an empty one, the reason and the line."""
     try:
-        raw = json.loads((folder / CONFIG).read_bytes())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return {}, [error("config-missing", "does not exist", file=CONFIG, remedy="give the folder of a checkpoint")]
+        return {}, ABSENT, 0
     except (OSError, ValueError, RecursionError) as problem:
-        message, line = f"cannot be read: {problem}", getattr(problem, "lineno", 0)
-    else:
-        if isinstance(raw, dict):
-            return raw, []
-        message, line = f"must hold a JSON object, not {type(raw).__name__}", 0
-    return {}, [error("config-invalid", message, file=CONFIG, line=line, remedy="download the checkpoint again")]
+        return {}, f"cannot be read: {problem}", getattr(problem, "lineno", 0)
+    if isinstance(value, dict):
+        return value, "", 0
+    return {}, f"must hold a JSON object, not {type(value).__name__}", 1
 
 
 def _section(raw: Mapping[str, Any], key: str) -> dict[str, Any] | None:
@@ -97,7 +99,7 @@ def _dtype(section: Mapping[str, Any]) -> str:
 
 
 def check_context(text: TextConfig, max_model_len: int) -> Iterator[Finding]:
-    """Find a context length that is longer than the model's own."""
+    """Report a context length that is longer than the model's own."""
     longest = text.max_position_embeddings
     if max_model_len > longest:
         yield error(
@@ -110,7 +112,7 @@ def check_context(text: TextConfig, max_model_len: int) -> Iterator[Finding]:
 
 
 def check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
-    """Find what vLLM lacks for images; `images` is the limit per prompt."""
+    """Report what vLLM needs for images and does not find; `images` is the limit per prompt."""
     if config.architecture != ARCHITECTURES[0]:
         return
     if config.vision is None:
@@ -124,29 +126,29 @@ def check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
         return
     length = config.vision.get("default_output_length")
     if type(length) is not int or length < 1:
-        # vLLM 0.20.2 reads it unguarded for the number of image tokens (models/gemma4_mm.py)
+        # vLLM 0.20.2 computes the number of image tokens from it, without a check (models/gemma4_mm.py).
         yield error(
             "vision-config",
             "must be the number of tokens of an image",
             file=CONFIG,
             key="vision_config.default_output_length",
             got=repr(length),
-            remedy="write 280, as gemma-4-E4B has",
+            remedy="write 280, as in gemma-4-E4B",
         )
     if images and type(config.raw.get("image_token_id")) is not int:
         yield error("token-ids", "is missing", file=CONFIG, key="image_token_id", remedy=_ORIGINAL)
 
 
 def check_token_ids(raw: Mapping[str, Any], text: TextConfig) -> Iterator[Finding]:
-    """Find special tokens outside the vocabulary."""
+    """Report special tokens that are outside the vocabulary."""
     for key in ("image_token_id", "boi_token_id", "eoi_token_id", "audio_token_id", "video_token_id"):
         value = raw.get(key)
         if type(value) is int and not 0 <= value < text.vocab_size:
             yield error(
                 "token-ids",
-                f"lies outside the vocabulary of {text.vocab_size:,}",
+                f"is outside the vocabulary of {text.vocab_size:,}",
                 file=CONFIG,
                 key=key,
                 got=str(value),
-                remedy="take the configuration and the weights of one model",
+                remedy="use the configuration and the weights of the same model",
             )

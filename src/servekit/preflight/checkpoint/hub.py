@@ -1,4 +1,4 @@
-"""Where a model's files are: in a folder, in the local cache of the Hugging Face hub, or on the hub.
+"""Locates a model's files: in a folder, in the local cache of the Hugging Face hub, or on the hub.
 
 The cache's layout is that of huggingface_hub ("Manage huggingface_hub cache-system"): `models--OWNER--NAME/` with
 `refs/REVISION`, which holds a commit, and `snapshots/COMMIT/` with the files.
@@ -6,7 +6,6 @@ The cache's layout is that of huggingface_hub ("Manage huggingface_hub cache-sys
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,16 +18,8 @@ DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 HUB_TIMEOUT_S: Final = 1.5
 
 
-@dataclass(frozen=True)
-class ModelLocation:
-    """A folder with the model's files, and for a cached hub model its commit."""
-
-    folder: Path
-    revision: str = ""
-
-
 def hub_cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return the hub cache huggingface_hub would use with this environment."""
+    """Return the hub cache that huggingface_hub uses with this environment."""
     if explicit := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(explicit).expanduser()
     if home := environ.get("HF_HOME"):
@@ -43,14 +34,15 @@ def is_offline(environ: Mapping[str, str]) -> bool:
 
 
 def hub_status(model: str, revision: str, endpoint: str = DEFAULT_ENDPOINT) -> str:
-    """Request config.json from the hub once; return the reason for a failure, empty where there is none."""
+    """Request config.json from the hub once; return the reason for a failure, empty on success."""
     import urllib3  # only for a request to the hub: its imports take time
 
     url = f"{endpoint.rstrip('/')}/{model}/resolve/{revision}/config.json"
-    timeout = urllib3.Timeout(total=HUB_TIMEOUT_S)
     try:
         with urllib3.PoolManager(num_pools=1) as pool:
-            answer = pool.request("HEAD", url, timeout=timeout, retries=False, redirect=False)
+            answer = pool.request(
+                "HEAD", url, timeout=urllib3.Timeout(total=HUB_TIMEOUT_S), retries=False, redirect=False
+            )
     except urllib3.exceptions.HTTPError as problem:
         return f"{endpoint} does not answer within {HUB_TIMEOUT_S} s ({type(problem).__name__})"
     if answer.status in {401, 403}:
@@ -67,17 +59,22 @@ def locate_model(
     offline: bool,
     revision: str = "main",
     ask_hub: Callable[[str, str], str] = hub_status,
-) -> tuple[ModelLocation | None, tuple[Finding, ...]]:
-    """Find the model's files; None when there are none on this machine, with the finding that says why."""
+) -> tuple[Path | None, str, tuple[Finding, ...]]:
+    """Return the folder of the model's files and, of a cached hub model, the commit.
+
+    Without such a folder on this machine: None, and the finding with the reason.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return ModelLocation(folder), ()
-    cached = _cached(model, hub_cache, revision) if _HUB_ID.fullmatch(model) else None
-    return cached, () if cached else (_absent(model, hub_cache, "" if offline else revision, ask_hub),)
+        return folder, "", ()
+    snapshot = _cached(model, hub_cache, revision) if _HUB_ID.fullmatch(model) else None
+    if snapshot:
+        return snapshot, snapshot.name, ()
+    return None, "", (_absent(model, hub_cache, "" if offline else revision, ask_hub),)
 
 
 def _absent(model: str, hub_cache: Path, revision: str, ask_hub: Callable[[str, str], str]) -> Finding:
-    """Find out why there is no such model; without a revision, offline mode forbids a request to the hub."""
+    """Report why there is no such model; an empty revision means that offline mode forbids a request to the hub."""
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
         return error("model-missing", "no such folder", subject=model, remedy="give the folder that holds config.json")
     if not _HUB_ID.fullmatch(model):
@@ -110,13 +107,12 @@ def _absent(model: str, hub_cache: Path, revision: str, ask_hub: Callable[[str, 
     )
 
 
-def _cached(model: str, hub_cache: Path, revision: str) -> ModelLocation | None:
+def _cached(model: str, hub_cache: Path, revision: str) -> Path | None:
     repository = hub_cache / f"models--{model.replace('/', '--')}"
-    commit = revision if _COMMIT.fullmatch(revision) else ""
-    if not commit:
-        try:
-            commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            return None
+    reference = repository / "refs" / revision
+    try:
+        commit = revision if _COMMIT.fullmatch(revision) else reference.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
     snapshot = repository / "snapshots" / commit
-    return ModelLocation(snapshot, commit) if commit and snapshot.is_dir() else None
+    return snapshot if commit and snapshot.is_dir() else None

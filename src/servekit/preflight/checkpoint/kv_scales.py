@@ -1,4 +1,4 @@
-"""KV cache scales: a checkpoint without them is consistent; calibrated ones are wrong where layers share a cache.
+"""KV cache scales: a checkpoint without them is consistent; calibrated ones are wrong if layers share a cache.
 
 vLLM 0.20.2 gives a KV-shared layer the default scale of 1.0, while the layer that owns the cache wrote it with the
 calibrated scale (models/gemma4.py, layers/attention/attention.py): the output degrades silently.
@@ -19,7 +19,7 @@ _STORED_AS: Final = (".k_scale", ".v_scale", ".k_proj.output_scale", ".v_proj.ou
 def check_kv_scales(
     tensors: Sequence[Tensor], text: TextConfig | None, quantization: Mapping[str, Any] | None, target: str
 ) -> Iterator[Finding]:
-    """Judge stored scales and the declared KV cache format; reads the few bytes of each scale."""
+    """Check the stored scales and the declared KV cache format; reads the few bytes of each scale."""
     yield from _check_scheme((quantization or {}).get("kv_cache_scheme"), target)
     scales = [tensor for tensor in tensors if tensor.name.endswith(_STORED_AS)]
     calibrated = [tensor for tensor in scales if not _is_one(tensor)]
@@ -44,15 +44,18 @@ def _is_one(tensor: Tensor) -> bool:
 
 
 def _check_scheme(scheme: object, target: str) -> Iterator[Finding]:
-    if scheme is None:
-        return
     fp8 = {"type": "float", "num_bits": 8, "symmetric": True, "strategy": "tensor"}
-    remedy, finding = "write null: the profile's kv-cache-dtype decides", error
-    message = "makes vLLM use an FP8 cache whatever kv-cache-dtype says"
-    if not isinstance(scheme, dict) or {key: scheme.get(key) for key in fp8} != fp8:
-        message = f"is not a symmetric 8-bit float per tensor: vLLM {ENGINE_VERSION} rejects {scheme!r}"
-    elif target == "cpu":
-        message += "; the CPU engine has none"
-    else:
-        finding = warning
-    yield finding("kv-cache-scheme", message, file=CONFIG, key="quantization_config.kv_cache_scheme", remedy=remedy)
+    valid = isinstance(scheme, dict) and fp8.items() <= scheme.items()
+    message = "makes vLLM use an FP8 cache, whatever kv-cache-dtype is"
+    message += "; the CPU engine has none" if target == "cpu" else ""
+    if scheme is not None:
+        report = warning if valid and target != "cpu" else error
+        yield report(
+            "kv-cache-scheme",
+            message
+            if valid
+            else f"is not a symmetric 8-bit float per tensor: vLLM {ENGINE_VERSION} rejects {scheme!r}",
+            file=CONFIG,
+            key="quantization_config.kv_cache_scheme",
+            remedy="write null: the profile's kv-cache-dtype decides",
+        )

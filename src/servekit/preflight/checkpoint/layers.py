@@ -33,20 +33,16 @@ def expected_modules(text: TextConfig) -> tuple[list[Linear], list[Plain]]:
 
     The experts of a mixture are left out: checkpoints store them in several layouts.
     """
-    layers, width = text.num_hidden_layers, text.hidden_size_per_layer_input
-    linears = [Linear("per_layer_model_projection", width * layers, text.hidden_size)] if width else []
-    plains = [
-        Plain("embed_tokens.weight", (text.vocab_size, text.hidden_size)),
-        Plain("norm.weight", (text.hidden_size,)),
-    ]
+    layers, hidden, width = text.num_hidden_layers, text.hidden_size, text.hidden_size_per_layer_input
+    linears = [Linear("per_layer_model_projection", width * layers, hidden)] if width else []
+    plains = [Plain("embed_tokens.weight", (text.vocab_size, hidden)), Plain("norm.weight", (hidden,))]
     if width:
         plains += [
             Plain("embed_tokens_per_layer.weight", (text.vocab_size_per_layer_input, width * layers)),
             Plain("per_layer_projection_norm.weight", (width,)),
         ]
-    for layer in range(layers):
-        linears += _layer_linears(text, layer)
-        plains += _layer_tensors(text, layer)
+    linears += [linear for layer in range(layers) for linear in _layer_linears(text, layer)]
+    plains += [plain for layer in range(layers) for plain in _layer_tensors(text, layer)]
     return linears, plains
 
 
@@ -66,8 +62,10 @@ def _layer_linears(text: TextConfig, layer: int) -> list[Linear]:
     if not (text.attention_k_eq_v and text.is_full(layer)):
         linears.append(Linear(f"{prefix}.self_attn.v_proj", key, hidden, unused=shared))
     if width:
-        linears.append(Linear(f"{prefix}.per_layer_input_gate", width, hidden))
-        linears.append(Linear(f"{prefix}.per_layer_projection", hidden, width))
+        linears += [
+            Linear(f"{prefix}.per_layer_input_gate", width, hidden),
+            Linear(f"{prefix}.per_layer_projection", hidden, width),
+        ]
     return linears
 
 

@@ -1,4 +1,4 @@
-"""quantization_config: whether it fits the profile, and which layers vLLM expects quantized because of it.
+"""quantization_config: whether it fits the profile, and which layers vLLM therefore expects to be quantized.
 
 The rules are those of vLLM 0.20.2, model_executor/layers/quantization/compressed_tensors: compressed_tensors.py (which
 schemes have kernels) and utils.py (how targets and the ignore list are matched).
@@ -18,7 +18,6 @@ from servekit.preflight.findings import Finding, error, warning
 
 METHOD: Final = "compressed-tensors"
 FORMAT: Final = "pack-quantized"
-SUPPORTED_BITS: Final = (4, 8)
 PROFILE_BITS: Final = 4
 PROFILE_GROUP: Final = 128
 _SECTION: Final = "quantization_config"
@@ -42,27 +41,18 @@ class WeightScheme:
     targets: tuple[str, ...]
     ignore: tuple[str, ...]
 
-    @property
-    def pack_factor(self) -> int:
-        """Weights in one stored 32-bit integer."""
-        return 32 // self.bits
-
     def groups(self, inputs: int) -> int:
         """Scales per output of a layer with so many inputs."""
         return 1 if self.group_size < 1 else inputs // self.group_size
 
-    def ignores(self, module: str) -> bool:
-        """Whether the ignore list names this module, given under its checkpoint name."""
-        return _matches(module, self.ignore)
-
     def quantizes(self, module: str) -> bool:
-        """Whether vLLM expects this linear module's weight packed."""
+        """Whether vLLM expects the packed weight of this linear module, given by its name in the checkpoint."""
         by_class = any("linear".startswith(target.lower()) for target in self.targets if "." not in target)
-        return (by_class or _matches(module, self.targets)) and not self.ignores(module)
+        return (by_class or _matches(module, self.targets)) and not _matches(module, self.ignore)
 
 
 def _matches(module: str, patterns: tuple[str, ...]) -> bool:
-    # vLLM renames modules before it matches. It renames a plain entry too, but not a regular expression.
+    # vLLM renames modules before it matches them. It renames a plain entry too, but not a regular expression.
     name = engine_name(module)
     for pattern in patterns:
         if pattern.startswith("re:"):
@@ -75,25 +65,22 @@ def _matches(module: str, patterns: tuple[str, ...]) -> bool:
 
 
 def check_quantization(raw: Mapping[str, Any] | None, wanted: str | None) -> tuple[WeightScheme | None, list[Finding]]:
-    """Read the declared weight scheme, and find what is wrong with it; `wanted` is the profile's `quantization`."""
-    if raw is None and wanted is None:
-        return None, []
+    """Read the declared weight scheme, and report its faults; `wanted` is the profile's `quantization`."""
     if raw is None:
-        return None, [
-            _wrong(
-                "quantization-missing",
-                "",
-                f"is missing, the profile says quantization: {wanted}",
-                "serve the quantized checkpoint; a baseline run needs another profile",
-            )
-        ]
+        missing = _wrong(
+            "quantization-missing",
+            "",
+            f"is missing, but the profile sets quantization: {wanted}",
+            "serve the quantized checkpoint; a baseline run needs another profile",
+        )
+        return None, [] if wanted is None else [missing]
     method = raw.get("quant_method")
     if method != METHOD or wanted not in {None, METHOD}:
         return None, [
             _wrong(
                 "quantization-method",
                 "quant_method",
-                f"is {method!r}{f', the profile says {wanted}' if wanted else ''}; servekit supports only {METHOD}",
+                f"is {method!r}{f', the profile sets {wanted}' if wanted else ''}; servekit supports only {METHOD}",
                 f"serve a checkpoint quantized with {METHOD}",
             )
         ]
@@ -165,7 +152,7 @@ def _read_scheme(raw: Mapping[str, Any]) -> tuple[WeightScheme | None, list[Find
 
 def _check_weights(weights: Mapping[str, Any]) -> list[Finding]:
     bits, kind, strategy = weights.get("num_bits"), weights.get("type", "int"), weights.get("strategy")
-    if bits not in SUPPORTED_BITS or kind != "int" or strategy not in ("group", "channel"):
+    if bits not in (4, 8) or kind != "int" or strategy not in ("group", "channel"):
         return [
             _wrong(
                 "quantization-bits",
@@ -189,10 +176,10 @@ def _check_weights(weights: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_ignore_list(scheme: WeightScheme, text: TextConfig | None, *, audio: bool) -> Iterator[Finding]:
-    """Find parts that the ignore list must cover and does not, and layers it splits that vLLM fuses.
+    """Report parts that the ignore list must cover but does not, and layers that it splits but vLLM fuses.
 
-    vLLM 0.20.2 never quantizes the towers and projectors (models/gemma4_mm.py) nor an embedding, so a gap in the
-    list is a warning; the headers show whether quantized tensors are stored there.
+    vLLM 0.20.2 never quantizes the towers and projectors (models/gemma4_mm.py) nor an embedding. So a gap in the list
+    is a warning; the headers show whether quantized tensors are stored there.
     """
     gaps = [
         part for part, module in _FULL_PRECISION.items() if scheme.quantizes(module) and (audio or "audio" not in part)
@@ -208,7 +195,7 @@ def check_ignore_list(scheme: WeightScheme, text: TextConfig | None, *, audio: b
     for layer in range(text.num_hidden_layers if text else 0):
         for fused, parts in FUSED.items():
             modules = [f"model.language_model.layers.{layer}.{fused[0]}.{part}" for part in parts]
-            if len({scheme.ignores(module) for module in modules}) > 1:
+            if len({_matches(module, scheme.ignore) for module in modules}) > 1:
                 yield _wrong(
                     "ignore-split",
                     "ignore",

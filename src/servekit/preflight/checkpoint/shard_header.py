@@ -1,4 +1,4 @@
-"""Safetensors headers: which tensors a shard holds and whether the file is whole, without reading a weight.
+"""Safetensors headers: which tensors a shard holds and whether the file is complete, without reading a weight.
 
 The format (huggingface/safetensors, "Format"): 8 bytes with the header's length, little endian; the header, a
 JSON object from tensor names to dtype, shape and the offsets of the data; the data, without holes, to the file's end.
@@ -47,7 +47,7 @@ class Tensor:
 
 
 class ShardError(Exception):
-    """A shard is not what its header says; `finding` is the name of the finding."""
+    """A shard contradicts its header; `finding` is the name of the finding."""
 
     def __init__(self, finding: str, message: str) -> None:
         super().__init__(message)
@@ -57,8 +57,8 @@ class ShardError(Exception):
 def read_header(path: Path) -> tuple[Tensor, ...]:
     """Read the tensors of one shard, in file order.
 
-    Raises ShardError when the file is not a safetensors file, or not as long as its header says; OSError when it cannot
-    be read.
+    Raises ShardError if the file is not a safetensors file, or not as long as its header says; OSError if it cannot be
+    read.
     """
     file_bytes = path.stat().st_size
     if file_bytes == 0:

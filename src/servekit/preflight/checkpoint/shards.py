@@ -1,11 +1,11 @@
-"""The weight files of a checkpoint: whether every shard is there and whole, and which tensors they hold."""
+"""The weight files of a checkpoint: whether every shard exists and is complete, and which tensors they hold."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from servekit import ENGINE_VERSION
+from servekit.preflight.checkpoint.config_file import ABSENT, read_object
 from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_header
 from servekit.preflight.findings import Finding, error, note, warning
 
@@ -14,9 +14,9 @@ _AGAIN: Final = "download or copy the file again"
 
 
 def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
-    """Read the tensors of the folder's shards, and find what is wrong with the files.
+    """Read the tensors of the folder's shards, and report the faults of the files.
 
-    Damaged shards contribute no tensors. vLLM 0.20.2 loads the *.safetensors files that the index names, or all of them
+    Returns no tensors of damaged shards. vLLM 0.20.2 loads the *.safetensors files that the index names, or all of them
     without an index (model_loader/weight_utils.py, filter_duplicate_safetensors_files).
     """
     present = sorted(folder.glob("*.safetensors"))
@@ -40,11 +40,12 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
                     else _AGAIN,
                 )
             )
+        except FileNotFoundError:
+            reason = "is a broken link" if shard.is_symlink() else ABSENT
+            findings.append(error("shard-missing", reason, file=shard.name, remedy=_AGAIN))
         except OSError as problem:
-            what = f"cannot be read: {problem.strerror}"
-            if isinstance(problem, FileNotFoundError):
-                what = "is a link to nothing" if shard.is_symlink() else "does not exist"
-            findings.append(error("shard-missing", what, file=shard.name, remedy=_AGAIN))
+            reason = f"cannot be read: {problem.strerror}"
+            findings.append(error("shard-missing", reason, file=shard.name, remedy=_AGAIN))
     findings += _duplicates(tensors)
     if named is not None:
         findings += _stale(named, tensors)
@@ -52,15 +53,13 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
 
 
 def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[Finding]]:
-    """Return the index's `weight_map`, from tensor to shard; None where there is no usable index."""
-    try:
-        weight_map: dict[str, str] = json.loads((folder / INDEX).read_bytes())["weight_map"]
-        if weight_map and all(_is_file_name(shard) for shard in weight_map.values()):
-            return weight_map, []
-    except FileNotFoundError:
+    """Return the index's `weight_map`, from tensor to shard; None without a usable index."""
+    index, problem, _ = read_object(folder / INDEX)
+    if problem == ABSENT:
         return None, []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
+    weight_map = index.get("weight_map")
+    if isinstance(weight_map, dict) and weight_map and all(map(_is_file_name, weight_map.values())):
+        return weight_map, []
     return None, [
         error(
             "index-invalid",
@@ -80,7 +79,7 @@ def _check_files(present: list[Path], chosen: list[Path]) -> Iterator[Finding]:
         if path.name.startswith("consolidated"):
             yield error(
                 "weights-consolidated",
-                f"makes vLLM {ENGINE_VERSION} read the folder as a Mistral checkpoint, and load such files alone",
+                f"makes vLLM {ENGINE_VERSION} read the folder as a Mistral checkpoint, and load only such files",
                 file=path.name,
                 remedy="move the file out of the folder",
             )
@@ -94,18 +93,21 @@ def _check_files(present: list[Path], chosen: list[Path]) -> Iterator[Finding]:
 
 
 def _no_weights(folder: Path) -> Finding:
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+    suffixes = {path.suffix for path in folder.glob("*")}
+    if suffixes & {".bin", ".pt"}:
         return error(
             "weights-pickle",
             "only pickled weights: loading them runs code from the file",
             subject=str(folder),
             remedy="convert the checkpoint to safetensors",
         )
-    if any(folder.glob("*.incomplete")):
-        message, remedy = "no *.safetensors file, only unfinished downloads", _AGAIN
-    else:
-        message, remedy = "no *.safetensors file", "give the folder with the weights"
-    return error("weights-missing", message, subject=str(folder), remedy=remedy)
+    unfinished = ".incomplete" in suffixes
+    return error(
+        "weights-missing",
+        f"no *.safetensors file{', only unfinished downloads' if unfinished else ''}",
+        subject=str(folder),
+        remedy=_AGAIN if unfinished else "give the folder with the weights",
+    )
 
 
 def _duplicates(tensors: list[Tensor]) -> Iterator[Finding]:
@@ -115,7 +117,7 @@ def _duplicates(tensors: list[Tensor]) -> Iterator[Finding]:
         if earlier is not tensor:
             yield warning(
                 "tensor-duplicate",
-                f"{tensor.name} is also in {earlier.shard.name}: the order of loading decides which one counts",
+                f"{tensor.name} is also in {earlier.shard.name}: the order of loading decides which one vLLM uses",
                 file=tensor.shard.name,
                 remedy="keep one of them",
             )
@@ -131,7 +133,7 @@ def _stale(named: dict[str, str], tensors: list[Tensor]) -> Iterator[Finding]:
             "index-stale",
             f"{len(absent)} tensors are not in the shard that the index names, such as {absent[0]}",
             file=INDEX,
-            remedy="the index and the shards are of different versions: download both again",
+            remedy="the index and the shards are from different versions: download both again",
         )
     if unnamed:
         yield note(

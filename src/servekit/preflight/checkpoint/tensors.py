@@ -1,4 +1,4 @@
-"""Stored tensors against the configured model: missing, of a wrong shape, without scales, quantized by mistake."""
+"""Compares the stored tensors with the configured model: missing, misshapen, without scales, quantized by mistake."""
 
 import re
 from collections import defaultdict
@@ -24,7 +24,7 @@ from servekit.preflight.checkpoint.shard_header import Tensor
 from servekit.preflight.checkpoint.text_config import TextConfig
 from servekit.preflight.findings import Finding, error, warning
 
-_AGAIN: Final = "the files are of another or an incomplete checkpoint: download or quantize it again"
+_AGAIN: Final = "the files are from another or an incomplete checkpoint: download or quantize it again"
 _PACKED: Final = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 _KV_SCALES: Final = (".k_scale", ".v_scale", ".q_scale", ".output_scale", ".prob_scale")
 _LAYER: Final = re.compile(r"layers\.(\d+)\.")
@@ -37,7 +37,7 @@ def check_tensors(
 ) -> Iterator[Finding]:
     """Compare the headers with config.json; `limits` are the items per prompt of image, audio and video.
 
-    One finding for each kind of fault gives the number of tensors and names the first.
+    There is one finding for each kind of fault: it names the first tensor and gives the number of the others.
     """
     parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for tensor in tensors:
@@ -82,7 +82,7 @@ def _linear_faults(stored: Mapping[str, Tensor], linear: Linear, scheme: WeightS
     if packed is not None and scheme is not None and quantizes:
         yield from _packed_faults(stored, linear, scheme, packed)
     elif packed is not None:
-        why = "quantization_config does not say so" if scheme is None else "the ignore list says it is not"
+        why = "quantization_config does not declare it" if scheme is None else "the ignore list excludes it"
         yield _faulty("tensor-quantized", f"{linear.module} is stored quantized, but {why}")
     elif plain is None:
         yield from _absent(linear.module, scheme, unused=linear.unused)
@@ -90,7 +90,7 @@ def _linear_faults(stored: Mapping[str, Tensor], linear: Linear, scheme: WeightS
         # vLLM 0.20.2 has no parameter named weight in a quantized layer: KeyError while loading
         yield error(
             "tensor-unquantized",
-            f"{linear.module} is stored as a plain weight, quantization_config says it is quantized",
+            f"{linear.module} is stored as a plain weight, but quantization_config declares it quantized",
             remedy="quantize the layer, or name it in quantization_config.ignore",
         )
     elif plain.shape != shape:
@@ -100,7 +100,7 @@ def _linear_faults(stored: Mapping[str, Tensor], linear: Linear, scheme: WeightS
 def _packed_faults(
     stored: Mapping[str, Tensor], linear: Linear, scheme: WeightScheme, packed: Tensor
 ) -> Iterator[Finding]:
-    shape = (linear.outputs, -(-linear.inputs // scheme.pack_factor))
+    shape = (linear.outputs, -(-linear.inputs * scheme.bits // 32))
     scales = (linear.outputs, scheme.groups(linear.inputs))
     scale = stored.get(f"{linear.module}.weight_scale")
     if packed.shape != shape or packed.dtype != "I32":
@@ -114,24 +114,24 @@ def _packed_faults(
 
 
 def _absent(name: str, scheme: WeightScheme | None, *, unused: bool) -> Iterator[Finding]:
-    """Find a tensor that is not stored; a quantized checkpoint may lack an unused one."""
+    """Report a tensor that is not stored; a quantized checkpoint may lack an unused one."""
     if not unused:
         # vLLM 0.20.2 checks that every weight was loaded only when the model is not quantized (default_loader.py)
-        ending = "vLLM rejects the checkpoint" if scheme is None else "vLLM would serve whatever the memory held"
+        ending = "vLLM rejects the checkpoint" if scheme is None else "vLLM would serve with uninitialized memory"
         yield _faulty("tensor-missing", f"{name} is not stored: {ending}")
     elif scheme is None:
         yield error(
             "kv-shared-weights",
             f"{name} is not stored: transformers 5.8 drops the unused projections of KV-shared layers when it saves, "
             f"and vLLM {ENGINE_VERSION} rejects an unquantized checkpoint without them",
-            remedy="put them back, for instance as copies of the layer that owns the cache",
+            remedy="add them, for instance as copies of the layer that owns the cache",
         )
 
 
 def _misshapen(tensor: Tensor, shape: tuple[int, ...], dtype: str = "") -> Finding:
     wanted = f"{dtype} {list(shape)}".strip()
     return _faulty(
-        "tensor-shape", f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, config.json makes it {wanted}"
+        "tensor-shape", f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, config.json requires {wanted}"
     )
 
 
@@ -163,10 +163,10 @@ def _check_towers(
         stored = [*parts.get(tower, ()), *parts.get(projector, ())]
         quantized = [name for name in stored if name.endswith("weight_packed")]
         if quantized:
-            names = f"{len(quantized)} quantized tensors, such as {quantized[0]}"
             yield error(
                 "tensor-quantized",
-                f"{tower}: {names}: vLLM {ENGINE_VERSION} cannot load them",
+                f"{tower}: vLLM {ENGINE_VERSION} cannot load its {len(quantized)} quantized tensors, such as "
+                f"{quantized[0]}",
                 remedy="leave towers and projectors at full precision",
             )
         if section is not None and items and (absent := _absent_of_tower(parts, tower, projector, section)):
@@ -180,7 +180,7 @@ def _absent_of_tower(
         return projector
     found = {int(layer[1]) for name in parts.get(tower, {}) if (layer := _LAYER.search(name))}
     layers = section.get("num_hidden_layers")
-    # one layer beyond those found is enough to see that one is missing, whatever number a damaged file names
+    # One layer more than those found is enough to detect a gap; a damaged file may name any number of layers.
     expected = range(min(layers, len(found) + 1) if isinstance(layers, int) else 0)
     missing = sorted(set(expected) - found)
     return f"layer {missing[0]}" if missing else ("" if parts.get(tower) else tower)

@@ -1,4 +1,4 @@
-"""The text configuration of a Gemma 4, and which heads and which cache each layer has.
+"""The text configuration of a Gemma 4 model, and the heads and the cache of each layer.
 
 Names and defaults are those of `text_config` in a checkpoint's config.json (transformers 5.8, Gemma4TextConfig).
 """
@@ -30,15 +30,7 @@ _SIZES: Final[Mapping[str, tuple[int | str | None, int]]] = {
     "num_global_key_value_heads": ("num_key_value_heads", 1),
     "vocab_size_per_layer_input": ("vocab_size", 1),
 }
-"""Each size with its default (None: it must be there; a name: that size's value) and its minimum."""
-
-
-class TextConfigError(ValueError):
-    """The text configuration cannot be used; `problems` are the reasons."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = tuple(problems)
+"""Each size with its default (None: the size is required; a name: the value of that size) and its minimum."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +77,13 @@ class TextConfig:
         return self.num_key_value_heads
 
     def mlp_size(self, layer: int) -> int:
-        """Width of the layer's MLP: doubled in KV-shared layers where the model says so."""
+        """Width of the layer's MLP: doubled in KV-shared layers with `use_double_wide_mlp`."""
         shared = 0 < self.first_shared_layer <= layer
         return self.intermediate_size * (2 if self.use_double_wide_mlp and shared else 1)
 
 
 def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
-    """Read `text_config`; raises TextConfigError with every problem."""
+    """Read `text_config`; raises ValueError with every problem, separated by semicolons."""
     problems: list[str] = []
     sizes: dict[str, int] = {}
     for key, (default, minimum) in _SIZES.items():
@@ -99,10 +91,10 @@ def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
         sizes[key] = _size(raw, key, fallback, minimum, problems)
     layers = sizes["num_hidden_layers"]
     if layers > MAX_LAYERS:
-        raise TextConfigError([*problems, f"num_hidden_layers {layers} is more than {MAX_LAYERS}"])
+        raise ValueError("; ".join([*problems, f"num_hidden_layers {layers} is more than {MAX_LAYERS}"]))
     layer_types = _layer_types(raw, layers, sizes["num_kv_shared_layers"], problems)
     if problems:
-        raise TextConfigError(problems)
+        raise ValueError("; ".join(problems))
     return TextConfig(
         **sizes,
         layer_types=layer_types,
@@ -126,13 +118,12 @@ def _size(raw: Mapping[str, Any], key: str, default: int | None, minimum: int, p
 
 def _layer_types(raw: Mapping[str, Any], layers: int, shared: int, problems: list[str]) -> tuple[str, ...]:
     types = raw.get("layer_types")
-    if types is None:
-        types = [FULL if (index + 1) % _FULL_EVERY == 0 else SLIDING for index in range(layers)]
-        types[-1] = FULL  # transformers 5.8 forces the last layer
+    if types is None:  # transformers 5.8 makes every sixth layer and the last one full
+        types = [FULL if number % _FULL_EVERY == 0 or number == layers else SLIDING for number in range(1, layers + 1)]
     if not isinstance(types, list) or not all(kind in (SLIDING, FULL) for kind in types):
         problems.append(f"layer_types may hold {SLIDING!r} and {FULL!r} only")
     elif len(types) != layers:
-        problems.append(f"layer_types names {len(types)} layers, num_hidden_layers says {layers}")
+        problems.append(f"layer_types names {len(types)} layers, num_hidden_layers is {layers}")
     elif shared >= layers:
         problems.append(f"num_kv_shared_layers {shared} leaves none of {layers} layers with a KV cache")
     else:

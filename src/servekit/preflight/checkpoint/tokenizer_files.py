@@ -1,11 +1,10 @@
 """The files beside the weights: tokenizer, processor, chat template, generation configuration."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from servekit.preflight.checkpoint.config_file import ModelConfig
+from servekit.preflight.checkpoint.config_file import ABSENT, ModelConfig, read_object
 from servekit.preflight.findings import Finding, error, note, warning
 
 TOKENIZER: Final = "tokenizer.json"
@@ -16,20 +15,9 @@ TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
 _COPY: Final = "copy it from the original model"
 
 
-def _object(path: Path) -> tuple[dict[str, Any], str, int]:
-    """Read the file's JSON object; where that fails, return an empty one, the reason and the line."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}, "does not exist", 0
-    except (OSError, ValueError, RecursionError) as problem:
-        return {}, f"cannot be read: {problem}", getattr(problem, "lineno", 0)
-    return (value, "", 0) if isinstance(value, dict) else ({}, "does not hold a JSON object", 1)
-
-
 def check_generation(folder: Path) -> Iterator[Finding]:
     """Check the model's sampling defaults."""
-    _, problem, line = _object(folder / GENERATION_CONFIG)
+    _, problem, line = read_object(folder / GENERATION_CONFIG)
     if problem:
         yield note(
             "generation-config",
@@ -42,26 +30,25 @@ def check_generation(folder: Path) -> Iterator[Finding]:
 
 def check_tokenizer(folder: Path, config: ModelConfig) -> Iterator[Finding]:
     """Check the tokenizer, and that its vocabulary fits the model."""
-    if not (folder / TOKENIZER).exists():
-        if not (folder / "tokenizer.model").exists():
-            yield error("tokenizer-missing", "does not exist, nor tokenizer.model", file=TOKENIZER, remedy=_COPY)
-        return
-    tokenizer, problem, line = _object(folder / TOKENIZER)
+    tokenizer, problem, line = read_object(folder / TOKENIZER)
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if problem or not isinstance(vocabulary, dict | list):
+    if problem == ABSENT:
+        if not (folder / "tokenizer.model").exists():
+            yield error("tokenizer-missing", "does not exist, nor tokenizer.model", file=TOKENIZER, remedy=_COPY)
+    elif not isinstance(vocabulary, dict | list):
         yield error(
             "tokenizer-invalid", problem or "does not hold model.vocab", file=TOKENIZER, line=line, remedy=_COPY
         )
-        return
-    largest = max(_ids(vocabulary, tokenizer.get("added_tokens")), default=-1)
-    if config.text and largest >= config.text.vocab_size:
-        yield error(
-            "tokenizer-vocabulary",
-            f"has the token id {largest:,}, the embedding has only {config.text.vocab_size:,} rows",
-            file=TOKENIZER,
-            remedy="take the tokenizer of this model",
-        )
+    elif config.text:
+        largest = max(_ids(vocabulary, tokenizer.get("added_tokens")), default=-1)
+        if largest >= config.text.vocab_size:
+            yield error(
+                "tokenizer-vocabulary",
+                f"has the token id {largest:,}, but the embedding has only {config.text.vocab_size:,} rows",
+                file=TOKENIZER,
+                remedy="use the tokenizer of this model",
+            )
 
 
 def _ids(vocabulary: dict[str, Any] | list[Any], added: Any) -> Iterator[int]:
@@ -81,7 +68,7 @@ def check_processor(folder: Path, config: ModelConfig) -> Iterator[Finding]:
             remedy=f"{_COPY}, or allow no images",
         )
         return
-    processor, problem, line = _object(folder / name)
+    processor, problem, line = read_object(folder / name)
     if problem:
         yield error("processor-invalid", problem, file=name, line=line, remedy=_COPY)
     section = processor.get("image_processor")
@@ -98,8 +85,8 @@ def check_processor(folder: Path, config: ModelConfig) -> Iterator[Finding]:
 
 
 def check_template(folder: Path, *, own_template: bool) -> Iterator[Finding]:
-    """Check tokenizer_config.json and the chat template; `own_template`: the profile brings one."""
-    settings, problem, line = _object(folder / TOKENIZER_CONFIG)
+    """Check tokenizer_config.json and the chat template; `own_template`: the profile names one."""
+    settings, problem, line = read_object(folder / TOKENIZER_CONFIG)
     if problem:
         yield warning("tokenizer-config", problem, file=TOKENIZER_CONFIG, line=line, remedy=_COPY)
     if own_template or settings.get("chat_template"):

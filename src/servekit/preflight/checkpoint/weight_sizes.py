@@ -1,7 +1,7 @@
 """The size of the weights on the GPU, from the headers.
 
-vLLM 0.20.2 keeps a tower only if some of its modalities is allowed (models/interfaces.py, _mark_tower_model), ties
-lm_head to the embedding, allocates the projections of KV-shared layers even where the checkpoint lacks them, and casts
+vLLM 0.20.2 keeps a tower only if one of its modalities is allowed (models/interfaces.py, _mark_tower_model). It ties
+lm_head to the embedding, allocates the projections of KV-shared layers even if the checkpoint lacks them, and casts
 floating-point tensors to the model's dtype. Beside the tensors it allocates one buffer of per-layer embeddings and one
 table of rotary angles per head size (models/gemma4_mm.py, rotary_embedding/base.py).
 """

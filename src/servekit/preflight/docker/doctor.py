@@ -1,4 +1,4 @@
-"""`servekit doctor`: whether Docker on this host can run the endpoint; reads only, changes nothing."""
+"""`servekit doctor` checks whether Docker on this host can run the endpoint. It changes nothing."""
 
 import contextlib
 import importlib

@@ -1,4 +1,4 @@
-"""One GPU against the profile: whether it is alone, able, free and healthy."""
+"""Checks one GPU against the profile: whether it is the only visible one, capable, free and healthy."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -16,7 +16,7 @@ CUDA_NEEDED: Final = (13, 0)
 
 
 def one_gpu(survey: GpuSurvey | None, environ: Mapping[str, str]) -> tuple[GpuFacts | None, tuple[Finding, ...]]:
-    """Return the one visible GPU, or None and why there is not exactly one."""
+    """Return the one visible GPU; None and the reason if there is not exactly one."""
     if survey is None or not survey.gpus:
         return None, (
             error(
@@ -55,7 +55,7 @@ def gpu_model(gpu: GpuFacts) -> GpuModel:
 
 
 def check_capability(gpu: GpuModel, kv_cache_dtype: str) -> Iterator[Finding]:
-    """Report a GPU that cannot hold the KV cache in FP8, where the cache is FP8."""
+    """Report a GPU that does not support the FP8 KV cache that the profile sets."""
     if kv_cache_dtype.startswith("fp8") and gpu.capability and gpu.capability < FP8_CAPABILITY:
         yield error(
             "gpu-capability",
@@ -78,7 +78,7 @@ def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: EngineArguments) -> l
                 f"{gib(gpu.free_bytes)} are free, gpu-memory-utilization {share} claims {gib(claimed)}: "
                 "vLLM rejects that",
                 subject=gpu.name,
-                remedy="end what uses the GPU, or lower gpu-memory-utilization",
+                remedy="stop what uses the GPU, or lower gpu-memory-utilization",
             ),
         ),
         (
@@ -87,7 +87,7 @@ def check_gpu(gpu: GpuFacts, survey: GpuSurvey, arguments: EngineArguments) -> l
                 "gpu-processes",
                 f"used by {len(gpu.processes)} other processes (pid {', '.join(map(str, gpu.processes))})",
                 subject=gpu.name,
-                remedy="end them: the endpoint is meant to have the GPU alone",
+                remedy="stop them: the endpoint needs the GPU for itself",
             ),
         ),
         (

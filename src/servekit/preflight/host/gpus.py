@@ -1,4 +1,4 @@
-"""The GPUs of this host: which of them NVML can read, and which of them CUDA shows a program."""
+"""The GPUs of this host: those that NVML can read, and those that CUDA shows to a program."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +12,9 @@ survey_gpus: SurveyGpus = NVML.survey
 
 
 def visible_gpus(survey: GpuSurvey, environ: Mapping[str, str] = os.environ) -> tuple[GpuFacts, ...]:
-    """Select the GPUs that CUDA shows a program with this environment.
+    """Select the GPUs that CUDA shows to a program with this environment.
 
-    CUDA_VISIBLE_DEVICES holds indices or beginnings of UUIDs and ends at the first that does not exist (CUDA C++
+    CUDA_VISIBLE_DEVICES holds indices or prefixes of UUIDs. CUDA stops at the first entry that does not exist (CUDA C++
     Programming Guide, "CUDA Environment Variables").
     """
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
@@ -22,14 +22,14 @@ def visible_gpus(survey: GpuSurvey, environ: Mapping[str, str] = os.environ) -> 
 
 
 def check_readable(survey: GpuSurvey | None) -> Iterator[Finding]:
-    """Report each GPU that NVML cannot read: an error where it can read no other."""
+    """Report each GPU that NVML cannot read: as an error if it can read none, otherwise as a warning."""
     report = warning if survey and survey.gpus else error
     for index, reason in survey.unreadable if survey else ():
         yield report(
             "gpu-unreadable",
             f"NVML cannot read this GPU: {reason}",
             subject=f"GPU {index}",
-            remedy="look for Xid errors in the kernel's log (dmesg), then reset the GPU or restart the host",
+            remedy="look for Xid errors in the kernel log (dmesg), then reset the GPU or restart the host",
         )
 
 

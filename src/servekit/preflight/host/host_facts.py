@@ -30,7 +30,7 @@ default."""
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the host has. `gpu` is None for target cpu and where not exactly one is visible."""
+    """The host. `gpu` is None for target cpu, and if not exactly one is visible."""
 
     target: str
     gpu: GpuFacts | None
@@ -89,7 +89,7 @@ def inspect_host(
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Total and available bytes of this host or, if less, of the control group it runs in; 0 where not known."""
+    """Return total and available bytes of this host or, if less, of its control group; 0 if unknown."""
     lines = _text(root / "proc/meminfo").splitlines()
     kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest}
     total, available = kib.get("MemTotal", 0) * 1024, kib.get("MemAvailable", 0) * 1024
@@ -117,7 +117,7 @@ def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
                 "port-taken",
                 f"cannot listen on {host}:{port}: {problem.strerror}",
                 subject=flag,
-                remedy="choose another port or address, or stop what listens there",
+                remedy="choose another port or address, or stop the program that listens there",
             )
 
 
@@ -140,7 +140,7 @@ def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
         if free < devices[device]:
             yield error(
                 "cache-space",
-                f"{gib(free)} are free, compilation and download take up to {gib(devices[device])}",
+                f"{gib(free)} are free, but compilation and download take up to {gib(devices[device])}",
                 subject=str(folder),
                 remedy="free some space, or choose another cache folder",
             )
@@ -150,7 +150,7 @@ def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
     if folder.is_dir() and (size := shutil.disk_usage(folder).total) < wanted:
         yield warning(
             "shared-memory",
-            f"{size // MIB} MiB, the engine's queues may take {wanted // MIB} MiB",
+            f"has {size // MIB} MiB, but the engine's queues may take {wanted // MIB} MiB",
             subject=str(folder),
             remedy="start the container with shm_size: 1gb or ipc: host",
         )
@@ -160,14 +160,14 @@ def _check_cpu(root: Path) -> Iterator[Finding]:
     flags = next((line.split() for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), [])
     # Only an x86 CPU has flags. vLLM 0.20.2, platforms/cpu.py: one extension for AVX2, one for AVX-512
     if flags and "avx2" not in flags:
-        yield error("cpu-features", "the CPU has no AVX2, the CPU engine needs it", remedy="use another host")
+        yield error("cpu-features", "the CPU has no AVX2, which the CPU engine requires", remedy="use another host")
     elif flags and "avx512_bf16" not in flags:
         yield note("cpu-features", "the CPU has no AVX-512 BF16: the CPU engine will be slow")
 
 
 def _check_libraries(load: Callable[[str], object] = ctypes.CDLL) -> Iterator[Finding]:
-    # vLLM 0.20.2's compiled part for the CPU is linked with it; without it the engine fails half a minute later with
-    # an AttributeError that names no library (platforms/cpu.py, import_kernels).
+    # The CPU extension of vLLM 0.20.2 links against it. Without it the engine fails half a minute later, with an
+    # AttributeError that does not name the library (platforms/cpu.py, import_kernels).
     try:
         load("libnuma.so.1")
     except OSError:
@@ -179,7 +179,7 @@ def _check_memory(available: int, weights_bytes: int, kv_space_gib: int) -> Iter
     if available and available < wanted:
         yield error(
             "cpu-memory",
-            f"{gib(available)} are available, processes, weights and KV cache take about {gib(wanted)}",
+            f"{gib(available)} are available, but processes, weights and KV cache take about {gib(wanted)}",
             remedy="free some memory, or lower VLLM_CPU_KVCACHE_SPACE",
         )
 
