@@ -85,30 +85,37 @@ def check_quantization(raw: Mapping[str, Any] | None, wanted: str | None) -> tup
             )
         ]
     scheme, findings = _read_scheme(raw)
-    return scheme, [*_check_storage(raw), *findings]
+    return scheme, _check_storage(raw) + findings
 
 
 def _wrong(name: str, key: str, message: str, remedy: str) -> Finding:
     return error(name, message, file=CONFIG, key=f"{_SECTION}.{key}".rstrip("."), remedy=remedy)
 
 
-def _check_storage(raw: Mapping[str, Any]) -> Iterator[Finding]:
-    if raw.get("format") != FORMAT:
-        yield _wrong(
-            "quantization-format",
-            "format",
-            f"is {raw.get('format')!r}, not {FORMAT!r}: vLLM {ENGINE_VERSION} has no weight-only kernel for it",
-            f"save the checkpoint compressed, with format {FORMAT}",
-        )
+def _check_storage(raw: Mapping[str, Any]) -> list[Finding]:
     sparsity = raw.get("sparsity_config")
     stored = sparsity.get("format") if isinstance(sparsity, dict) else sparsity
-    if sparsity and stored != "dense":
-        yield _wrong(
-            "sparsity",
-            "sparsity_config",
-            f"stores the weights as {stored!r}: vLLM {ENGINE_VERSION} has no kernel for unstructured sparsity",
-            "save the pruned weights dense and leave sparsity_config out",
-        )
+    checks = (
+        (
+            raw.get("format") != FORMAT,
+            _wrong(
+                "quantization-format",
+                "format",
+                f"is {raw.get('format')!r}, not {FORMAT!r}: vLLM {ENGINE_VERSION} has no weight-only kernel for it",
+                f"save the checkpoint compressed, with format {FORMAT}",
+            ),
+        ),
+        (
+            sparsity and stored != "dense",
+            _wrong(
+                "sparsity",
+                "sparsity_config",
+                f"stores the weights as {stored!r}: vLLM {ENGINE_VERSION} has no kernel for unstructured sparsity",
+                "save the pruned weights dense and leave sparsity_config out",
+            ),
+        ),
+    )
+    return [finding for found, finding in checks if found]
 
 
 def _read_scheme(raw: Mapping[str, Any]) -> tuple[WeightScheme | None, list[Finding]]:
@@ -129,7 +136,6 @@ def _read_scheme(raw: Mapping[str, Any]) -> tuple[WeightScheme | None, list[Find
         ]
     group, weights = usable[0], usable[0]["weights"]
     findings = _check_weights(weights)
-    unusable = any(finding.name == "quantization-bits" for finding in findings)
     if group.get("input_activations"):
         findings.append(
             _wrong(
@@ -139,7 +145,7 @@ def _read_scheme(raw: Mapping[str, Any]) -> tuple[WeightScheme | None, list[Find
                 "quantize the weights only",
             )
         )
-    if unusable:
+    if any(finding.name == "quantization-bits" for finding in findings):
         return None, findings
     return WeightScheme(
         bits=weights["num_bits"],

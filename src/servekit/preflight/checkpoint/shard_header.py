@@ -116,8 +116,9 @@ def _tensor(name: str, entry: Any, data_begin: int, path: Path) -> Tensor:
         raise ShardError("shard-header", f"{name} has a shape or offsets that are not whole numbers")
     expected = (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
     if end - begin != expected:
-        spans = f"{expected} bytes, but its offsets span {end - begin}"
-        raise ShardError("shard-header", f"{name} is {dtype} {shape}, {spans}")
+        raise ShardError(
+            "shard-header", f"{name} is {dtype} {shape}, {expected} bytes, but its offsets span {end - begin}"
+        )
     return Tensor(name, dtype, tuple(shape), data_begin + begin, data_begin + end, path)
 
 
