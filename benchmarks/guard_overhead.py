@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from benchmarks.programs import engine_program, working_folder
 from servekit.measure.statistics import ratio_of_medians, standard_error
-from servekit.serve.guard import GuardSettings, prepare_guard
+from servekit.serve.guard import GuardSettings, guard_arguments, guard_environment, prepare_guard
 from servekit.serve.guard.keys import load_keys
 from tests.harness.engine import bare_engine
 
@@ -37,10 +37,10 @@ def run(rounds: int | None) -> dict[str, Any]:
             GuardSettings(state_dir=folder / "state", max_in_flight=max(STREAMS, BURST)), folder / "run"
         )
         assert guard.key_file is not None
-        words = ["guard_switch.Switch" if word.startswith("servekit_guard.") else word for word in guard.argv]
+        words = ["guard_switch.Switch" if word.startswith("servekit_guard.") else word for word in guard_arguments(())]
         own = ["--kv-cache-dtype", "auto", "--max-model-len", "2048", "--max-num-seqs", "64"]
         flags = [*own, "--disable-uvicorn-access-log", *words]
-        environ = dict(guard.environment)
+        environ = guard_environment(guard.config_path)
         environ["PYTHONPATH"] += f":{INSIDE}"
         server = bare_engine(folder / "model", folder / "engine.log", flags, environ, program=engine_program())
         with server.start():

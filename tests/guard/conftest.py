@@ -16,7 +16,15 @@ import pytest
 import urllib3
 
 from servekit.demo.build import build_demo_model
-from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH, Guard, GuardSettings, prepare_guard
+from servekit.serve.guard import (
+    COUNTERS_PATH,
+    EFFECTIVE_PATH,
+    Guard,
+    GuardSettings,
+    guard_arguments,
+    guard_environment,
+    prepare_guard,
+)
 from tests.harness.engine import bare_engine
 from tests.harness.server import PATCHES, Server
 from tests.harness.shared import share
@@ -158,15 +166,15 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         max_in_flight=MAX_IN_FLIGHT,
         max_body_bytes=MAX_BODY_BYTES,
         max_write_s=MAX_WRITE_S,
-        engine_patches=PATCHES,
     )
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None
     key = guard.key_file.read_text().splitlines()[-1]
     log = folder / "engine.log"
-    flags = ["--kv-cache-dtype", "auto", "--max-model-len", "4096", "--max-num-seqs", "32", *guard.argv]
+    flags = ["--kv-cache-dtype", "auto", "--max-model-len", "4096", "--max-num-seqs", "32", *guard_arguments(())]
     own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "30"}
-    with share("engine", bare_engine(checkpoint, log, flags, own | dict(guard.environment)).start()) as server:
+    own |= guard_environment(guard.config_path, PATCHES)
+    with share("engine", bare_engine(checkpoint, log, flags, own).start()) as server:
         server.until_ready()
         engine = GuardedEngine(server.port, key, guard, guard.key_file, server, log, folder)
         yield engine

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from servekit.errors import ConfigurationError
 from servekit.serve.guard.inside.servekit_guard.keyring import KeyFileError, Keyring, parse_keys, permission_problem
-from servekit.serve.guard.keys import ensure_key_file, generate_key, load_keys, own_key_file, rotate_key
+from servekit.serve.guard.keys import ensure_key_file, load_keys, own_key_file, rotate_key
 from tests.conftest import write_key_file
 
 FIRST = "sk-first-0123456789abcdef"
@@ -63,9 +63,9 @@ def test_any_text_gives_keys_or_an_error(text: str) -> None:
     assert all(20 <= len(key) <= 512 and key.isascii() and " " not in key for key in keys)
 
 
-def test_a_generated_key_is_long_and_new() -> None:
+def test_a_generated_key_is_long_and_new(path: Path) -> None:
     """A key has 256 random bits and a prefix that secret scanners can recognise."""
-    one, other = generate_key(), generate_key()
+    one, other = rotate_key(path), rotate_key(path)
     assert one != other
     assert one.startswith("sk-servekit-")
     assert len(one) == 55

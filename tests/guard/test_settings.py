@@ -13,9 +13,10 @@ from servekit.serve.guard import (
     GuardSettings,
     default_max_in_flight,
     guard_arguments,
-    is_loopback,
+    guard_environment,
     prepare_guard,
 )
+from servekit.serve.guard.inside.servekit_guard.gate import is_loopback
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
 from servekit.serve.guard.keys import load_keys
 
@@ -53,36 +54,37 @@ def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_pa
     one, other = (prepare_guard(settings, tmp_path / "run") for _ in range(2))
     assert one.headers[HEADER] != other.headers[HEADER]
     assert one.headers[HEADER] not in repr(one)
-    assert one.headers[HEADER] not in " ".join([*one.argv, *one.environment.values()])
+    assert one.headers[HEADER] not in " ".join(guard_environment(one.config_path).values())
     assert set(one.headers) == {HEADER}
 
 
 def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardSettings, tmp_path: Path) -> None:
     """PYTHONPATH is a folder with one package, which is also a plugin; the engine loads the guard as its middleware."""
     guard = prepare_guard(settings, tmp_path / "run")
-    assert guard.environment["PYTHONPATH"] == str(INSIDE)
+    environment = guard_environment(guard.config_path)
+    assert environment["PYTHONPATH"] == str(INSIDE)
     names = {entry.name for entry in INSIDE.iterdir() if entry.name != "__pycache__"}
     assert names == {"servekit_guard", "servekit_guard-1.dist-info"}
-    assert guard.argv[:2] == ("--middleware", "servekit_guard.entry.Guard")
-    assert guard.environment["SERVEKIT_GUARD_CONFIG"] == str(guard.config_path)
+    assert guard_arguments(())[:2] == ("--middleware", "servekit_guard.entry.Guard")
+    assert environment["SERVEKIT_GUARD_CONFIG"] == str(guard.config_path)
 
 
 def test_no_media_domain_means_none(settings: GuardSettings, tmp_path: Path) -> None:
     """Without domains vLLM gets a list that no URL can match; it never follows redirects."""
-    guard = prepare_guard(settings, tmp_path / "run")
-    assert guard.argv[-2:] == ("--allowed-media-domains", "no domain: data URLs only")
-    assert guard.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
-    assert guard.environment["VLLM_MEDIA_CONNECTOR"] == "servekit"
+    environment = guard_environment(tmp_path / "guard.json")
+    assert guard_arguments(())[-2:] == ("--allowed-media-domains", "no domain: data URLs only")
+    assert environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert environment["VLLM_MEDIA_CONNECTOR"] == "servekit"
     domains = ("images.example.org", "cdn.example.org")
     guard = prepare_guard(replace(settings, media_domains=domains), tmp_path / "run")
-    assert guard.argv[-3:] == ("--allowed-media-domains", *domains)
+    assert guard_arguments(domains)[-3:] == ("--allowed-media-domains", *domains)
     assert Rules.read(guard.config_path).media_domains == domains
 
 
 def test_the_structured_output_backend_is_fixed(settings: GuardSettings, tmp_path: Path) -> None:
     """vLLM gets one backend, with the profile's other options; the guard gets the enabled kinds."""
     guard = prepare_guard(replace(settings, structured_outputs=("regex",)), tmp_path / "run")
-    assert guard.argv[2:4] == ("--structured-outputs-config", '{"backend": "guidance"}')
+    assert guard_arguments(())[2:4] == ("--structured-outputs-config", '{"backend": "guidance"}')
     assert Rules.read(guard.config_path).structured_outputs == ("regex",)
     arguments = guard_arguments((), {"disable_any_whitespace": True})
     assert json.loads(arguments[3]) == {"disable_any_whitespace": True, "backend": "guidance"}

@@ -174,7 +174,6 @@ def build_plan(
             media_domains=settings.media_domains,
             structured_outputs=settings.structured_outputs,
             settle_s=settings.drain_s / 2,
-            engine_patches=start.engine_patches,
         ),
         run_dir=run_dir,
     )

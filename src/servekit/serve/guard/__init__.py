@@ -1,7 +1,6 @@
 """The guard of the data path: servekit's side is here, the guard inside vLLM's server in `inside/`."""
 
 from .inside.servekit_guard.flight import InFlight, read_flights
-from .inside.servekit_guard.gate import is_loopback
 from .prepare import (
     CONFIG_FILE_NAME,
     COUNTERS_PATH,
@@ -32,7 +31,6 @@ __all__ = [
     "default_max_in_flight",
     "guard_arguments",
     "guard_environment",
-    "is_loopback",
     "prepare_guard",
     "read_flights",
 ]

@@ -13,21 +13,14 @@ from servekit.errors import ConfigurationError, Finding
 
 from .inside.servekit_guard.keyring import KeyFileError, read_keys
 
-KEY_FILE_NAME = "api_keys"
 KEY_PREFIX = "sk-servekit-"
-KEY_BYTES = 32
 OWNER_ONLY_FOLDER = 0o700
 _HEADING = "# API keys of this endpoint, one per line. A change takes effect within a second, without a restart.\n"
 
 
 def own_key_file(state_dir: Path) -> Path:
     """Return the file for the key that servekit generates when none is configured."""
-    return state_dir / KEY_FILE_NAME
-
-
-def generate_key() -> str:
-    """Return a new key with 256 random bits."""
-    return KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    return state_dir / "api_keys"
 
 
 def load_keys(path: Path) -> tuple[str, ...]:
@@ -49,28 +42,25 @@ def ensure_key_file(path: Path) -> bool:
     if path.exists():
         load_keys(path)
         return False
-    _write(path, [generate_key()])
+    rotate_key(path)
     return True
 
 
 def rotate_key(path: Path, *, keep_old: bool = False) -> str:
-    """Write a new key into the file and return it. keep_old: the existing keys stay valid, after the new one.
+    """Write a new key of 256 random bits into the file and return it.
 
-    The file is replaced in one step, so that the guard never reads half of it. Comments in it are lost.
+    keep_old: the existing keys stay valid, after the new one. The file is replaced in one step, so that the guard
+    never reads half of it. Comments in it are lost. Raises ConfigurationError when the file cannot be read or written.
     """
     old_keys = load_keys(path) if keep_old and path.exists() else ()
-    key = generate_key()
-    _write(path, [key, *old_keys])
-    return key
-
-
-def _write(path: Path, keys: list[str]) -> None:
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
     try:
-        write_private(path, _HEADING + "".join(f"{key}\n" for key in keys))
+        write_private(path, _HEADING + "".join(f"{each}\n" for each in (key, *old_keys)))
     except OSError as error:
         message = f"cannot write the key file: {error.strerror or error}"
         remedy = "make the folder writable for this user, or name a key file with SERVEKIT_API_KEYS_FILE"
         raise ConfigurationError([Finding(message, file=str(path), remedy=remedy)]) from error
+    return key
 
 
 def write_private(path: Path, text: str) -> None:

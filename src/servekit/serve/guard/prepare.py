@@ -5,10 +5,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 
 from servekit.errors import ConfigurationError, Finding
 from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
@@ -48,16 +46,12 @@ class GuardSettings(Limits):
     """Allows `no_auth` on an address that other hosts can reach."""
     host: str = "127.0.0.1"
     """The address the engine listens on."""
-    engine_patches: Path | None = None
-    """The folder of packages that replace the engine's own."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """How to start the engine with the guard, and how to reach it afterwards."""
+    """What servekit needs to know of the guard while the engine runs."""
 
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
     config_path: Path
     key_file: Path | None
     """The file of the clients' keys; None with `no_auth`."""
@@ -74,23 +68,21 @@ def default_max_in_flight(max_num_seqs: int) -> int:
 
 
 def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
-    """Write the guard's configuration (0600, in run_dir) and return how the engine loads it.
+    """Write the guard's configuration (0600, in run_dir); `guard_arguments` and `guard_environment` make vLLM load it.
 
     Generates a key when none is configured. Raises ConfigurationError with every mistake in the settings.
     """
     mistakes = _mistakes(settings)
     path = (settings.api_keys_file or own_key_file(settings.state_dir)).absolute()
     key_file = None if settings.no_auth else path
-    generated = False
     try:
         if key_file and settings.api_keys_file:
             load_keys(key_file)
-        elif key_file and not mistakes:
-            generated = ensure_key_file(key_file)
     except ConfigurationError as error:
         mistakes.extend(error.findings)
     if mistakes:
         raise ConfigurationError(mistakes)
+    generated = key_file is not None and not settings.api_keys_file and ensure_key_file(key_file)
 
     token = secrets.token_urlsafe(32)
     config_path = run_dir.absolute() / CONFIG_FILE_NAME
@@ -105,8 +97,6 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
     write_private(config_path, rules.to_json())
     make_flight_file(flight_file, settings.max_in_flight)
     return Guard(
-        argv=guard_arguments(settings.media_domains),
-        environment=MappingProxyType(guard_environment(config_path, settings.engine_patches)),
         config_path=config_path,
         key_file=key_file,
         key_generated=generated,
@@ -120,21 +110,18 @@ def guard_arguments(media_domains: tuple[str, ...], structured_outputs: Value = 
     structured_outputs: the profile's `structured-outputs-config`, whose other members are kept. One argument has all:
     vLLM's parser drops the JSON form when a dotted one is given too.
     """
-    config = (structured_outputs if isinstance(structured_outputs, dict) else {}) | {
-        "backend": STRUCTURED_OUTPUTS_BACKEND
-    }
+    others = structured_outputs if isinstance(structured_outputs, dict) else {}
     return (
         *("--middleware", MIDDLEWARE),
-        *("--structured-outputs-config", json.dumps(config)),
+        *("--structured-outputs-config", json.dumps(others | {"backend": STRUCTURED_OUTPUTS_BACKEND})),
         *("--allowed-media-domains", *(media_domains or NO_MEDIA_DOMAINS)),
     )
 
 
 def guard_environment(config_path: Path, engine_patches: Path | None = None) -> dict[str, str]:
     """Return the variables that locate the guard and the engine's newer packages; they contain no secret."""
-    folders = (INSIDE, engine_patches) if engine_patches else (INSIDE,)
     return {
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in (INSIDE, engine_patches) if folder),
         CONFIG_VARIABLE: str(config_path),
         "VLLM_MEDIA_CONNECTOR": CONNECTOR,
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
@@ -144,24 +131,35 @@ def guard_environment(config_path: Path, engine_patches: Path | None = None) -> 
 def _mistakes(settings: GuardSettings) -> list[Finding]:
     mistakes = []
     if settings.no_auth and settings.api_keys_file is not None:
-        remedy = "remove one of them"
-        mistakes.append(Finding("contradicts SERVEKIT_API_KEYS_FILE", "--no-auth", remedy=remedy))
+        mistakes.append(Finding("contradicts SERVEKIT_API_KEYS_FILE", "--no-auth", remedy="remove one of them"))
     if settings.no_auth and not settings.expose_without_auth and not is_loopback(settings.host):
-        message = "gives access to everyone, and other hosts can reach this address"
-        remedy = "listen on 127.0.0.1, or allow this with --expose-without-auth"
-        mistakes.append(Finding(message, "--no-auth", got=f"SERVEKIT_HOST={settings.host}", remedy=remedy))
+        mistakes.append(
+            Finding(
+                "gives access to everyone, and other hosts can reach this address",
+                "--no-auth",
+                got=f"SERVEKIT_HOST={settings.host}",
+                remedy="listen on 127.0.0.1, or allow this with --expose-without-auth",
+            )
+        )
     limits = ("SERVEKIT_MAX_BODY_MIB", settings.max_body_bytes), ("SERVEKIT_MAX_IN_FLIGHT", settings.max_in_flight)
     mistakes += [Finding("must be at least 1", name, got=str(value)) for name, value in limits if value < 1]
-    remedy = "write host names in lower case, without scheme, port, path or wildcard"
     mistakes += [
-        Finding("is not a host name", "SERVEKIT_MEDIA_DOMAINS", got=domain, remedy=remedy)
+        Finding(
+            "is not a host name",
+            "SERVEKIT_MEDIA_DOMAINS",
+            got=domain,
+            remedy="write host names in lower case, without scheme, port, path or wildcard",
+        )
         for domain in settings.media_domains
         if not _DOMAIN.fullmatch(domain)
     ]
-    message = "is not a kind of structured output that can be enabled"
-    remedy = f"use one of {', '.join(EXTRA_KINDS)}; JSON and choices are always accepted"
     mistakes += [
-        Finding(message, "SERVEKIT_STRUCTURED_OUTPUTS", got=kind, remedy=remedy)
+        Finding(
+            "is not a kind of structured output that can be enabled",
+            "SERVEKIT_STRUCTURED_OUTPUTS",
+            got=kind,
+            remedy=f"use one of {', '.join(EXTRA_KINDS)}; JSON and choices are always accepted",
+        )
         for kind in settings.structured_outputs
         if kind not in EXTRA_KINDS
     ]

@@ -5,8 +5,3 @@ uses the standard library only; what it needs of vLLM, Pillow and uvicorn it imp
 (`entry.py`). servekit itself imports the parts that both sides must agree on, such as `guard_config.py` and
 `keyring.py`.
 """
-
-from .gate import Gate
-from .guard_config import Rules
-
-__all__ = ["Gate", "Rules"]

@@ -120,9 +120,9 @@ def _field(location: tuple[str | int, ...], kind: str | None, body: Any) -> str:
     name, last = "", len(location) - 1
     for number, step in enumerate(location[1:], start=1):
         if isinstance(body, dict) and step in body:
-            name, body = f"{name}.{step}" if name else str(step), body[step]
+            name, body = f"{name}.{step}", body[step]
         elif isinstance(body, list) and isinstance(step, int) and step < len(body):
             name, body = f"{name}[{step}]", body[step]
         elif number == last and kind == "missing":
-            name = f"{name}.{step}" if name else str(step)
-    return name
+            name = f"{name}.{step}"
+    return name.removeprefix(".")

@@ -220,9 +220,7 @@ def _has_key(scope: Scope, keys: Keyring) -> bool:
 def _comes_from_this_host(scope: Scope) -> bool:
     """Return whether the peer is this host: a loopback address, or the address it connected to."""
     client, server = scope.get("client"), scope.get("server")
-    if not client:
-        return False
-    return bool(server and client[0] == server[0]) or is_loopback(client[0])
+    return bool(client and ((server and client[0] == server[0]) or is_loopback(client[0])))
 
 
 def is_loopback(host: str) -> bool:

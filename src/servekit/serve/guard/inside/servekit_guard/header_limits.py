@@ -135,10 +135,8 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
 
     def _owes_another_answer(self) -> bool:
         """Return whether a refusal would mix with the answer to an earlier request, or with a part of this one's."""
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete:
-            return False
-        return bool(self._in_head or self.pipeline or cycle.response_started)
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        return is_answering and bool(self._in_head or self.pipeline or self.cycle.response_started)
 
     def _should_upgrade(self) -> bool:
         """Pass every upgrade to `handle_websocket_upgrade`."""

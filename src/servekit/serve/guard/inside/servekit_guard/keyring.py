@@ -106,10 +106,9 @@ class Keyring:
         if now - self._checked_at < CHECK_INTERVAL_S:
             return
         self._checked_at = now
-        seen = _fingerprint(self._path)
-        if seen == self._seen:
+        before, self._seen = self._seen, _fingerprint(self._path)
+        if self._seen == before:
             return
-        self._seen = seen
         try:
             self._hashes = _hashes(read_keys(self._path))
         except KeyFileError as error:

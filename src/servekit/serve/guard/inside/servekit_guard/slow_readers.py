@@ -55,8 +55,9 @@ class Unread:
 
     def _sweep(self, loop: Any, connections: set[Any]) -> None:
         now_s = loop.time()
-        writing = [each for each in connections if each.transport.get_write_buffer_size()]
-        backlogs = [(each, _backlog_bytes(each.transport)) for each in writing]
+        backlogs = [
+            (each, _backlog_bytes(each.transport)) for each in connections if each.transport.get_write_buffer_size()
+        ]
         self._waiting = {backlog: self._waiting.get(backlog, now_s) for backlog in backlogs}
         for (connection, _), since_s in self._waiting.items():
             if now_s - since_s >= self._max_write_s:

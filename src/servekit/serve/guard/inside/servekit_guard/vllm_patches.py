@@ -6,7 +6,7 @@
 
 import gc
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,6 @@ OBJECTS_BEFORE_GARBAGE = 10_000
 """Generation-0 threshold of the garbage collector. Python's default is 700 objects, which some thirty requests create:
 all of them are still in use, so the collector found nothing and took 2 % of the server's time, 9 % in a burst."""
 
-LISTS = frozenset({"list", "tuple", "set"})
-
 
 def apply_at_import(rules: Rules, checked_body: str) -> slow_readers.Unread:
     """Apply the patches that vLLM's application is built with; return the watch over its connections.
@@ -36,7 +34,7 @@ def apply_at_import(rules: Rules, checked_body: str) -> slow_readers.Unread:
     return slow_readers.watch(rules.max_write_s)  # connections whose client reads nothing
 
 
-def apply(app: Any, layer: Any, generating: Iterable[str]) -> None:
+def apply(app: Any, layer: Any, generating: Collection[str]) -> None:
     """Patch vLLM's FastAPI application, once its state is complete and before it serves.
 
     layer: the ASGI application below the guard. generating: the paths of the routes that generate text.
@@ -62,9 +60,9 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
 
 def mistake_types() -> tuple[type[Exception], ...]:
     """Return the exceptions that vLLM's own handler treats as the client's mistake (`entrypoints/utils.py`)."""
-    template_error: type[Exception] = importlib.import_module("jinja2").TemplateError
     # RecursionError: vLLM parses JSON text within JSON, such as the arguments of a tool call, once more.
-    return ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, template_error
+    known = ValueError, TypeError, OverflowError, NotImplementedError, RecursionError
+    return *known, importlib.import_module("jinja2").TemplateError
 
 
 def answer_mistakes_inside(layer: Any, handler: Any) -> None:
@@ -97,8 +95,7 @@ def answer_wrong_fields(layer: Any) -> None:
         message, param = describe_wrong_field(error.errors(), error.body)
         return response({"error": {"message": message, "param": param}}, 400)
 
-    invalid = importlib.import_module("fastapi.exceptions").RequestValidationError
-    layer.add_exception_handler(invalid, answer)
+    layer.add_exception_handler(importlib.import_module("fastapi.exceptions").RequestValidationError, answer)
 
 
 async def answer_messages(create_messages: Any, *arguments: Any, **named: Any) -> Any:
@@ -159,37 +156,35 @@ def read_checked_bodies(key: str) -> None:
     request_class.json = json
 
 
-def stop_at_first_mistakes(routes: Iterable[Any], paths: Iterable[str]) -> None:
+def stop_at_first_mistakes(routes: Iterable[Any], paths: Collection[str]) -> None:
     """Rebuild the validators of these routes' bodies so that each list stops at its first wrong item.
 
     pydantic validates a whole list and collects every mistake, for each member of a union: 2,000 wrong items of
     `/v1/responses` gave 408,001 mistakes and blocked vLLM's event loop for five seconds.
     routes: FastAPI's; raises LookupError when one of the `paths` has no body that is validated.
     """
-    missing = set(paths)
-    for route in routes:
-        field = getattr(route, "body_field", None)
-        if field is None or getattr(route, "path", None) not in missing:
-            continue
-        for each in (field, *route.dependant.body_params):
-            _rebuild(each._type_adapter)  # noqa: SLF001 - FastAPI has no public way to a route's validator
-        missing.discard(route.path)
-    if missing:
+    with_body = {route.path: route for route in routes if getattr(route, "body_field", None)}
+    if missing := set(paths) - with_body.keys():
         raise LookupError(f"no validated body on {', '.join(sorted(missing))}")
+    for path in paths:
+        for each in (with_body[path].body_field, *with_body[path].dependant.body_params):
+            _rebuild(each._type_adapter)  # noqa: SLF001 - FastAPI has no public way to a route's validator
 
 
 def _rebuild(adapter: Any) -> None:
-    validator_class = importlib.import_module("pydantic_core").SchemaValidator
     models = []
     for schema in _schemas(adapter.core_schema):
-        if schema["type"] in LISTS:
+        if schema["type"] in {"list", "tuple", "set"}:
             schema["fail_fast"] = True
         elif schema["type"] == "model" and vars(schema["cls"]).get("__pydantic_complete__"):
             models.append(schema["cls"])
     try:
         for model in models:  # pydantic-core would use a complete model's own validator instead of its schema
             model.__pydantic_complete__ = False
-        adapter.validator = validator_class(adapter.core_schema, adapter._config)  # noqa: SLF001
+        adapter.validator = importlib.import_module("pydantic_core").SchemaValidator(
+            adapter.core_schema,
+            adapter._config,  # noqa: SLF001
+        )
     finally:
         for model in models:
             model.__pydantic_complete__ = True
@@ -199,12 +194,8 @@ def _schemas(value: Any) -> Iterator[dict[str, Any]]:
     pending, seen = [value], set()
     while pending:
         value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            if isinstance(value.get("type"), str):
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            pending.extend(value.values() if isinstance(value, dict) else value)
+            if isinstance(value, dict) and isinstance(value.get("type"), str):
                 yield value
-            pending.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            pending.extend(value)

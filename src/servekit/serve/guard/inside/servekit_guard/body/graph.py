@@ -10,7 +10,8 @@ from .bounds import BOUNDS, BodyError, check_bound
 PATTERN_ALTERNATIVES = 8
 """The alternatives a pattern counts for where it is intersected; an enum counts for the root of twice its length."""
 
-_NOT_BELOW = frozenset({"allOf", "anyOf", "oneOf", "enum", "const", "$defs", "definitions"})
+_OPTIONS = ("allOf", "anyOf", "oneOf")
+_NOT_BELOW = frozenset({*_OPTIONS, "enum", "const", "$defs", "definitions"})
 _INTERSECTED = frozenset(
     {"properties", "patternProperties", "additionalProperties", "items", "prefixItems", "required"}
 )
@@ -93,7 +94,8 @@ class SchemaGraph:
             if isinstance(each, dict):
                 found[id(each)] = each
         return {
-            number: {id(each) for each in (*_options(schema), self._target(schema))} & found.keys()
+            number: {id(self._target(schema)), *(id(each) for name in _OPTIONS for each in list_of(schema, name))}
+            & found.keys()
             for number, schema in found.items()
         }
 
@@ -118,10 +120,6 @@ def list_of(schema: dict[str, Any], name: str) -> list[Any]:
     """Return a keyword's list; empty when it has none."""
     value = schema.get(name)
     return value if isinstance(value, list) else []
-
-
-def _options(schema: dict[str, Any]) -> list[Any]:
-    return [each for name in ("allOf", "anyOf", "oneOf") for each in list_of(schema, name)]
 
 
 def _most(found: list[Pair]) -> int:

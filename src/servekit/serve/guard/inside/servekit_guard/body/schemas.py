@@ -46,11 +46,10 @@ class SchemaMeter:
         except UnicodeEncodeError:
             raise BodyError("the schema has half of a surrogate pair in it.") from None
         self.counts["units of weight"] += SchemaGraph(schema).check()
-        most = BOUNDS["units of weight"]
         check_bound(
             "units of weight",
             self.weight,
-            f"the schema takes too long to compile (weight {self.weight:,}, at most {most:,}).",
+            f"the schema takes too long to compile (weight {self.weight:,}, at most {BOUNDS['units of weight']:,}).",
         )
 
     def add(self, name: str, number: int) -> None:
@@ -70,7 +69,8 @@ class SchemaMeter:
                 check_bound("characters in one name or value", max(map(len, value), default=0))
                 # Also in data and in maps of names: a $ref may point at them, and that turns them into schemas.
                 self._keywords(value)
-                if level > 1 and key not in _NOTES and not literal and _has_id(value):
+                is_inside = level > 1 and key not in _NOTES and not literal
+                if is_inside and isinstance(value.get("$id", value.get("id")), str):
                     raise BodyError("$id is accepted at the top of a schema only: it changes what a $ref means.")
                 todo += [(each, level + 1, "" if is_map else name, literal) for name, each in value.items()]
             elif isinstance(value, list):
@@ -127,10 +127,6 @@ class SchemaMeter:
         raise BodyError(
             f"the least common multiple of all multipleOf, without its decimal point, must be at most {BOUNDS[name]:,}."
         )
-
-
-def _has_id(schema: dict[str, Any]) -> bool:
-    return isinstance(schema.get("$id", schema.get("id")), str)
 
 
 def _largest(schema: dict[str, Any], *names: str) -> float:

@@ -4,10 +4,10 @@ vLLM 0.20.2 compiles a grammar in EngineCore for each sequence, with one backend
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from .bounds import BOUNDS, BodyError
+from .bounds import BodyError, check_bound
 from .fields import MAX_SEQUENCES
 from .patterns import repetitions
 from .schemas import SchemaMeter
@@ -64,9 +64,7 @@ def sequences_of(fields: dict[str, Any]) -> int:
     A count over MAX_SEQUENCES is returned as MAX_SEQUENCES + 1.
     """
     prompt = fields.get("prompt")
-    sequences = 1
-    if isinstance(prompt, list) and not set(map(type, prompt)) <= {int}:
-        sequences = len(prompt)
+    sequences = len(prompt) if isinstance(prompt, list) and not set(map(type, prompt)) <= {int} else 1
     for name in ("n", "best_of"):
         count = fields.get(name)
         if isinstance(count, (int, float)) and count > 1:
@@ -139,10 +137,13 @@ def _may_be_called(name: Any, choice: Any) -> bool:
     return wanted is None or wanted == name
 
 
-def _loads(text: str) -> Any:
-    """Return the JSON in a text; None when there is none."""
+def _from_text(value: Any) -> Any:
+    """Return the JSON in a text, None when it holds none; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    check_bound("bytes", len(value))
     try:
-        return json.loads(text)
+        return json.loads(value)
     except (ValueError, RecursionError):
         return None
 
@@ -151,18 +152,12 @@ def _loads(text: str) -> Any:
 
 
 def _check_json(value: Any, meter: SchemaMeter) -> None:
-    if isinstance(value, str):
-        if len(value) > BOUNDS["bytes"]:
-            raise BodyError(f"the schema is too large: at most {BOUNDS['bytes']:,} bytes.")
-        value = _loads(value)
-    if not isinstance(value, dict):
-        raise BodyError("must be a JSON schema: an object, or its text.")
-    meter.check(value)
+    _check_schema(_from_text(value), meter, "an object, or its text")
 
 
-def _check_schema(value: Any, meter: SchemaMeter) -> None:
+def _check_schema(value: Any, meter: SchemaMeter, form: str = "an object") -> None:
     if not isinstance(value, dict):
-        raise BodyError("must be a JSON schema: an object.")
+        raise BodyError(f"must be a JSON schema: {form}.")
     meter.check(value)
 
 
@@ -204,8 +199,7 @@ def _check_grammar(value: Any, meter: SchemaMeter) -> None:
 
 def _check_structural_tag(value: Any, meter: SchemaMeter) -> None:
     """Accept the form with `structures` and `triggers`, the only one that this backend supports."""
-    if isinstance(value, str):
-        value = _loads(value) if len(value) <= BOUNDS["bytes"] else None
+    value = _from_text(value)
     lists: list[Any] = [value.get(name) for name in ("structures", "triggers")] if isinstance(value, dict) else [None]
     if not all(isinstance(each, list) and 0 < len(each) <= MAX_TAGS for each in lists):
         raise BodyError(f"must have structures and triggers, at most {MAX_TAGS} of each.")
@@ -222,7 +216,7 @@ def _check_structural_tag(value: Any, meter: SchemaMeter) -> None:
             raise BodyError(error.message, f".structures[{number}].schema") from None
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any, SchemaMeter], None]] = {
     "schema": _check_schema,
     "json": _check_json,
     "json_object": _check_json_object,

@@ -39,8 +39,9 @@ def admit(admitted: Admitted, prompt: Any, params: Any, model: Model) -> None:
     """
     tokens = prompt.get("prompt_token_ids") or []
     if tokens and not 0 <= min(tokens) <= max(tokens) < model.vocabulary_size:
-        last = model.vocabulary_size - 1
-        raise ValueError(f"The prompt has a token id outside the vocabulary: ids go from 0 to {last}.")
+        raise ValueError(
+            f"The prompt has a token id outside the vocabulary: ids go from 0 to {model.vocabulary_size - 1}."
+        )
     _check_places(prompt, len(tokens))
     sequences = params.n or 1
     if params.prompt_logprobs is not None:

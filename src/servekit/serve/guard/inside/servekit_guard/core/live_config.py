@@ -2,7 +2,6 @@
 
 import os
 import sys
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -50,16 +49,17 @@ def describe(app: Any) -> dict[str, Any]:
     A value that this vLLM does not have under its path is listed in `missing` and not guessed, so that a contract
     that requires it is not met.
     """
-    state = app.state
-    readers: dict[str, Any] = {name: partial(_read, state, f"vllm_config.{path}") for name, path in FIELDS.items()}
-    readers["limit_mm_per_prompt"] = lambda: {
-        name: state.vllm_config.model_config.multimodal_config.get_limit_per_prompt(name) for name in MODALITIES
+    readers: dict[str, Any] = {
+        **{name: attrgetter(f"vllm_config.{path}") for name, path in FIELDS.items()},
+        "limit_mm_per_prompt": lambda state: {
+            name: state.vllm_config.model_config.multimodal_config.get_limit_per_prompt(name) for name in MODALITIES
+        },
+        "served_model_names": lambda state: [each.name for each in state.openai_serving_models.base_model_paths],
     }
-    readers["served_model_names"] = lambda: [str(each.name) for each in state.openai_serving_models.base_model_paths]
     described: dict[str, Any] = {"missing": []}
     for name, read in readers.items():
         try:
-            described[name] = read()
+            described[name] = _plain(read(app.state))
         except AttributeError:
             described["missing"].append(name)
     return described | {
@@ -76,14 +76,12 @@ def describe(app: Any) -> dict[str, Any]:
     }
 
 
-def _read(state: Any, path: str) -> Any:
-    return _plain(attrgetter(path)(state))
-
-
 def _plain(value: Any) -> Any:
     """Return enums, dtypes and paths as a person would write them."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     name = getattr(value, "name", None)

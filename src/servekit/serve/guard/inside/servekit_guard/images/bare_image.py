@@ -93,9 +93,8 @@ def _jpeg(data: memoryview) -> Pieces:
             after = _JPEG_MARKER.search(data, end)
             end = after.start() if after else len(data)
         colours = _JPEG_COLOURS.get(marker)
-        kept = colours is not None and bytes(data[start + 4 : start + 4 + len(colours)]) == colours
-        kept = kept or marker in _JPEG_KEPT
-        yield data[start:end] if kept else b""
+        has_colours = colours is not None and data[start + 4 : start + 4 + len(colours)] == colours
+        yield data[start:end] if has_colours or marker in _JPEG_KEPT else b""
         position = end
 
 

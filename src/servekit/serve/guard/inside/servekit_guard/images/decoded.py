@@ -31,8 +31,7 @@ class Turn:
 
     def hold(self, image: Any) -> None:
         """Drop this decoded image when nothing refers to it any more; call this on the event loop."""
-        soon = asyncio.get_running_loop().call_soon_threadsafe
-        weakref.finalize(image, soon, self.drop).atexit = False
+        weakref.finalize(image, asyncio.get_running_loop().call_soon_threadsafe, self.drop).atexit = False
 
     def drop(self) -> None:
         """Count an image less, and end with the last one."""

@@ -60,8 +60,9 @@ def watch(renderer: Any, current_request: Callable[[], Any]) -> None:
         return inputs
 
     async def process_async(*arguments: Any, **named: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(executor, process_and_record, current_request(), arguments, named)
+        return await asyncio.get_running_loop().run_in_executor(
+            executor, process_and_record, current_request(), arguments, named
+        )
 
     renderer._process_multimodal_async = process_async  # noqa: SLF001
 

@@ -61,8 +61,7 @@ def register(max_image_pixels: int, media_domains: tuple[str, ...]) -> None:
             turn = request.turn if request else Turn()
             await turn.begin(requests)
             try:
-                loop = asyncio.get_running_loop()
-                loaded = await loop.run_in_executor(threads, self._load_data_url, data, media_io)
+                loaded = await asyncio.get_running_loop().run_in_executor(threads, self._load_data_url, data, media_io)
             except BaseException:
                 turn.drop()
                 raise
@@ -88,14 +87,17 @@ def limit_formats(pillow: Any) -> Any:
 
 
 @contextmanager
-def _errors_as_mistakes() -> Iterator[None]:
-    """Turn every error of an image into a ValueError: vLLM answers 400 to it, and 500 to other exceptions."""
+def _errors_as_mistakes(message: str = "An image could not be loaded: {}") -> Iterator[None]:
+    """Turn every error of an image into a ValueError: vLLM answers 400 to it, and 500 to other exceptions.
+
+    message: for the client, with the error in place of `{}`. A ValueError keeps its own.
+    """
     try:
         yield
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"An image could not be loaded: {error}") from error
+        raise ValueError(message.format(error)) from error
 
 
 def check_url(url: str, media_domains: tuple[str, ...]) -> None:
@@ -104,9 +106,8 @@ def check_url(url: str, media_domains: tuple[str, ...]) -> None:
     vLLM itself checks the host of a web URL (`--allowed-media-domains`).
     """
     scheme = _scheme(url)
-    if scheme == "data" or (media_domains and scheme in {"http", "https"}):
-        return
-    raise ValueError("An image must be sent in the request as 'data:image/...;base64,...'.")
+    if scheme != "data" and not (media_domains and scheme in {"http", "https"}):
+        raise ValueError("An image must be sent in the request as 'data:image/...;base64,...'.")
 
 
 def data_of(url: str) -> SimpleNamespace | None:
@@ -137,18 +138,14 @@ class CheckedImages:
 
     def load_bytes(self, data: bytes) -> Any:
         """Decode an image whose header is acceptable."""
-        try:
+        # Pillow's decoders raise nearly everything on a broken header.
+        with _errors_as_mistakes(f"An image is not a readable {', '.join(IMAGE_FORMATS)} file."):
             bare = bare_image(data)
             with self._open_image(BytesIO(bare)) as image:
                 width, height = image.size
-        except ValueError:
-            raise
-        except Exception as error:  # Pillow's decoders raise nearly everything on a broken header
-            raise ValueError(f"An image is not a readable {', '.join(IMAGE_FORMATS)} file.") from error
         check_size(width, height, self._max_image_pixels)
         return self._media_io.load_bytes(bare)
 
     def load_base64(self, _media_type: str, data: str) -> Any:
         """Decode an image from a `data:` URL; accepts the same base64 as vLLM."""
-        decode = importlib.import_module("pybase64").b64decode
-        return self.load_bytes(decode(data, validate=True))
+        return self.load_bytes(importlib.import_module("pybase64").b64decode(data, validate=True))
