@@ -111,33 +111,22 @@ def render(findings: Iterable[Finding], stream: TextIO | None = None) -> str:
 
 
 class ServekitError(Exception):
-    """The base of every error that servekit raises on purpose; its text is meant for the user."""
+    """The base of every error that servekit raises on purpose; carries all of its findings, in order."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
-    findings: tuple[Finding, ...] = ()
-
-
-class StartError(ServekitError):
-    """The engine did not start, or ended before it was ready."""
-
-    exit_code = ExitCode.START_FAILED
-
-
-class FindingsError(ServekitError):
-    """An error that carries all of its findings, in order."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = in_order(findings)
         super().__init__(render(self.findings))
 
 
-class ConfigurationError(FindingsError):
+class ConfigurationError(ServekitError):
     """The profile, a flag or an environment variable is wrong."""
 
     exit_code = ExitCode.CONFIGURATION
 
 
-class PreflightError(FindingsError):
+class PreflightError(ServekitError):
     """The checkpoint, the host or the memory does not fit this profile."""
 
     exit_code = ExitCode.PREFLIGHT

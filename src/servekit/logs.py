@@ -36,7 +36,7 @@ def configure_logging(log_format: LogFormat, stream: TextIO | None = None) -> No
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = _text(record, self)
+        text = super().format(record)
         if record.name == ENGINE_LOGGER:
             return f"engine   | {text}"
         own_level = record.levelno == logging.INFO or isinstance(record.msg, Finding)
@@ -50,13 +50,8 @@ class _JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "source": "engine" if record.name == ENGINE_LOGGER else "servekit",
             "level": record.levelname.lower(),
-            "message": _text(record, self),
+            "message": super().format(record),
         }
         if isinstance(record.msg, Finding):
             line["finding"] = record.msg.as_dict()
         return json.dumps(line, ensure_ascii=False, default=str)
-
-
-def _text(record: logging.LogRecord, formatter: logging.Formatter) -> str:
-    text = record.getMessage()
-    return f"{text}\n{formatter.formatException(record.exc_info)}" if record.exc_info else text

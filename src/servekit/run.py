@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 
 from servekit import ENGINE_VERSION, __version__
@@ -10,9 +11,9 @@ from servekit.errors import ConfigurationError, ExitCode, Finding, PreflightErro
 from servekit.logs import LEVELS
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.gpu_errors import GpuErrors
-from servekit.observe.gpu_metrics import GpuCollector
-from servekit.observe.guard_metrics import GuardCollector
-from servekit.observe.metrics import StatusCollector, make_registry
+from servekit.observe.gpu_metrics import gpu_families
+from servekit.observe.guard_metrics import guard_families
+from servekit.observe.metrics import make_registry, status_families
 from servekit.preflight.examine import examine
 from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
@@ -22,7 +23,6 @@ from servekit.serve.run_lock import alone_in
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
-from servekit.settings import Target
 
 logger = logging.getLogger(__name__)
 
@@ -40,37 +40,38 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
 
 def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     guard = prepare_guard(plan.guard, plan.run_dir)
-    board = StatusStore()
-    fingerprint = plan.certificate.fingerprint if plan.certificate else None
-    client = EngineClient(plan.url, guard.headers, fingerprint=fingerprint)
+    store = StatusStore()
+    client = EngineClient(
+        plan.url, guard.headers, fingerprint=plan.certificate.fingerprint if plan.certificate else None
+    )
     gpus = visible_gpus(plan.survey) if plan.survey else ()
     gpu_errors = GpuErrors([gpu.uuid for gpu in gpus])
-    flight_file = plan.run_dir / FLIGHT_FILE_NAME
     supervisor = Supervisor(
         plan,
-        board,
+        store,
         client,
         engine_environment(plan, os.environ),
-        in_flight=lambda: read_flights(flight_file),
+        in_flight=lambda: read_flights(plan.run_dir / FLIGHT_FILE_NAME),
         gpu_errors=gpu_errors.describe,
     )
     on_stop_signal(supervisor.request_stop)
-    board.enter_phase(Phase.PREFLIGHT)
-    board.enter(State.STARTING, "checking and preparing")
-    collectors = [StatusCollector(plan, board), GuardCollector(client, lambda: supervisor.watch.canary_tokens)]
-    if plan.target is Target.CUDA:
-        collectors.append(GpuCollector(gpus, gpu_errors))
-        gpu_errors.start()
-    registry = make_registry(*collectors)
-    with Server(Endpoints(plan, board, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
+    store.enter_phase(Phase.PREFLIGHT)
+    store.enter(State.STARTING, "checking and preparing")
+    gpu_errors.start()
+    registry = make_registry(
+        lambda: status_families(plan, store.read(), time.monotonic()),
+        lambda: guard_families(client, supervisor.watch.canary_tokens),
+        lambda: gpu_families(gpus, gpu_errors.xids()),
+    )
+    with Server(Endpoints(plan, store, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
         _introduce(plan, guard, server.url)
         try:
             _prepare(plan)
         except ServekitError as error:
-            board.enter(State.FAILED, str(error), exit_code=error.exit_code)
+            store.enter(State.FAILED, str(error), exit_code=error.exit_code)
             for finding in error.findings:
                 logger.error(finding)  # noqa: TRY400 - meant for the user, not a bug
-            reason = ", ".join(finding.name or finding.message for finding in error.findings) or error
+            reason = ", ".join(finding.name or finding.message for finding in error.findings)
             logger.error("%s (exit code %d)", reason, error.exit_code)  # noqa: TRY400
             return error.exit_code
         return supervisor.run()
@@ -82,7 +83,7 @@ def _make_folders(plan: Plan) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"cannot be made: {error.strerror}"
+            message = f"cannot create folder: {error.strerror}"
             mistakes.append(Finding(message, file=str(folder), remedy="choose another folder"))
     if mistakes:
         raise ConfigurationError(mistakes)
@@ -93,10 +94,10 @@ def _introduce(plan: Plan, guard: Guard, observe_url: str) -> None:
     logger.info("profile %s, model %s as %s", plan.profile, plan.model, plan.served_name)
     logger.info("health, status and metrics on %s", observe_url)
     if guard.key_file is None:
-        logger.warning("no key is asked for: whoever reaches %s:%d may use the model", plan.host, plan.port)
+        logger.warning("authentication is off: anyone who can reach %s:%d can use the model", plan.host, plan.port)
     else:
-        made = "a key was made for you" if guard.key_generated else "clients' keys"
-        logger.info("%s: %s (servekit key --show)", made, guard.key_file)
+        what = "generated an API key" if guard.key_generated else "clients' keys"
+        logger.info("%s: %s (servekit key --show)", what, guard.key_file)
     if plan.withheld:
         reasons = "; ".join(f"{name} ({why})" for name, why in plan.withheld.items())
         logger.warning("withheld from the engine, see SERVEKIT_PASS_ENV: %s", reasons)
@@ -124,8 +125,7 @@ def _prepare(plan: Plan) -> None:
             logger.log(LEVELS[finding.severity], finding)
     if examination.failed:
         raise PreflightError(f for f in examination.findings if f.severity is Severity.ERROR)
-    if examination.memory:
-        memory = examination.memory
+    if memory := examination.memory:
         logger.info(
             "memory plan: pool of %s tokens, %.2f requests of %s tokens at once",
             *(f"{memory.pool_tokens:,}", memory.full_requests, f"{memory.max_model_len:,}"),

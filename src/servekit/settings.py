@@ -3,12 +3,13 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from servekit import ENGINE_VERSION
 from servekit.errors import ConfigurationError, Finding
@@ -16,8 +17,10 @@ from servekit.logs import LogFormat
 
 PREFIX = "SERVEKIT_"
 
-# Kubernetes passes every service to every container as variables: a service named `servekit` gives SERVEKIT_PORT=tcp://...
+# Kubernetes sets variables for each service in every container: a service named `servekit` sets SERVEKIT_PORT=tcp://...
 _SERVICE_LINK = re.compile(r"SERVEKIT_(SERVICE_.*|PORT_\d+_.*)$")
+_NO_SERVICE_LINKS = "Kubernetes sets this for a service named servekit: set enableServiceLinks: false in the pod spec"
+_HELP = "see servekit serve --help"
 
 
 class Target(StrEnum):
@@ -139,18 +142,10 @@ def read_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Se
         if name.startswith(PREFIX) and value and not _SERVICE_LINK.match(name)
     }
     given = {name: value for name, value in flags.items() if value not in (None, (), "")}
-    findings = [_unknown(name) for name in variables if name not in Settings.model_fields]
-    known = {name: value for name, value in variables.items() if name in Settings.model_fields}
     try:
-        settings = Settings.model_validate(known | given)
+        return Settings.model_validate(variables | given)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            name = str(detail["loc"][0])
-            subject = flag_of(name) if name in given else variable_of(name)
-            findings.append(_invalid(subject, detail["msg"], detail["input"]))
-    if findings:
-        raise ConfigurationError(findings)
-    return settings
+        raise ConfigurationError(_finding(each, given) for each in error.errors(include_url=False)) from error
 
 
 def variable_of(field: str) -> str:
@@ -163,17 +158,12 @@ def flag_of(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _invalid(subject: str, message: str, got: object) -> Finding:
-    remedy = "see servekit serve --help"
-    if str(got).startswith("tcp://"):
-        remedy = "Kubernetes sets this for a service named servekit: set enableServiceLinks: false in the pod"
+def _finding(detail: ErrorDetails, flags: Container[str]) -> Finding:
+    name, message, got = str(detail["loc"][0]), detail["msg"], detail["input"]
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        remedy = f"did you mean {variable_of(near[0])}?" if near else _HELP
+        return Finding("no such setting", variable_of(name), remedy=remedy)
+    subject = flag_of(name) if name in flags else variable_of(name)
+    remedy = _NO_SERVICE_LINKS if str(got).startswith("tcp://") else _HELP
     return Finding(message[:1].lower() + message[1:], subject, got=repr(got), remedy=remedy)
-
-
-def _unknown(field: str) -> Finding:
-    near = difflib.get_close_matches(field, Settings.model_fields, n=1)
-    return Finding(
-        "no such setting",
-        variable_of(field),
-        remedy=f"did you mean {variable_of(near[0])}?" if near else "see servekit serve --help",
-    )

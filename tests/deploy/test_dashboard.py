@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from servekit.observe.guard_metrics import GuardCollector
-from servekit.observe.metrics import StatusCollector, exposition, make_registry
+from servekit.observe.guard_metrics import guard_families
+from servekit.observe.metrics import exposition, make_registry, status_families
 from servekit.profile import load_profile
 from servekit.serve.plan import build_plan
 from servekit.serve.status import Phase, State, StatusStore
@@ -21,7 +22,7 @@ from tests.deploy.dashboard import NVML_ROW, expressions, metric_names, panels, 
 from tests.deploy.prometheus import FOLDER
 from tests.deploy.test_rules import promtool
 from tests.fake_nvml import FakeNvml
-from tests.observe.test_gpu_metrics import collector
+from tests.observe.test_gpu_metrics import reader
 from tests.observe.test_guard_metrics import Engine
 
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -76,9 +77,9 @@ def names_of_servekit() -> set[str]:
     gauges = ("in_flight", "max_in_flight", "buffered_bytes", "max_buffered_bytes", "authentication", "keys")
     counters = dict.fromkeys(gauges, 1) | {"requests": [{"route": "/v1/models", "outcome": "allowed", "count": 1}]}
     registry = make_registry(
-        StatusCollector(plan, board),
-        GuardCollector(Engine(counters), lambda: 0),
-        collector(FakeNvml()),
+        lambda: status_families(plan, board.read(), time.monotonic()),
+        lambda: guard_families(Engine(counters), 0),
+        reader(FakeNvml()),
     )
     page = exposition(registry, lambda: "").decode()
     return {line.partition(" ")[0].partition("{")[0] for line in page.splitlines() if not line.startswith("#")}

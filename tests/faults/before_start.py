@@ -24,7 +24,7 @@ def with_profile(change: Callable[[str], str]) -> Prepare:
 
 
 def folder_is_a_file(variable: str) -> Prepare:
-    """Start with a folder that cannot be made, since a file is in its way."""
+    """Start with a folder that cannot be created, because a file is in its way."""
 
     def prepare(launch: Launch) -> None:
         (launch.folder / "file").touch()
@@ -171,14 +171,14 @@ FAULTS = (
     Fault("key file: missing", NEVER_UP, 2, "keys", engine="none", prepare=with_keys(None)),
     Fault("key file: empty", NEVER_UP, 2, "keys", engine="none", prepare=with_keys("")),
     Fault(
-        "state folder: cannot be made",
-        *(NEVER_UP, 2, "cannot be made: Not a directory"),
+        "state folder: cannot be created",
+        *(NEVER_UP, 2, "cannot create folder: Not a directory"),
         engine="none",
         prepare=folder_is_a_file("SERVEKIT_STATE_DIR"),
     ),
     Fault(
-        "cache folder: cannot be made",
-        *(NEVER_UP, 2, "cannot be made: Not a directory"),
+        "cache folder: cannot be created",
+        *(NEVER_UP, 2, "cannot create folder: Not a directory"),
         engine="none",
         prepare=folder_is_a_file("SERVEKIT_CACHE_DIR"),
     ),

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 from servekit.observe.endpoints import Endpoints, Server
-from servekit.observe.metrics import StatusCollector, make_registry
+from servekit.observe.metrics import make_registry, status_families
 from servekit.profile import load_profile
 from servekit.serve.plan import Plan, build_plan
 from servekit.serve.status import Phase, State, StatusStore
@@ -33,8 +32,8 @@ FLAGS = (
 )
 
 
-@dataclass(eq=False)
-class Engine(Collector):
+@dataclass
+class Engine:
     """What the engine's server reports about itself: its own metrics, and the guard's counters in the registry."""
 
     up: bool = True
@@ -173,7 +172,7 @@ def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
     clock, engine = Clock(), Engine()
     began = time.time() - 3600
     store = StatusStore(clock, lambda: began + clock())
-    registry = make_registry(StatusCollector(plan, store, clock), engine)
+    registry = make_registry(lambda: status_families(plan, store.read(), clock()), engine.collect)
     endpoints = Endpoints(plan, store, registry, engine, clock)
     with Server(endpoints, "127.0.0.1", 0) as server:
         yield Site(plan, store, engine, clock, endpoints, server)

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from servekit.errors import PreflightError
 from servekit.observe.endpoints import Endpoints, Server
-from servekit.observe.metrics import StatusCollector, make_registry
+from servekit.observe.metrics import make_registry, status_families
 from servekit.profile import load_profile
 from servekit.serve.plan import Plan, build_plan
 from servekit.serve.status import Phase, State, StatusStore
@@ -59,7 +59,8 @@ def engine_metrics() -> EngineMetrics:
 @pytest.fixture
 def server(plan: Plan, store: StatusStore, engine_metrics: EngineMetrics) -> Iterator[Server]:
     """The server on a port the system chose."""
-    endpoints = Endpoints(plan, store, make_registry(StatusCollector(plan, store)), engine_metrics)
+    registry = make_registry(lambda: status_families(plan, store.read(), time.monotonic()))
+    endpoints = Endpoints(plan, store, registry, engine_metrics)
     with Server(endpoints, "127.0.0.1", 0) as server:
         yield server
 

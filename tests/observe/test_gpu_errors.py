@@ -1,6 +1,6 @@
 """The errors that a GPU reports: which are counted, how they are described, and that a lost GPU ends nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,12 +17,11 @@ def nvml() -> FakeNvml:
 
 
 @pytest.fixture
-def errors(nvml: FakeNvml) -> Iterator[GpuErrors]:
-    """A listener at work, at second 100."""
+def errors(nvml: FakeNvml) -> GpuErrors:
+    """Return a running listener, at second 100."""
     made = GpuErrors([GPU], Nvml(nvml), clock=lambda: 100.0)
     made.start()
-    yield made
-    made.stop()
+    return made
 
 
 def test_an_xid_is_counted_and_named(nvml: FakeNvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:

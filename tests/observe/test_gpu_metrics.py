@@ -1,35 +1,39 @@
 """The GPU's metric families: what NVML reports, in base units, and nothing that it does not report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
 
 from servekit.nvml import GpuFacts, Nvml
 from servekit.observe.gpu_errors import GpuErrors
-from servekit.observe.gpu_metrics import GpuCollector
+from servekit.observe.gpu_metrics import gpu_families
+from servekit.observe.metrics import make_registry
 from tests.fake_nvml import GPU, XID, FakeNvml, pynvml
 
 L4 = GpuFacts(0, GPU, "NVIDIA L4", 24_152_899_584, 24_000_000_000, (8, 9))
 
 
-def page(collector: GpuCollector) -> list[str]:
+Read = Callable[[], Iterable[Metric]]
+
+
+def page(read: Read) -> list[str]:
     """Return the samples that Prometheus would read, without the GPU's own labels."""
-    registry = CollectorRegistry()
-    registry.register(collector)
-    lines = generate_latest(registry).decode().splitlines()
+    lines = generate_latest(make_registry(read)).decode().splitlines()
     labels = (f'gpu="{GPU}",', 'name="NVIDIA L4"')
-    return [line.replace(labels[0], "").replace(labels[1], "") for line in lines if not line.startswith("#")]
+    return [line.replace(labels[0], "").replace(labels[1], "") for line in lines if line.startswith("servekit_gpu")]
 
 
-def collector(library: FakeNvml) -> GpuCollector:
-    """A collector for one L4, as `servekit serve` makes it."""
+def reader(library: FakeNvml) -> Read:
+    """Return the families of one L4 at each call, as `servekit serve` reads them."""
     nvml = Nvml(library)
-    return GpuCollector([L4], GpuErrors([GPU], nvml), nvml)
+    errors = GpuErrors([GPU], nvml)
+    return lambda: gpu_families([L4], errors.xids(), nvml)
 
 
 def test_every_value_in_base_units() -> None:
     """Millijoules become joules and milliwatts watts; a power cap is no slowdown; the last Xid is absent at first."""
-    assert page(collector(FakeNvml())) == [
+    assert page(reader(FakeNvml())) == [
         "servekit_gpu_energy_joules_total{} 81234.567",
         "servekit_gpu_power_watts{} 71.5",
         "servekit_gpu_power_limit_watts{} 72.0",
@@ -57,9 +61,8 @@ def test_an_xid_is_a_count_and_a_number(eventually: Callable[..., None]) -> None
     errors.start()
     library.happen(XID, 48)
     eventually(lambda: errors.xids() == {GPU: (1, 48)}, what="the Xid")
-    lines = page(GpuCollector([L4], errors, Nvml(library)))
+    lines = page(lambda: gpu_families([L4], errors.xids(), Nvml(library)))
     assert {"servekit_gpu_xid_errors_total{} 1.0", "servekit_gpu_last_xid{} 48.0"} <= set(lines)
-    errors.stop()
 
 
 def test_what_nvml_does_not_report_is_absent() -> None:
@@ -70,7 +73,7 @@ def test_what_nvml_does_not_report_is_absent() -> None:
         "nvmlDeviceGetCurrentClocksEventReasons",
     )
     errors = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetSupportedEventTypes")
-    names = [line.partition("{")[0] for line in page(collector(FakeNvml(*silent, *errors)))]
+    names = [line.partition("{")[0] for line in page(reader(FakeNvml(*silent, *errors)))]
     assert names == [
         "servekit_gpu_power_watts",
         "servekit_gpu_power_limit_watts",
@@ -82,13 +85,13 @@ def test_what_nvml_does_not_report_is_absent() -> None:
 def test_a_lost_gpu_takes_nothing_else_away() -> None:
     """A GPU that is lost has no values, but its Xids stay, and the scrape goes on."""
     library = FakeNvml()
-    made = collector(library)
+    read = reader(library)
     library.failures["nvmlDeviceGetHandleByUUID"] = pynvml.NVML_ERROR_GPU_IS_LOST
-    assert page(made) == ["servekit_gpu_xid_errors_total{} 0.0"]
+    assert page(read) == ["servekit_gpu_xid_errors_total{} 0.0"]
 
 
 def test_nothing_without_a_gpu() -> None:
     """Without a visible GPU there are no families, and none is estimated."""
     library = FakeNvml()
-    assert page(GpuCollector([], GpuErrors([], Nvml(library)), Nvml(library))) == []
+    assert page(lambda: gpu_families([], GpuErrors([], Nvml(library)).xids(), Nvml(library))) == []
     assert library.calls == []

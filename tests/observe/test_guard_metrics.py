@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
-from servekit.observe.guard_metrics import GuardCollector
+from servekit.observe.guard_metrics import guard_families
+from servekit.observe.metrics import make_registry
 from servekit.serve.watch.probe import EngineClient, ProbeError
 
 
@@ -25,9 +26,9 @@ class Engine(EngineClient):
 
 def page(counters: Mapping[str, Any] | None) -> list[str]:
     """Return the lines Prometheus would read."""
-    registry = CollectorRegistry()
-    registry.register(GuardCollector(Engine(counters), lambda: 7))
-    return [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+    registry = make_registry(lambda: guard_families(Engine(counters), 7))
+    lines = generate_latest(registry).decode().splitlines()
+    return [line for line in lines if line.startswith(("servekit_guard", "servekit_canary"))]
 
 
 def test_every_counter_of_the_guard() -> None:

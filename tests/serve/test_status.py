@@ -80,4 +80,4 @@ def test_history_is_bounded() -> None:
         store.enter(State.SILENT, "why")
         store.enter(State.READY, "answers")
     assert len(store.read().transitions) == 200
-    assert store.read().ready_at == 100.0
+    assert store.read().over_s == 100.0

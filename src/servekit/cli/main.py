@@ -41,7 +41,7 @@ def main() -> NoReturn:
     except click.exceptions.Abort:
         sys.exit(128 + signal.SIGINT)
     except ServekitError as error:
-        click.echo(render(error.findings, sys.stderr) or f"error: {error}", err=True)
+        click.echo(render(error.findings, sys.stderr), err=True)
         sys.exit(error.exit_code)
     except Exception:  # noqa: BLE001 - servekit raises no other error on purpose
         traceback.print_exc()

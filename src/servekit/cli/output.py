@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable
+import textwrap
 from typing import TYPE_CHECKING
 
 from servekit import ENGINE_VERSION
@@ -36,7 +36,7 @@ def memory_text(memory: "MemoryPlan | None", why: str = "") -> str:
     """Write the memory plan, or why there is none."""
     if memory is None:
         return f"memory     not planned: {why or 'no GPU here'}"
-    return f"memory\n{_indented(render_plan(memory).splitlines())}"
+    return f"memory\n{textwrap.indent(render_plan(memory), '  ')}"
 
 
 def plan_text(plan: "Plan") -> str:
@@ -61,7 +61,3 @@ def plan_text(plan: "Plan") -> str:
     if plan.withheld:
         lines += ["withheld from the engine", *(f"  {name}: {why}" for name, why in plan.withheld.items())]
     return "\n".join([*lines, "command", f"  {shlex.join(plan.argv)}"])
-
-
-def _indented(lines: Iterable[str]) -> str:
-    return "\n".join(f"  {line}" for line in lines)

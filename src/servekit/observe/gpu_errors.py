@@ -36,29 +36,28 @@ XIDS: Final = {
 }
 
 
+Xids = tuple[int, int | None]
+"""How many Xid errors a GPU reported so far, and the number of the last one."""
+
+
 class GpuErrors:
     """Records the errors of GPUs, named by UUID, on a thread of its own; readers take snapshots."""
 
     def __init__(self, gpus: Sequence[str], nvml: Nvml = NVML, clock: Callable[[], float] = time.monotonic) -> None:
         self._nvml = nvml
         self._clock = clock
-        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._errors: deque[tuple[float, str]] = deque(maxlen=_KEPT)
         self._unnamed = gpus[0] if len(gpus) == 1 else "one of the GPUs"
-        self._xids: dict[str, tuple[int, int | None]] = dict.fromkeys(nvml.listen(gpus) if gpus else (), (0, None))
+        self._xids: dict[str, Xids] = dict.fromkeys(nvml.listen(gpus) if gpus else (), (0, None))
 
     def start(self) -> None:
         """Start the listener, unless no GPU reports Xid errors."""
         if self._xids:
             threading.Thread(target=self._listen, name="gpu-errors", daemon=True).start()
 
-    def stop(self) -> None:
-        """Stop the listener."""
-        self._stopped.set()
-
-    def xids(self) -> dict[str, tuple[int, int | None]]:
-        """Return for each GPU that reports Xid errors how many it reported so far, and the last one's number."""
+    def xids(self) -> dict[str, Xids]:
+        """Return the Xid errors of each GPU that reports them, by UUID."""
         with self._lock:
             return dict(self._xids)
 
@@ -69,12 +68,11 @@ class GpuErrors:
             return "; ".join(f"{text}, {now_s - at_s:.0f} s before" for at_s, text in self._errors)
 
     def _listen(self) -> None:
-        while not self._stopped.is_set():
-            event = self._nvml.next_event()
-            if event is not None:
+        while True:
+            if event := self._nvml.next_event():
                 self._record(event)
                 if event.kind in {"lost", "failed"}:
-                    self._stopped.wait(_BACK_OFF_S)
+                    time.sleep(_BACK_OFF_S)
 
     def _record(self, event: GpuEvent) -> None:
         if event.kind == "failed":

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from servekit.nvml import NVML, SLOWDOWNS, GpuFacts, GpuReadings, Nvml
 from servekit.observe.families import Kind, Values, family
-from servekit.observe.gpu_errors import GpuErrors
+from servekit.observe.gpu_errors import Xids
 
 
-class GpuCollector(Collector):
-    """The GPUs that the engine may use; a family whose value NVML does not report is absent.
+def gpu_families(gpus: Sequence[GpuFacts], xids: Mapping[str, Xids], nvml: Nvml = NVML) -> Iterator[Metric]:
+    """Yield the readings of the GPUs that the engine may use; a family whose value NVML does not report is absent.
 
     servekit_gpu_energy_joules_total{gpu="GPU-1234",name="NVIDIA L4"} 81234.567   since the driver was loaded
     servekit_gpu_power_watts{...} 71.5                                              mean over about a second
@@ -28,28 +27,19 @@ class GpuCollector(Collector):
     servekit_gpu_remapping_pending{...} 0.0
     servekit_gpu_remapping_failed{...} 0.0
     """
-
-    def __init__(self, gpus: Sequence[GpuFacts], errors: GpuErrors, nvml: Nvml = NVML) -> None:
-        self._gpus = gpus
-        self._errors = errors
-        self._nvml = nvml
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the current families."""
-        xids = self._errors.xids()
-        read = [(gpu, _values(self._nvml.read(gpu.uuid), xids.get(gpu.uuid))) for gpu in self._gpus]
-        for name, (kind, text, labels) in _FAMILIES.items():
-            samples = {
-                (gpu.uuid, gpu.name, *label_values): value
-                for gpu, values in read
-                for label_values, value in values[name].items()
-                if value is not None
-            }
-            if samples:
-                yield family(kind, name, text, ("gpu", "name", *labels), samples)
+    read = [(gpu, _values(nvml.read(gpu.uuid), xids.get(gpu.uuid))) for gpu in gpus]
+    for name, (kind, text, labels) in _FAMILIES.items():
+        samples = {
+            (gpu.uuid, gpu.name, *label_values): value
+            for gpu, values in read
+            for label_values, value in values[name].items()
+            if value is not None
+        }
+        if samples:
+            yield family(kind, name, text, ("gpu", "name", *labels), samples)
 
 
-def _values(readings: GpuReadings, xids: tuple[int, int | None] | None) -> dict[str, Values]:
+def _values(readings: GpuReadings, xids: Xids | None) -> dict[str, Values]:
     """Return the values of every family for one GPU."""
     slowdowns, rows = readings.slowdowns, readings.remapped_rows or (None,) * 4
     return {

@@ -1,11 +1,10 @@
 """The guard's counters and the canaries' tokens as metric families."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from servekit.observe.families import family
 from servekit.serve.guard import COUNTERS_PATH
@@ -21,8 +20,8 @@ _GAUGES = {
 }
 
 
-class GuardCollector(Collector):
-    """The counters of the guard inside the engine's server, read at each scrape; absent while the engine is not up.
+def guard_families(client: EngineClient, canary_tokens: int) -> Iterator[Metric]:
+    """Yield the counters of the guard inside the engine's server; it has none while the engine is not up.
 
     servekit_guard_requests_total{route="/v1/chat/completions",outcome="allowed"} 12.0
     servekit_guard_in_flight 3.0
@@ -37,47 +36,35 @@ class GuardCollector(Collector):
     servekit_guard_event_loop_held_max_seconds 0.112
     servekit_canary_tokens_total 0.0
     """
-
-    def __init__(self, client: EngineClient, canary_tokens: Callable[[], int]) -> None:
-        self._client = client
-        self._canary_tokens = canary_tokens
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the current families."""
-        yield CounterMetricFamily(
-            "servekit_canary_tokens", "Tokens generated for servekit's own canaries.", self._canary_tokens()
-        )
-        try:
-            counters = self._client.get(COUNTERS_PATH)
-        except ProbeError:
-            return
-        requests: dict[tuple[str, ...], float] = {
-            (row["route"], row["outcome"]): row["count"] for row in counters.get("requests", ())
-        }
-        yield family(
-            CounterMetricFamily,
-            "servekit_guard_requests",
-            "Requests by route and outcome.",
-            ("route", "outcome"),
-            requests,
-        )
-        for name, text in _GAUGES.items():
-            if name in counters:
-                yield GaugeMetricFamily(f"servekit_guard_{name}", text, float(counters[name]))
-        yield GaugeMetricFamily(
-            "servekit_guard_key_file_broken",
-            "1 while a changed key file is invalid and the old keys stay valid.",
-            float(counters.get("key_file_problem") is not None),
-        )
-        yield family(
-            CounterMetricFamily,
-            "servekit_guard_key_reloads",
-            "Changes of the key file, taken or refused.",
-            ("outcome",),
-            {("taken",): counters.get("key_reloads", 0), ("refused",): counters.get("refused_key_reloads", 0)},
-        )
-        if loop := counters.get("event_loop"):
-            yield from _event_loop(loop)
+    yield CounterMetricFamily("servekit_canary_tokens", "Tokens generated for servekit's own canaries.", canary_tokens)
+    try:
+        counters = client.get(COUNTERS_PATH)
+    except ProbeError:
+        return
+    yield family(
+        CounterMetricFamily,
+        "servekit_guard_requests",
+        "Requests by route and outcome.",
+        ("route", "outcome"),
+        {(row["route"], row["outcome"]): row["count"] for row in counters.get("requests", ())},
+    )
+    for name, text in _GAUGES.items():
+        if name in counters:
+            yield GaugeMetricFamily(f"servekit_guard_{name}", text, float(counters[name]))
+    yield GaugeMetricFamily(
+        "servekit_guard_key_file_broken",
+        "1 while a changed key file is invalid and the old keys stay valid.",
+        float(counters.get("key_file_problem") is not None),
+    )
+    yield family(
+        CounterMetricFamily,
+        "servekit_guard_key_reloads",
+        "Changes of the key file, taken or refused.",
+        ("outcome",),
+        {("taken",): counters.get("key_reloads", 0), ("refused",): counters.get("refused_key_reloads", 0)},
+    )
+    if loop := counters.get("event_loop"):
+        yield from _event_loop(loop)
 
 
 def _event_loop(loop: dict[str, Any]) -> Iterator[Metric]:

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -11,12 +11,12 @@ from prometheus_client.registry import Collector
 from servekit import ENGINE_VERSION, __version__
 from servekit.observe.families import family
 from servekit.serve.plan import Plan
-from servekit.serve.status import State, StatusStore
+from servekit.serve.status import State, Status
 from servekit.serve.watch.probe import ProbeError
 
 
-class StatusCollector(Collector):
-    """The status of the endpoint as metric families.
+def status_families(plan: Plan, status: Status, now_s: float) -> Iterator[Metric]:
+    """Yield the status of the endpoint at the monotonic second `now_s`.
 
     servekit_state{state="ready"} 1.0
     servekit_ready 1.0
@@ -27,80 +27,79 @@ class StatusCollector(Collector):
     servekit_deviation_info{key="kv-cache-dtype",wanted="fp8_e4m3",used="auto",reason="..."} 1.0
     servekit_build_info{version="0.1.0",engine_version="0.20.2",python="3.11.2"} 1.0
     """
-
-    def __init__(self, plan: Plan, store: StatusStore, clock: Callable[[], float] = time.monotonic) -> None:
-        self._plan = plan
-        self._store = store
-        self._clock = clock
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the current families."""
-        plan, status, now = self._plan, self._store.read(), self._clock()
+    yield family(
+        GaugeMetricFamily,
+        "servekit_state",
+        "1 for the current state of the endpoint.",
+        ("state",),
+        {(each.value,): each is status.state for each in State},
+    )
+    yield family(
+        GaugeMetricFamily,
+        "servekit_ready",
+        "1 while the endpoint accepts requests.",
+        (),
+        {(): status.state is State.READY},
+    )
+    yield family(
+        GaugeMetricFamily,
+        "servekit_start_seconds",
+        "How long the start took, or has taken so far.",
+        (),
+        {(): status.start_seconds(now_s)},
+    )
+    yield family(
+        GaugeMetricFamily,
+        "servekit_start_phase_seconds",
+        "How long each phase of the start took, or has taken so far.",
+        ("phase",),
+        {(phase.value,): seconds for phase, seconds in status.timeline(now_s).items()},
+    )
+    # InfoMetricFamily holds only one series: an info metric with several is written as the gauge it becomes.
+    yield family(
+        GaugeMetricFamily,
+        "servekit_contract_info",
+        "The values that must hold in the running engine.",
+        ("item", "wanted"),
+        {(item, str(wanted)): 1 for item, wanted in plan.arguments.contract.items()},
+    )
+    if status.contract:
         yield family(
             GaugeMetricFamily,
-            "servekit_state",
-            "1 for the current state of the endpoint.",
-            ("state",),
-            {(each.value,): each is status.state for each in State},
+            "servekit_contract_met",
+            "1 where the running engine has the planned value.",
+            ("item",),
+            {(item.name,): item.met for item in status.contract},
         )
-        yield family(
-            GaugeMetricFamily,
-            "servekit_ready",
-            "1 while the endpoint accepts requests.",
-            (),
-            {(): status.state is State.READY},
-        )
-        yield family(
-            GaugeMetricFamily,
-            "servekit_start_seconds",
-            "How long the start took, or has taken so far.",
-            (),
-            {(): status.start_seconds(now)},
-        )
-        yield family(
-            GaugeMetricFamily,
-            "servekit_start_phase_seconds",
-            "How long each phase of the start took, or has taken so far.",
-            ("phase",),
-            {(phase.value,): seconds for phase, seconds in status.timeline(now).items()},
-        )
-        # InfoMetricFamily holds only one series: an info metric with several is written as the gauge it becomes.
-        yield family(
-            GaugeMetricFamily,
-            "servekit_contract_info",
-            "The values that must hold in the running engine.",
-            ("item", "wanted"),
-            {(item, str(wanted)): 1 for item, wanted in plan.arguments.contract.items()},
-        )
-        if status.contract:
-            yield family(
-                GaugeMetricFamily,
-                "servekit_contract_met",
-                "1 where the running engine has the planned value.",
-                ("item",),
-                {(item.name,): item.met for item in status.contract},
-            )
-        yield family(
-            GaugeMetricFamily,
-            "servekit_deviation_info",
-            "Contract values that the operator chose not to meet.",
-            ("key", "wanted", "used", "reason"),
-            {(d.key, str(d.wanted), str(d.used), d.reason): 1 for d in plan.deviations},
-        )
-        build = {
-            "version": __version__,
-            "engine_version": ENGINE_VERSION,
-            "python": platform.python_version(),
-            "target": plan.target.value,
-        }
-        yield InfoMetricFamily("servekit_build", "The versions that run here.", build)
+    yield family(
+        GaugeMetricFamily,
+        "servekit_deviation_info",
+        "Contract values that the operator chose not to meet.",
+        ("key", "wanted", "used", "reason"),
+        {(d.key, str(d.wanted), str(d.used), d.reason): 1 for d in plan.deviations},
+    )
+    build = {
+        "version": __version__,
+        "engine_version": ENGINE_VERSION,
+        "python": platform.python_version(),
+        "target": plan.target.value,
+    }
+    yield InfoMetricFamily("servekit_build", "The versions that run here.", build)
 
 
-def make_registry(*collectors: Collector) -> CollectorRegistry:
-    """Return a registry with `collectors` and the metrics of servekit's own process."""
+class _Scraped(Collector):
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        return self._read()
+
+
+def make_registry(*readers: Callable[[], Iterable[Metric]]) -> CollectorRegistry:
+    """Return a registry of what `readers` return at each scrape, and of the metrics of servekit's own process."""
     registry = CollectorRegistry()
-    for collector in collectors:
-        registry.register(collector)
+    for read in readers:
+        registry.register(_Scraped(read))
     # Prefixed: the engine exports the unprefixed names for its own process in the same scrape.
     ProcessCollector(namespace="servekit", registry=registry)
     return registry

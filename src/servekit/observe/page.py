@@ -120,7 +120,7 @@ def _start(status: Status, now: float) -> list[Element]:
         length = f"{seconds:.1f} s{' so far' if running else ''}"
         body.append(_element("tr", _element("th", phase, scope="row"), _element("td", bar), _element("td", length)))
         before_s += seconds
-    word = "to ready" if status.ready_at is not None else "until it ended" if status.ended_at is not None else "so far"
+    word = "to ready" if status.was_ready else "so far" if status.over_s is None else "until it ended"
     return [_element("table", body, class_="timeline"), _element("p", f"{total_s:.1f} s {word}", class_="quiet")]
 
 

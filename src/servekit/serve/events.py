@@ -21,11 +21,5 @@ class Exited:
     code: int
 
 
-@dataclass(frozen=True)
-class PhaseStarted:
-    """A line of the engine announced a phase of the start."""
-
-    phase: Phase
-
-
-Event = StopRequested | Exited | PhaseStarted | Settled | Observation
+Event = StopRequested | Exited | Phase | Settled | Observation
+"""A `Phase` reports that this phase of the start has begun."""

@@ -53,10 +53,9 @@ class Status:
     transitions: tuple[Transition, ...] = ()
     starts: tuple[tuple[Phase, float], ...] = ()
     """Each phase that has begun, with the monotonic second of its beginning."""
-    ready_at: float | None = None
-    """The monotonic second at which the endpoint became ready."""
-    ended_at: float | None = None
-    """The monotonic second at which the start was over without becoming ready."""
+    over_s: float | None = None
+    """The monotonic second at which the start was over: the endpoint became ready, or the start ended before."""
+    was_ready: bool = False
     engine_pid: int | None = None
     contract: tuple[ContractItem, ...] = ()
     """The plan and the running engine, item by item; empty until the engine has reported."""
@@ -65,13 +64,11 @@ class Status:
     @property
     def phase(self) -> Phase | None:
         """The current phase of the start; None once the start is over."""
-        over = self.ready_at is not None or self.ended_at is not None or self.state is not State.STARTING
-        return None if over or not self.starts else self.starts[-1][0]
+        return self.starts[-1][0] if self.starts and self.over_s is None else None
 
     def timeline(self, now: float) -> dict[Phase, float]:
         """Return every phase that has begun, with its length in seconds at the monotonic second `now`."""
-        end = self.ready_at if self.ready_at is not None else self.ended_at
-        bounds = [start for _, start in self.starts[1:]] + [now if end is None else end]
+        bounds = [start for _, start in self.starts[1:]] + [now if self.over_s is None else self.over_s]
         return {phase: max(0.0, bound - start) for (phase, start), bound in zip(self.starts, bounds, strict=False)}
 
     def start_seconds(self, now: float) -> float:
@@ -93,16 +90,15 @@ class StatusStore:
 
     def enter(self, state: State, reason: str, *, exit_code: int | None = None) -> None:
         """Change the state and record when and why; `exit_code` is the one that the program will end with."""
-        status, now = self._status, self._clock()
-        over = status.ready_at is not None or status.ended_at is not None
+        status = self._status
         self._status = replace(
             status,
             state=state,
             reason=reason,
             exit_code=exit_code,
             transitions=(*status.transitions, Transition(self._wall(), state, reason))[-_KEPT_TRANSITIONS:],
-            ready_at=now if state is State.READY and status.ready_at is None else status.ready_at,
-            ended_at=now if state not in {State.STARTING, State.READY} and not over else status.ended_at,
+            over_s=self._clock() if state is not State.STARTING and status.over_s is None else status.over_s,
+            was_ready=status.was_ready or state is State.READY,
         )
 
     def enter_phase(self, phase: Phase) -> bool:
@@ -113,8 +109,7 @@ class StatusStore:
         self._status = replace(status, starts=(*status.starts, (phase, self._clock())))
         return True
 
-    def record(self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] | None = None) -> None:
-        """Record what is known about the running engine; None leaves a value as it is."""
+    def record(self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] = ()) -> None:
+        """Record what is known about the running engine; a value that is not given stays as it is."""
         old = self._status
-        pid = old.engine_pid if engine_pid is None else engine_pid
-        self._status = replace(old, engine_pid=pid, contract=old.contract if contract is None else contract)
+        self._status = replace(old, engine_pid=engine_pid or old.engine_pid, contract=contract or old.contract)

@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from servekit.errors import ExitCode, StartError
+from servekit.errors import ExitCode
 from servekit.logs import ENGINE_LOGGER
 from servekit.serve.drain import Drain
 from servekit.serve.engine.cause import describe_exit
@@ -14,14 +14,14 @@ from servekit.serve.engine.engine_output import EngineOutput
 from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.engine.oom import OomWatcher
 from servekit.serve.engine.process import Engine
-from servekit.serve.events import Event, Exited, PhaseStarted, StopRequested
+from servekit.serve.events import Event, Exited, StopRequested
 from servekit.serve.guard import InFlight
 from servekit.serve.phases import deadline_of, phase_of
 from servekit.serve.plan import Plan
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.watch.probe import EngineClient, Settled
 from servekit.serve.watch.silence import Recovered, Silent
-from servekit.serve.watch.watcher import ContractRead, Healthy, Hung, Ready, Unfit, Unhealthy, Watch
+from servekit.serve.watch.watcher import ContractRead, Hung, Ready, Unfit, Unhealthy, Watch
 from servekit.thread_pool import ThreadPool
 
 _PROGRESS_S = 5.0
@@ -82,8 +82,8 @@ class Supervisor:
         started_s = time.monotonic()
         try:
             self._store.record(engine_pid=self._engine.start())
-        except StartError as error:
-            return self._end(ExitCode.START_FAILED, str(error))
+        except OSError as error:
+            return self._end(ExitCode.START_FAILED, f"cannot start the engine: {error}")
         self.watch.start()
         try:
             ended = self._await_ready(started_s)
@@ -98,10 +98,8 @@ class Supervisor:
         while True:
             deadline_s, limit = deadline_of(self._store.read(), started_s, self._plan.start_s)
             match self._next(deadline_s, self._log_start):
-                case PhaseStarted(phase):
+                case Phase() as phase:
                     self._enter_phase(phase)
-                case Healthy():
-                    self._enter_phase(Phase.VERIFY)
                 case ContractRead(items):
                     self._store.record(contract=items)
                 case Ready():
@@ -214,7 +212,7 @@ class Supervisor:
         engine_log.info("%s", line)
         self._output.add(line)
         if phase := phase_of(line):
-            self._events.put(PhaseStarted(phase))
+            self._events.put(phase)
 
     def _enter_phase(self, phase: Phase) -> None:
         if self._store.enter_phase(phase):
@@ -256,7 +254,7 @@ class Supervisor:
         if code == 0:
             how += ", which vLLM also returns when its EngineCore has died"
         how = self._with_witnesses(how)
-        since_s = max(time.monotonic() - _RECENT_S, self._store.read().ready_at or -math.inf)
+        since_s = max(time.monotonic() - _RECENT_S, self._store.read().over_s or -math.inf)
         cause = self._output.cause(since_s)
         return self._end(ExitCode.ENGINE_DIED, f"the engine ended while serving, {how}{': ' if cause else ''}{cause}")
 

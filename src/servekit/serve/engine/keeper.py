@@ -35,10 +35,8 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", flush=True)  # noqa: T201 - stdout is the engine's log
         return _CANNOT_EXECUTE
-    try:
+    with contextlib.suppress(OSError):  # servekit has ended already: so has the lifeline, which _keep sees
         lifeline.sendall(f"{leader}\n".encode())
-    except OSError:
-        pass  # servekit is gone already: the lifeline has ended, which _keep sees
     return _end_like(_keep(leader, lifeline, wakeup))
 
 

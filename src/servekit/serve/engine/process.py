@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from servekit.errors import StartError
 from servekit.serve.engine import keeper
 
 _LINE_LIMIT_BYTES = 64 * 1024
@@ -39,7 +38,7 @@ class Engine:
         self._lifeline: socket.socket
 
     def start(self) -> int:
-        """Start the engine and return the pid of its leader; raise StartError where the keeper cannot start."""
+        """Start the engine and return the pid of its leader; raise OSError where the keeper cannot start."""
         self._lifeline, theirs = socket.socketpair()
         command = [sys.executable, "-I", str(Path(keeper.__file__)), str(theirs.fileno()), "--", *self._argv]
         try:
@@ -52,9 +51,9 @@ class Engine:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        except OSError as error:
+        except OSError:
             self._lifeline.close()
-            raise StartError(f"cannot start the engine: {error}") from error
+            raise
         finally:
             theirs.close()
         reader = threading.Thread(target=self._read, name="engine-lines", daemon=True)

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from servekit.errors import ExitCode
 from servekit.profile import EngineArguments
 from servekit.serve.guard import COUNTERS_PATH, EFFECTIVE_PATH
+from servekit.serve.status import Phase
 from servekit.serve.watch.probe import TIMEOUT_S, EngineClient, ProbeError
 from servekit.serve.watch.progress import Marks, Progress, progress_marks
 from servekit.serve.watch.running_contract import ContractItem, broken, compare_contract
@@ -22,10 +23,6 @@ _PROGRESS_INTERVAL_S = 5.0
 hang time."""
 _SHORTEST_S = 0.05
 _ALIVE = {HTTPStatus.OK, None}
-
-
-class Healthy:
-    """`/health` returned 200 for the first time."""
 
 
 class Ready:
@@ -55,7 +52,7 @@ class Unfit:
     exit_code: ExitCode
 
 
-Observation = Healthy | ContractRead | Ready | Unfit | Unhealthy | Hung | Silent | Recovered
+Observation = Phase | ContractRead | Ready | Unfit | Unhealthy | Hung | Silent | Recovered
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class Watch:
         while self._client.health() != HTTPStatus.OK:
             if self._stopped.wait(_START_INTERVAL_S):
                 return
-        self._report(Healthy())
+        self._report(Phase.VERIFY)
         verdict = self._verify()
         self._report(verdict)
         if isinstance(verdict, Ready):
