@@ -25,7 +25,6 @@ _ANSWERS: dict[str, Any] = {
     "nvmlDeviceGetPowerUsage": 71_500,
     "nvmlDeviceGetEnforcedPowerLimit": 72_000,
     "nvmlDeviceGetTemperature": 64,
-    "nvmlDeviceGetMaxClockInfo": 2040,
     "nvmlDeviceGetTotalEccErrors": 5,
     "nvmlDeviceGetRemappedRows": (1, 2, 1, 0),
     "nvmlEventSetCreate": "set",
@@ -86,15 +85,6 @@ class FakeNvml:
 
     def _nvmlDeviceGetMigMode(self, _handle: int) -> list[int]:  # noqa: N802
         return [0, 0]
-
-    def _nvmlDeviceGetClockInfo(self, _handle: int, kind: int) -> int:  # noqa: N802
-        return {pynvml.NVML_CLOCK_SM: 1695, pynvml.NVML_CLOCK_MEM: 6251}[kind]
-
-    def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> Any:  # noqa: N802
-        assert fields == [pynvml.NVML_FI_DEV_POWER_INSTANT]
-        values = (pynvml.c_nvmlFieldValue_t * 1)()
-        values[0].value.uiVal = 68_250
-        return values
 
     def _nvmlDeviceRegisterEvents(self, handle: int, kinds: int, events: object) -> None:  # noqa: N802
         assert events == "set"

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,12 +27,8 @@ L4 = GpuFacts(
 READINGS = GpuReadings(
     energy_j=81_234.567,
     power_w=71.5,
-    instant_power_w=68.25,
     power_limit_w=72.0,
     temperature_c=64,
-    sm_clock_mhz=1695,
-    max_sm_clock_mhz=2040,
-    memory_clock_mhz=6251,
     memory_used_bytes=534 * MIB,
     memory_total_bytes=23_034 * MIB,
     slowdowns=("hardware thermal slowdown",),
@@ -78,30 +75,19 @@ def test_the_real_library_of_this_machine() -> None:
     ("function", "missing"),
     [
         ("nvmlDeviceGetTotalEnergyConsumption", {"energy_j": None}),
-        ("nvmlDeviceGetFieldValues", {"instant_power_w": None}),
+        ("nvmlDeviceGetPowerUsage", {"power_w": None}),
+        ("nvmlDeviceGetEnforcedPowerLimit", {"power_limit_w": None}),
         ("nvmlDeviceGetMemoryInfo", {"memory_used_bytes": None, "memory_total_bytes": None}),
         ("nvmlDeviceGetCurrentClocksEventReasons", {"slowdowns": None}),
         ("nvmlDeviceGetTotalEccErrors", {"corrected_errors": None, "uncorrected_errors": None}),
         ("nvmlDeviceGetRemappedRows", {"remapped_rows": None}),
-        ("nvmlDeviceGetClockInfo", {"sm_clock_mhz": None, "memory_clock_mhz": None}),
+        ("nvmlDeviceGetTemperature", {"temperature_c": None}),
     ],
 )
 def test_a_function_that_an_older_driver_lacks(function: str, missing: dict[str, None]) -> None:
     """A symbol that the driver's library lacks takes away its own value and no other."""
     readings = Nvml(FakeNvml(**{function: NO_FUNCTION})).read(GPU)
     assert readings == dataclasses.replace(READINGS, **missing)
-
-
-def test_a_field_that_nvml_refuses() -> None:
-    """nvmlDeviceGetFieldValues succeeds and reports the failure of a field in the field."""
-
-    class Refusing(FakeNvml):
-        def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> object:  # noqa: N802
-            values = super()._nvmlDeviceGetFieldValues(_handle, fields)
-            values[0].nvmlReturn = pynvml.NVML_ERROR_NOT_SUPPORTED
-            return values
-
-    assert Nvml(Refusing()).read(GPU).instant_power_w is None
 
 
 def test_a_function_that_an_older_pynvml_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,17 +145,14 @@ def test_a_gpu_that_is_lost_while_it_is_read() -> None:
     """A GPU that fails between two calls of one reading has the values read before, and None for the others."""
 
     class Failing(FakeNvml):
-        def _nvmlDeviceGetMigMode(self, _handle: int) -> list[int]:  # noqa: N802
-            return [0, 0]
-
-        def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> object:  # noqa: N802
+        def _nvmlDeviceGetMemoryInfo(self, handle: int, version: int | None = None) -> Any:  # noqa: N802
             self.lost.add(0)
-            return super()._nvmlDeviceGetFieldValues(_handle, fields)
+            return super()._nvmlDeviceGetMemoryInfo(handle, version)
 
     library = Failing()
     readings = Nvml(library).read(GPU)
-    assert (readings.power_w, readings.instant_power_w) == (71.5, 68.25)
-    assert (readings.power_limit_w, readings.slowdowns, readings.uncorrected_errors) == (None, None, None)
+    assert (readings.power_w, readings.power_limit_w, readings.memory_used_bytes) == (71.5, 72.0, 534 * MIB)
+    assert (readings.memory_total_bytes, readings.slowdowns, readings.uncorrected_errors) == (None, None, None)
     assert Nvml(library).read(GPU).energy_j is None
 
 

@@ -20,11 +20,8 @@ SLOWDOWNS: Final[Mapping[int, str]] = {
 }
 
 CONSTANTS: Final[Mapping[str, int]] = {
-    "NVML_CLOCK_MEM": 2,
-    "NVML_CLOCK_SM": 1,
     "NVML_ERROR_GPU_IS_LOST": 15,
     "NVML_ERROR_TIMEOUT": 10,
-    "NVML_FI_DEV_POWER_INSTANT": 186,
     "NVML_MEMORY_ERROR_TYPE_CORRECTED": 0,
     "NVML_MEMORY_ERROR_TYPE_UNCORRECTED": 1,
     "NVML_TEMPERATURE_GPU": 0,
@@ -80,12 +77,8 @@ class GpuReadings:
     """Since the driver was loaded."""
     power_w: float | None = None
     """The mean of about the last second."""
-    instant_power_w: float | None = None
     power_limit_w: float | None = None
     temperature_c: float | None = None
-    sm_clock_mhz: float | None = None
-    max_sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     slowdowns: tuple[str, ...] | None = None
@@ -117,16 +110,8 @@ def _slowdowns(bits: int) -> tuple[str, ...]:
 _READINGS: Final[Mapping[str, tuple[str, Sequence[Any], Callable[[Any], Any]]]] = {
     "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", (), _thousandth),
     "power_w": ("nvmlDeviceGetPowerUsage", (), _thousandth),
-    "instant_power_w": (
-        "nvmlDeviceGetFieldValues",
-        ([CONSTANTS["NVML_FI_DEV_POWER_INSTANT"]],),
-        lambda fields: fields[0].value.uiVal / 1000 if fields[0].nvmlReturn == 0 else None,
-    ),
     "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", (), _thousandth),
     "temperature_c": ("nvmlDeviceGetTemperature", [CONSTANTS["NVML_TEMPERATURE_GPU"]], float),
-    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], float),
-    "max_sm_clock_mhz": ("nvmlDeviceGetMaxClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], float),
-    "memory_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_MEM"]], float),
     "memory_used_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.used)),
     "memory_total_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.total)),
     "slowdowns": ("nvmlDeviceGetCurrentClocksEventReasons", (), _slowdowns),

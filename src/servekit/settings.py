@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from servekit import ENGINE_VERSION
@@ -35,16 +35,12 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-def _user_path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) else value
-
-
 def _xdg(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or f"~/{default}").expanduser() / "servekit"
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-UserPath = Annotated[Path, BeforeValidator(_user_path)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

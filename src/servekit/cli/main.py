@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from servekit.demo.sizes import Size
     from servekit.preflight.memory.gpu_models import GpuModel
     from servekit.preflight.memory.memory_plan import MemoryPlan
+    from servekit.profile import Profile
     from servekit.serve.plan import Plan
 
 _PLAN_FIELDS = tuple(Settings.model_fields)
@@ -76,10 +76,7 @@ def command() -> None:
 @settings_options(_PLAN_FIELDS)
 def check(output: str, *, profile_only: bool, **flags: Any) -> None:
     """Check everything before a start, and report all mistakes and findings. Needs no engine."""
-    from servekit.profile import load_profile
-
-    settings = read_settings(flags, os.environ)
-    profile = load_profile(settings.config, deviate=settings.deviate)
+    settings, profile = _load(flags)
     if output == "text":
         from servekit.cli.output import memory_text, profile_text
 
@@ -129,11 +126,9 @@ def plan(output: str, gpu: str | None, **flags: Any) -> None:
     """Show what `serve` would start: arguments, environment, addresses, deadlines, memory. Needs no engine."""
     from servekit.cli.output import memory_text, plan_text
     from servekit.preflight.memory.memory_report import plan_as_dict
-    from servekit.profile import load_profile
     from servekit.serve.plan import build_plan
 
-    settings = read_settings(flags if gpu is None else {**flags, "target": "cuda"}, os.environ)
-    profile = load_profile(settings.config, deviate=settings.deviate)
+    settings, profile = _load(flags if gpu is None else {**flags, "target": "cuda"})
     made = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
     memory, why = _plan_memory(made)
     if output == "json":
@@ -164,8 +159,7 @@ def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
     from servekit.preflight.docker.doctor import diagnose
     from servekit.serve.plan import STOP_MARGIN_S
 
-    drain_s = int(Settings.model_fields["drain_s"].default)
-    found = diagnose(files, env_file, drain_s=drain_s, margin_s=STOP_MARGIN_S)
+    found = diagnose(files, env_file, drain_s=Settings().drain_s, margin_s=STOP_MARGIN_S)
     click.echo(json.dumps(found.as_dict(), indent=2) if output == "json" else diagnosis_text(found))
     if found.failed:
         sys.exit(ExitCode.PREFLIGHT)
@@ -181,13 +175,11 @@ def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
 @settings_options(_PLAN_FIELDS)
 def serve(**flags: Any) -> None:
     """Start the engine, watch it, and serve until SIGTERM or SIGINT."""
-    settings = read_settings(flags, os.environ)
+    settings, profile = _load(flags)
     configure_logging(settings.log_format)
-    from servekit.profile import load_profile
     from servekit.run import serve_plan
     from servekit.serve.plan import build_plan
 
-    profile = load_profile(settings.config, deviate=settings.deviate)
     sys.exit(serve_plan(build_plan(profile, settings, os.environ), on_stop_signal=_on_stop_signals))
 
 
@@ -270,6 +262,14 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     )
 
 
+def _load(flags: Mapping[str, Any]) -> "tuple[Settings, Profile]":
+    """Return the settings of these flags and of the environment, and the profile that they name."""
+    from servekit.profile import load_profile
+
+    settings = read_settings(flags, os.environ)
+    return settings, load_profile(settings.config, deviate=settings.deviate)
+
+
 def _plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, str]":
     """Return the memory plan, or None and why there is none."""
     from servekit.preflight.examine import examine
@@ -290,11 +290,8 @@ def _gpu(name: str) -> "GpuModel":
 
 
 def _on_stop_signals(stop: Callable[[str], None]) -> None:
-    def handle(number: int, _: FrameType | None) -> None:
-        stop(signal.Signals(number).name)
-
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, handle)
+        signal.signal(number, lambda received, _: stop(signal.Signals(received).name))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def settings_options(fields: tuple[str, ...]) -> Callable[[Callable[..., Any]], 
             flag = field.annotation is bool
             shown = ", ".join(default) if isinstance(default, tuple) else str(default)
             shown = "" if flag or default is None else shown
-            option = click.option(
+            function = click.option(
                 flag_of(name),
                 name,
                 is_flag=flag,
@@ -26,8 +26,7 @@ def settings_options(fields: tuple[str, ...]) -> Callable[[Callable[..., Any]], 
                 multiple=name in {"deviate", "skip"},
                 metavar=None if flag else _metavar(name),
                 help=f"{field.description}  [{variable_of(name)}{f'; default: {shown}' if shown else ''}]",
-            )
-            function = option(function)
+            )(function)
         return function
 
     return decorate

@@ -74,8 +74,9 @@ class Drain:
         """Record how many requests run; the engine receives its SIGTERM now."""
         self.settling = False
         self._left = self._began_with = settled.in_flight
-        running = describe_requests(self._left)
-        logger.info("%s: draining, %s, at most %d s to finish", self._by, running, self._plan.drain_s)
+        logger.info(
+            "%s: draining, %s, at most %d s to finish", self._by, describe_requests(self._left), self._plan.drain_s
+        )
         if not settled.arrived and self._plan.settle_s:
             what = "the guard does not answer" if settled.in_flight is None else "the engine does not take requests"
             logger.warning("%s: requests that came in the last moment may get an empty answer", what)

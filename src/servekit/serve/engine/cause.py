@@ -85,8 +85,7 @@ def find_cause(lines: Iterable[str]) -> str:
         text = without_prefix(line)
         if refusal := _REFUSAL.match(text):
             return _with_remedy(refusal["usage"] or refusal["keeper"])
-        found = _EXCEPTION.match(text)
-        if found and not _is_consequence(text):
+        if (found := _EXCEPTION.match(text)) and not _is_consequence(text):
             return _with_remedy(": ".join(filter(None, found.groups())))
     return ""
 
@@ -102,8 +101,7 @@ def without_consequences(lines: Iterable[str]) -> list[str]:
     dropped: set[int] = set()
     tracebacks: dict[str, _Traceback] = {}
     for at, line in enumerate(kept):
-        source = _SOURCE.match(line)
-        process = source.group() if source else ""
+        process = source.group() if (source := _SOURCE.match(line)) else ""
         text = _PREFIX.sub("", line)
         open_one = tracebacks.get(process)
         header = text.startswith((_IGNORED, _TRACEBACK))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
 from servekit.preflight.host.patches import PILLOW_FLOOR, is_recent_pillow
@@ -14,18 +13,10 @@ LARGEST_COMMON_HEAD: Final = 256
 """With heads of this size at most, all layers of a Gemma 4 can use one backend, and vLLM 0.20.2 forces none
 (model_executor/models/config.py, Gemma4Config)."""
 
-CLOSED: Final[Mapping[str, Value]] = MappingProxyType({"enable-prompt-embeds": False, "kv-transfer-config": None})
-CLOSED_MULTIMODAL: Final[Mapping[str, Value]] = MappingProxyType(
-    {"enable-mm-embeds": False, "mm-processor-cache-type": "lru"}
-)
+CLOSED: Final[Mapping[str, Value]] = {"enable-prompt-embeds": False, "kv-transfer-config": None}
+CLOSED_MULTIMODAL: Final[Mapping[str, Value]] = {"enable-mm-embeds": False, "mm-processor-cache-type": "lru"}
 """Parts of vLLM 0.20.2 with known vulnerabilities, as an engine reports them that does not use them; see the table of
 advisories in docs/security.md. A model without images has no parts of the second kind."""
-
-_UNSEEN: Final = "nothing the guard can see"
-
-_DEFAULT_DTYPES: Final = frozenset({"auto", "bfloat16", "float16"})
-"""How vLLM may name a KV cache in the model's own type, which a profile calls `auto`."""
-
 
 DEMANDED: Final = (
     *("quantization", "max_num_seqs", "enable_prefix_caching", "enable_chunked_prefill", "max_model_len"),
@@ -47,7 +38,7 @@ class ContractItem:
         """Whether the engine does what was planned."""
         match self.name, self.wanted:
             case "kv-cache-dtype", "auto":
-                return self.got in _DEFAULT_DTYPES
+                return self.got in {"auto", "bfloat16", "float16"}  # vLLM's names for the model's own type
             case "max-model-len", "auto":
                 return type(self.got) is int  # what fits the memory
             case "pillow", _:
@@ -91,7 +82,8 @@ def compare_contract(
     ]
     closed = {**CLOSED, **(CLOSED_MULTIMODAL if multimodal else {})}
     items += [
-        ContractItem(key, wanted, effective.get(key.replace("-", "_"), _UNSEEN)) for key, wanted in closed.items()
+        ContractItem(key, wanted, effective.get(key.replace("-", "_"), "nothing the guard can see"))
+        for key, wanted in closed.items()
     ]
     return tuple(items)
 

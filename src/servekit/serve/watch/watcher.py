@@ -77,13 +77,13 @@ class Watch:
         client: EngineClient,
         served_name: str,
         arguments: EngineArguments,
-        patience: HangPolicy,
+        policy: HangPolicy,
         post: Callable[[Observation], None],
     ) -> None:
         self._client = client
         self._served_name = served_name
         self._arguments = arguments
-        self._patience = patience
+        self._policy = policy
         self._post = post
         self._stopped = threading.Event()
         self._canary: threading.Thread | None = None
@@ -106,8 +106,7 @@ class Watch:
         verdict = self._verify()
         self._report(verdict)
         if isinstance(verdict, Ready):
-            policy = self._patience
-            Silence(self._client, policy.silent_s, policy.hang_s, self._report, self._stopped).start()
+            Silence(self._client, self._policy.silent_s, self._policy.hang_s, self._report, self._stopped).start()
             self._watch_serving()
 
     def _verify(self) -> Ready | Unfit:
@@ -130,7 +129,7 @@ class Watch:
         return Ready()
 
     def _watch_serving(self) -> None:
-        hang_s = self._patience.hang_s
+        hang_s = self._policy.hang_s
         interval_s = min(_PROGRESS_INTERVAL_S, hang_s / 4)
         tick_s = min(_SERVE_INTERVAL_S, interval_s)
         read_s = sent_s = time.monotonic()
@@ -151,7 +150,7 @@ class Watch:
             stalled_s = progress.record(now_s, marks, pending=pending)
             if stalled_s >= hang_s:
                 return self._report(Hung(stalled_s))
-            idle = not pending and 0 < self._patience.canary_s <= now_s - sent_s
+            idle = not pending and 0 < self._policy.canary_s <= now_s - sent_s
             if (stalled_s >= hang_s / 2 or idle) and not self._canary_pending():
                 sent_s = now_s
                 self._canary = threading.Thread(target=self._query_token, name="canary", daemon=True)
