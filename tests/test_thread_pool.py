@@ -15,7 +15,7 @@ def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., N
     """As long as one of the kept threads waits, it does the job."""
     before = names()
     workers = ThreadPool(2)
-    eventually(lambda: workers._waiting == 2, what="waiting threads")
+    eventually(lambda: workers._idle == 2, what="waiting threads")
     kept, used = names() - before, set()
     for _ in range(20):
         done = threading.Event()
@@ -26,7 +26,7 @@ def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., N
 
         workers.run(job)
         assert done.wait(5)
-        eventually(lambda: workers._waiting == 2, what="waiting threads")
+        eventually(lambda: workers._idle == 2, what="waiting threads")
     assert used <= kept
     workers.close()
     eventually(lambda: not names() - before, what="the end of the threads")

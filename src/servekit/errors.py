@@ -47,17 +47,17 @@ _COLOURS: Final = {Severity.ERROR: "1;31", Severity.WARNING: "1;33", Severity.NO
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or good to know, in what the user wrote or has: where it is, and what to do."""
+    """One problem or note about the user's files, settings or host: where it is, and what to do."""
 
     message: str
     subject: str = ""
-    """What it is about where that is not a file: a flag, an environment variable, a GPU, an address."""
+    """What it is about, if not a file: a flag, an environment variable, a GPU, an address."""
     _: KW_ONLY
     got: str = ""
     remedy: str = ""
     file: str = ""
     line: int = 0
-    """The line in `file`, from 1; 0 where no single line is to blame, such as for a missing key."""
+    """The line in `file`, from 1; 0 if the finding has no single line, such as a missing key."""
     key: str = ""
     """The dotted key in `file`; without a file, a key of the profile."""
     severity: Severity = Severity.ERROR
@@ -74,7 +74,7 @@ class Finding:
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return errors first, then warnings, then notes; each by file and line, with those that have none last."""
+    """Return errors first, then warnings, then notes; each by file and line, findings without a file last."""
     found = tuple(findings)
     files = [*dict.fromkeys(each.file for each in found if each.file), ""]
     return tuple(
@@ -105,8 +105,7 @@ def render(findings: Iterable[Finding], stream: TextIO | None = None) -> str:
         lines += [f"{text}{name}", *([f"    {each.remedy}"] if each.remedy else [])]
         totals[each.severity] += 1
     if totals:
-        counts = (f"{count} {severity}{'s' * (count > 1)}" for severity, count in totals.items())
-        lines += ["", ", ".join(counts)]
+        lines += ["", ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in totals.items())]
     return "\n".join(lines)
 
 

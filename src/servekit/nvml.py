@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-# Reasons of nvmlDeviceGetCurrentClocksEventReasons that slow the GPU against its will (nvml.h). A software power cap is
-# none of them: an L4 under load always works at its 72 W.
+# Reasons of nvmlDeviceGetCurrentClocksEventReasons that throttle the GPU (nvml.h). A software power cap is not one: an
+# L4 under load always runs at its limit of 72 W.
 SLOWDOWNS: Final[Mapping[int, str]] = {
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
@@ -131,7 +131,7 @@ _READINGS: Final[Mapping[str, tuple[str, Sequence[Any], Callable[[Any], Any]]]] 
         lambda rows: (rows[0], rows[1], bool(rows[2]), bool(rows[3])),
     ),
 }
-"""For each field of GpuReadings: NVML's function, its arguments after the handle, and what to take from its answer."""
+"""For each field of GpuReadings: NVML's function, its arguments after the handle, and how to convert its answer."""
 
 
 class Nvml:
@@ -188,7 +188,7 @@ class Nvml:
         try:
             library = self._given or importlib.import_module("pynvml")
             library.nvmlInit()
-        except Exception:  # noqa: BLE001 - no library, no driver, a driver of another version: there is no NVML
+        except Exception:  # noqa: BLE001 - no library, no driver, or a driver of another version: no NVML
             return None
         return library
 
@@ -201,7 +201,7 @@ class Nvml:
         return getattr(self._library, function)(*arguments)
 
     def _query(self, function: str, *arguments: Any) -> Any:
-        """Return NVML's answer; None where this library, driver or GPU has none."""
+        """Return NVML's answer; None if this library, driver or GPU has none."""
         try:
             return self._call(function, *arguments)
         except self._failures:
@@ -234,7 +234,7 @@ class Nvml:
         try:
             handle = self._call("nvmlDeviceGetHandleByUUID", gpu)
             supported = self._call("nvmlDeviceGetSupportedEventTypes", handle)
-            # Not the corrected ECC errors: they end nothing, and NVML counts them.
+            # Corrected ECC errors are left out: they stop nothing, and NVML counts them.
             kinds = supported & (xid | CONSTANTS["nvmlEventTypeDoubleBitEccError"])
             self._call("nvmlDeviceRegisterEvents", handle, kinds, self._events)
         except self._failures:

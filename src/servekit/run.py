@@ -1,4 +1,4 @@
-"""One run of the endpoint: the rooms put together, from the plan to the exit code."""
+"""One run of the endpoint, from the plan to the exit code."""
 
 import logging
 import os
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     """Serve `plan` until its end and return the exit code.
 
-    `on_stop_signal` is given the function to call when the process is asked to stop. Raises ConfigurationError where
-    a key, a folder or a limit is wrong.
+    `on_stop_signal` receives the function that a stop signal must call. Raises ConfigurationError if a key, a folder or
+    a limit is wrong.
     """
     _make_folders(plan)
     with alone_in(plan.run_dir):
@@ -64,7 +64,7 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
         lambda: gpu_families(gpus, gpu_errors.xids()),
     )
     with Server(Endpoints(plan, store, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
-        _introduce(plan, guard, server.url)
+        _log_plan(plan, guard, server.url)
         try:
             _prepare(plan)
         except ServekitError as error:
@@ -89,7 +89,7 @@ def _make_folders(plan: Plan) -> None:
         raise ConfigurationError(mistakes)
 
 
-def _introduce(plan: Plan, guard: Guard, observe_url: str) -> None:
+def _log_plan(plan: Plan, guard: Guard, observe_url: str) -> None:
     logger.info("servekit %s, vLLM %s, target %s", __version__, ENGINE_VERSION, plan.target)
     logger.info("profile %s, model %s as %s", plan.profile, plan.model, plan.served_name)
     logger.info("health, status and metrics on %s", observe_url)
@@ -111,9 +111,9 @@ def _introduce(plan: Plan, guard: Guard, observe_url: str) -> None:
 
 
 def _prepare(plan: Plan) -> None:
-    """Build the demo checkpoint where it is wanted, and examine everything before the start.
+    """Build the demo checkpoint if the plan uses it, then check everything before the start.
 
-    Raises PreflightError with the findings that forbid it.
+    Raises PreflightError with the findings that stop the start.
     """
     if plan.demo:
         ensure_demo_model(plan.cache_dir, progress=logger.info)

@@ -62,14 +62,14 @@ class Settings(BaseModel):
         Target.AUTO, description="What the engine runs on; auto is cuda where an NVIDIA driver is loaded."
     )
     deviate: Names = Field((), description="Contract keys that may differ in this run, for a baseline measurement.")
-    skip: Names = Field((), description="Findings of preflight to skip, by name; they are logged all the same.")
+    skip: Names = Field((), description="Names of preflight findings to skip; they are still logged.")
     engine: str = Field(
         "vllm", description=f"The engine's program: `vllm` of vLLM {ENGINE_VERSION}, by name on the PATH or by path."
     )
     engine_patches: UserPath | None = Field(
         None,
         description="Folder of newer packages that replace the engine's own, for their security fixes. Default: the "
-        "folder beside the engine's environment that has its name and `-patches`, where there is one.",
+        "folder next to the engine's environment, named like it plus `-patches`, if it exists.",
     )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
     port: Port = Field(8000, description="Port of the endpoint.")
@@ -92,7 +92,7 @@ class Settings(BaseModel):
     tls_key: UserPath | None = Field(None, description="PEM file of the certificate's private key.")
     max_body_mib: int = Field(32, ge=1, description="Largest request body, in MiB; enough for three images of 7.5 MiB.")
     max_in_flight: int = Field(
-        0, ge=0, description="Requests in the engine at once; more get 429. 0: twice the profile's max-num-seqs."
+        0, ge=0, description="Concurrent requests in the engine; more get 429. 0: twice the profile's max-num-seqs."
     )
     media_domains: Names = Field(
         (),
@@ -100,8 +100,8 @@ class Settings(BaseModel):
     )
     pass_env: Names = Field(
         (),
-        description="Names of variables that reach the engine although servekit withholds them (docs/security.md), "
-        "comma-separated: LD_PRELOAD for another allocator.",
+        description="Names of variables to pass to the engine that servekit withholds by default (docs/security.md), "
+        "comma-separated; for example LD_PRELOAD for another allocator.",
     )
     structured_outputs: Names = Field(
         (),
@@ -117,7 +117,8 @@ class Settings(BaseModel):
     silent_s: float = Field(
         10,
         gt=0,
-        description="Seconds without an answer of the engine's server after which /readyz is 503, until it answers.",
+        description="Seconds without an answer from the engine's server after which /readyz returns 503, until the "
+        "server answers.",
     )
     state_dir: UserPath = Field(
         default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"),

@@ -1,7 +1,7 @@
-"""Threads that start before they are needed.
+"""Threads that are started before they are needed.
 
-A thread that was started for each probe waited for a core for up to 2.7 s while the engine kept all of them busy: Linux
-queues a new thread behind those that run, and a thread that has slept for a while before them.
+A new thread for each probe waited up to 2.7 s for a core while the engine kept all cores busy: Linux queues a new
+thread behind the running ones, and a thread that has slept for a while before them.
 """
 
 import queue
@@ -12,14 +12,14 @@ Job = Callable[[], None]
 
 
 class ThreadPool:
-    """Runs each job at once: on a waiting thread, or on a new one where none waits."""
+    """Runs each job immediately: on an idle thread, or on a new one if none is idle."""
 
     def __init__(self, kept: int) -> None:
-        """Keep up to `kept` threads waiting; any other ends with its job."""
+        """Keep up to `kept` idle threads; any other thread ends with its job."""
         self._kept = kept
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._waiting = 0
+        self._idle = 0
         self._closed = False
         for _ in range(kept):
             self._start(lambda: None)
@@ -27,19 +27,19 @@ class ThreadPool:
     def run(self, job: Job) -> None:
         """Run a job, which must not raise."""
         with self._lock:
-            if self._waiting:
-                self._waiting -= 1
+            if self._idle:
+                self._idle -= 1
                 self._jobs.put(job)
                 return
         self._start(job)
 
     def close(self) -> None:
-        """End the waiting threads now, the others after their jobs."""
+        """End the idle threads now, the others after their jobs."""
         with self._lock:
             self._closed = True
-            for _ in range(self._waiting):
+            for _ in range(self._idle):
                 self._jobs.put(None)
-            self._waiting = 0
+            self._idle = 0
 
     def _start(self, job: Job) -> None:
         threading.Thread(target=self._work, args=(job,), name="worker", daemon=True).start()
@@ -48,7 +48,7 @@ class ThreadPool:
         while job is not None:
             job()
             with self._lock:
-                if self._closed or self._waiting >= self._kept:
+                if self._closed or self._idle >= self._kept:
                     return
-                self._waiting += 1
+                self._idle += 1
             job = self._jobs.get()

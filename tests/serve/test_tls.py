@@ -65,8 +65,8 @@ def test_pair_that_does_not_fit(tmp_path: Path) -> None:
     """Another certificate's key, or no PEM at all, is refused before the engine is started."""
     chain, _ = make_certificate(tmp_path)
     _, other = make_certificate(tmp_path, "other")
-    with pytest.raises(ConfigurationError, match="no certificate and key that fit each other"):
+    with pytest.raises(ConfigurationError, match="not a certificate and its private key"):
         load_certificate(chain, other)
     other.write_text("no key")
-    with pytest.raises(ConfigurationError, match="no certificate and key that fit each other"):
+    with pytest.raises(ConfigurationError, match="not a certificate and its private key"):
         load_certificate(chain, other)

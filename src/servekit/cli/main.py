@@ -1,4 +1,4 @@
-"""The command line: it alone sees all rooms, and it alone turns an error into an exit code."""
+"""The command line: the only module that imports every room, and the only one that turns errors into exit codes."""
 
 import dataclasses
 import json
@@ -129,12 +129,12 @@ def plan(output: str, gpu: str | None, **flags: Any) -> None:
     from servekit.serve.plan import build_plan
 
     settings, profile = _load(flags if gpu is None else {**flags, "target": "cuda"})
-    made = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
-    memory, why = _plan_memory(made)
+    planned = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
+    memory, why = _plan_memory(planned)
     if output == "json":
-        click.echo(json.dumps(made.describe() | {"memory": memory and plan_as_dict(memory)}, indent=2))
+        click.echo(json.dumps(planned.describe() | {"memory": memory and plan_as_dict(memory)}, indent=2))
     else:
-        click.echo(f"{plan_text(made)}\n{memory_text(memory, why)}")
+        click.echo(f"{plan_text(planned)}\n{memory_text(memory, why)}")
 
 
 @command.command(
@@ -192,7 +192,7 @@ def serve(**flags: Any) -> None:
 @click.argument("question", type=click.Choice(["live", "ready"]))
 @settings_options(_OBSERVE_FIELDS)
 def probe(question: str, **flags: Any) -> None:
-    """Ask a running servekit on this host whether it is live or ready."""
+    """Check whether a running servekit on this host is live or ready."""
     from servekit.serve.plan import connectable
     from servekit.serve.watch.probe import ask_server
 

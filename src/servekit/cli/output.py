@@ -1,4 +1,4 @@
-"""How plans and findings are written for a person."""
+"""Plans and findings as text for people."""
 
 import shlex
 import sys

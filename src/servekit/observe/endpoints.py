@@ -1,4 +1,4 @@
-"""servekit's own HTTP server, on a port of its own: probes, status, metrics and a page, all from a snapshot."""
+"""servekit's own HTTP server, on a separate port: probes, status, metrics and a page, all from a snapshot."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ACCEPTED_S = "servekit.accepted_s"
 """The monotonic second at which the connection of a request was accepted."""
 _KEPT_WORKERS = 8
-"""Enough for the probes, a scrape or two and a page at once."""
+"""Enough for the probes, a scrape or two and a page at the same time."""
 _OK, _UNAVAILABLE = "200 OK", "503 Service Unavailable"
 _TEXT = "text/plain; charset=utf-8"
 _HEADERS = (
@@ -33,12 +33,12 @@ _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-
 Answer = tuple[str, str, bytes]
+"""HTTP status line, content type and body."""
 
 
 class Endpoints:
-    """What each path answers, as values: (HTTP status line, content type, body)."""
+    """A WSGI application; each path returns an `Answer`."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Server(WSGIServer):
 
     # A probe every second must not find the backlog full behind a slow scrape.
     request_queue_size = 1024
-    # Also right after a restart, while connections of the last run linger; never beside a living listener.
+    # Binds right after a restart too, while connections of the last run linger; never beside a live listener.
     allow_reuse_address = True
 
     def __init__(self, application: Endpoints, host: str, port: int) -> None:
@@ -143,9 +143,12 @@ class Server(WSGIServer):
         try:
             super().__init__((host, port), _QuietHandler)
         except OSError as error:
-            message = f"servekit's own server cannot listen here: {error.strerror}"
-            remedy = "choose another --observe-host or --observe-port, or stop what listens there"
-            raise PreflightError([Finding(message, f"{host}:{port}", remedy=remedy)]) from error
+            finding = Finding(
+                f"servekit's own server cannot listen here: {error.strerror}",
+                f"{host}:{port}",
+                remedy="choose another --observe-host or --observe-port, or stop what listens there",
+            )
+            raise PreflightError([finding]) from error
         self.set_app(application)
 
     @property
@@ -166,14 +169,14 @@ class Server(WSGIServer):
         self._workers.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer on a worker; record the time first, before a thread is there to answer."""
+        """Answer on a worker; record first when the connection was accepted."""
         self.accepted_s[request.fileno()] = time.monotonic()
         self._workers.run(lambda: self._answer(request, client_address))
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001 - an error ends its own connection and no other
+        except Exception:  # noqa: BLE001 - an error must end only its own connection
             self.handle_error(request, client_address)
         finally:
             self.shutdown_request(request)
@@ -185,7 +188,7 @@ class _QuietHandler(WSGIRequestHandler):
     wbufsize = 64 * 1024  # status, headers and body go out together: no answer is cut when the process ends
 
     def get_environ(self) -> "WSGIEnvironment":
-        """Pass on the time of the connection."""
+        """Add the time at which the connection was accepted."""
         return super().get_environ() | {_ACCEPTED_S: self.server.accepted_s.pop(self.connection.fileno())}
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so

@@ -6,13 +6,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 Kind = type[CounterMetricFamily] | type[GaugeMetricFamily]
 Values = Mapping[tuple[str, ...], float | None]
-"""The value for each tuple of label values; None where it is not known."""
+"""The value for each tuple of label values; None if unknown."""
 
 
 def family(kind: Kind, name: str, text: str, labels: tuple[str, ...], values: Values) -> Metric:
     """Return the family `name` with a sample for each known value; `text` is its help."""
-    made = kind(name, text, labels=labels)
+    built = kind(name, text, labels=labels)
     for label_values, value in values.items():
         if value is not None:
-            made.add_metric(label_values, value)
-    return made
+            built.add_metric(label_values, value)
+    return built

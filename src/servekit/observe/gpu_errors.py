@@ -12,7 +12,7 @@ from servekit.nvml import NVML, GpuEvent, Nvml
 logger = logging.getLogger(__name__)
 
 _BACK_OFF_S: Final = 5.0
-"""NVML returns at once for a lost GPU; the listener waits this long before it asks again."""
+"""NVML returns immediately for a lost GPU, so the listener waits this long before its next call."""
 _KEPT: Final = 3
 
 # NVIDIA, "Xid Errors" (docs.nvidia.com/deploy/xid-errors): those that an inference server can meet.
@@ -41,7 +41,7 @@ Xids = tuple[int, int | None]
 
 
 class GpuErrors:
-    """Records the errors of GPUs, named by UUID, on a thread of its own; readers take snapshots."""
+    """Records the errors of GPUs, named by UUID, on its own thread; readers take snapshots."""
 
     def __init__(self, gpus: Sequence[str], nvml: Nvml = NVML, clock: Callable[[], float] = time.monotonic) -> None:
         self._nvml = nvml
@@ -62,7 +62,7 @@ class GpuErrors:
             return dict(self._xids)
 
     def describe(self) -> str:
-        """Return the last errors as part of a sentence about the engine's end; empty when there were none."""
+        """Return the last errors as part of a sentence about the engine's end; empty if there were none."""
         now_s = self._clock()
         with self._lock:
             return "; ".join(f"{text}, {now_s - at_s:.0f} s before" for at_s, text in self._errors)
@@ -85,6 +85,6 @@ class GpuErrors:
             if event.kind == "xid":
                 self._xids[gpu] = (self._xids.get(gpu, (0, None))[0] + 1, event.xid)
             if self._errors and self._errors[-1][1] == text:
-                return  # NVML reports a lost GPU again and again
+                return  # NVML reports a lost GPU repeatedly
             self._errors.append((self._clock(), text))
         logger.error("GPU error: %s", text)

@@ -21,7 +21,7 @@ _GAUGES = {
 
 
 def guard_families(client: EngineClient, canary_tokens: int) -> Iterator[Metric]:
-    """Yield the counters of the guard inside the engine's server; it has none while the engine is not up.
+    """Yield the counters of the guard inside the engine's server; only the canaries' tokens while it is down.
 
     servekit_guard_requests_total{route="/v1/chat/completions",outcome="allowed"} 12.0
     servekit_guard_in_flight 3.0

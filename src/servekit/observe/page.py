@@ -1,4 +1,4 @@
-"""The status page on `/`: rendered from the snapshot, so that it answers at once whatever the engine does."""
+"""The status page on `/`: rendered from the snapshot, so it never waits for the engine."""
 
 import base64
 import hashlib
@@ -60,7 +60,7 @@ def render_page(plan: Plan, status: Status, *, now: float, wall_s: float) -> byt
         name: "".join(tostring(node, encoding="unicode", method="html") for node in nodes)
         for name, nodes in parts.items()
     }
-    # A reason may contain bytes of a path that are not Unicode: the page must render with them too.
+    # A reason may contain bytes of a path that are not Unicode; the page must still render.
     return Template(_PAGE).substitute(values, style=_STYLE, script=_SCRIPT).encode(errors="backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""A requested stop: new requests are refused, running ones finish or are cut, and both are counted."""
+"""Graceful shutdown: the guard rejects new requests, running ones finish or are cut, and both are counted."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from servekit.serve.watch.probe import EngineClient, Settled
 from servekit.thread_pool import ThreadPool
 
 _ANSWER_S = 1.0
-"""How long the guard may take to answer beside the settling. A guard that does not answer must not delay the stop."""
+"""How long the guard may take to answer, after the settling time. A silent guard must not delay the stop."""
 
 _ESTABLISHED = "01"
 """The state's number in proc(5)'s net/tcp; a connection whose client has hung up has another."""
@@ -36,7 +36,7 @@ def count_connections(port: int, *, proc: Path = Path("/proc/self")) -> int | No
 
 
 def fewest(*counts: int | None) -> int | None:
-    """Return the smallest of the counts that are known; None where none is."""
+    """Return the smallest of the counts that are known; None if none is known."""
     return min((count for count in counts if count is not None), default=None)
 
 
@@ -48,11 +48,11 @@ def describe_requests(count: int | None) -> str:
 
 
 class Drain:
-    """One drain: first the guard refuses new requests and reports when the others are in EngineCore, then SIGTERM.
+    """One drain: the guard rejects new requests and reports when EngineCore has the others; SIGTERM follows.
 
     vLLM 0.20.2 closes its port and every idle connection at SIGTERM, so each connection that is left carries a
-    request, unless a client holds one open without a request. So the requests that are left are the fewest of the
-    connections and of those that ran when the drain began.
+    request, unless a client holds one open without a request. The number of requests left is therefore the smaller of
+    two counts: the connections, and the requests that ran when the drain began.
     """
 
     def __init__(self, by: str, plan: Plan) -> None:
@@ -66,7 +66,7 @@ class Drain:
 
     def settle(self, client: EngineClient, workers: ThreadPool, post: Callable[[Settled], None]) -> None:
         """Ask the guard to drain, on a worker, and post its answer."""
-        client.close()  # a connection that the server has just closed would make the guard seem to be gone
+        client.close()  # a connection that the server has just closed would look like a dead guard
         within_s = self._plan.settle_s + _ANSWER_S
         workers.run(lambda: post(client.drain(within_s=within_s)))
 
@@ -83,7 +83,7 @@ class Drain:
 
     @property
     def deadline_s(self) -> float:
-        """The second at which this step is over: first the wait for the guard, then the whole drain."""
+        """The monotonic second at which this step ends: first the wait for the guard, then the whole drain."""
         return self._began_s + (self._plan.settle_s + _ANSWER_S if self.settling else self._plan.stop_s)
 
     def log_progress(self) -> None:
@@ -112,8 +112,8 @@ class Drain:
 
     def ran_out(self) -> tuple[ExitCode, str]:
         """Return exit code and reason for an engine that does not end."""
-        reason = f"{self._by}: killed, not drained after {self._plan.stop_s} s: {describe_requests(self._left)} cut"
-        return ExitCode.DRAIN_RAN_OUT, reason
+        cut = f"{describe_requests(self._left)} cut"
+        return ExitCode.DRAIN_RAN_OUT, f"{self._by}: killed, not drained after {self._plan.stop_s} s: {cut}"
 
     def _in_time(self) -> bool:
         return time.monotonic() - self._began_s < max(self._plan.drain_s, 1)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from servekit.serve.watch.running_contract import ContractItem
 
 _KEPT_TRANSITIONS = 200
-"""The history must not fill the memory when a server is silent again and again."""
+"""The history must not fill the memory when a server is silent many times."""
 
 
 class State(StrEnum):

@@ -31,11 +31,11 @@ _TICK_S = 0.25
 the handler only after the wait: a longer wait would delay the stop by as much."""
 _DYING_S = 3.0
 """After `/health` has turned 503, vLLM 0.20.2 ends within 5 s (entrypoints/launcher.py, watchdog_loop) plus some time
-to clean up. Its clients got their errors at once, so servekit waits no longer than this."""
+to clean up. Its clients have their errors already, so servekit waits no longer than this."""
 _KILL_S = 10.0
 """How long the keeper may take to kill everything before servekit kills the process group itself."""
 _RECENT_S = 30.0
-"""The engine did not die of an exception that it survived for longer than this."""
+"""Exceptions older than this are ignored when looking for the cause of death."""
 
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(ENGINE_LOGGER)
@@ -70,7 +70,7 @@ class Supervisor:
         self.watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
     def request_stop(self, by: str) -> None:
-        """Request a drain; a second request ends the engine at once. Safe in a signal handler: it only enqueues."""
+        """Request a drain; a second one kills the engine immediately. Safe in a signal handler: it only enqueues."""
         self._events.put(StopRequested(by))
 
     def run(self) -> ExitCode:
@@ -94,7 +94,7 @@ class Supervisor:
             self._workers.close()
 
     def _await_ready(self, started_s: float) -> ExitCode | None:
-        """Wait until the engine is ready; return the exit code if it never becomes so."""
+        """Wait until the engine is ready; return the exit code if it never gets ready."""
         while True:
             deadline_s, limit = deadline_of(self._store.read(), started_s, self._plan.start_s)
             match self._next(deadline_s, self._log_start):
@@ -122,11 +122,12 @@ class Supervisor:
                 case None:
                     self._kill()
                     self._log_last_lines(in_flight=False)
-                    remedy = "raise SERVEKIT_START_S, or look at the engine's last lines"
-                    return self._end(ExitCode.START_FAILED, f"{limit}; {remedy}")
+                    return self._end(
+                        ExitCode.START_FAILED, f"{limit}; raise SERVEKIT_START_S, or look at the engine's last lines"
+                    )
 
     def _serve(self) -> ExitCode:
-        """Serve until the engine ends or has to end; return the exit code."""
+        """Serve until the engine exits or must be stopped; return the exit code."""
         while True:
             match self._next():
                 case StopRequested(by):
@@ -181,7 +182,7 @@ class Supervisor:
             self._engine.sweep()
 
     def _await_exit(self, within_s: float, *, or_stop: bool = False) -> int | None:
-        """Return the engine's exit code; None when the time is over, or at a stop request where that counts."""
+        """Return the engine's exit code; None when the time is over, or at a stop request if `or_stop`."""
         deadline_s = time.monotonic() + within_s
         while True:
             match self._next(deadline_s):
@@ -234,7 +235,7 @@ class Supervisor:
         logger.info("model %s on %s/v1", self._plan.served_name, self._plan.url)
 
     def _log_last_lines(self, *, in_flight: bool) -> None:
-        """Repeat the last lines of the engine; after those, where it was serving, list the requests in flight."""
+        """Repeat the last lines of the engine; if it was serving, also list the requests in flight."""
         last = self._output.last()
         lines = [f"the engine's last {len(last)} lines:", *(f"  {line}" for line in last)]
         if in_flight:
@@ -243,7 +244,7 @@ class Supervisor:
             logger.error("%s", line)
 
     def _with_witnesses(self, how: str) -> str:
-        """Add what the kernel reports about memory and the GPU about itself, where they report something."""
+        """Add what the kernel reports about memory and the GPU about errors, if anything."""
         witnesses = {"kernel": self._oom.read(), "GPU": self._gpu_errors()}
         return how + "".join(f"; the {witness} reports: {text}" for witness, text in witnesses.items() if text)
 

@@ -10,7 +10,7 @@ from servekit.errors import ConfigurationError, Finding
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate chain and its private key, as two PEM files that fit each other."""
+    """A certificate chain and the private key that matches it, as two PEM files."""
 
     chain: Path
     key: Path
@@ -24,9 +24,9 @@ class Certificate:
 
 
 def load_certificate(chain: Path | None, key: Path | None) -> Certificate | None:
-    """Return the certificate of these files, or None where neither is given.
+    """Return the certificate of these files, or None if neither is given.
 
-    Raises ConfigurationError where one is missing, cannot be read, or does not fit the other.
+    Raises ConfigurationError if one is missing, cannot be read, or does not match the other.
     """
     if chain is None and key is None:
         return None
@@ -45,9 +45,12 @@ def load_certificate(chain: Path | None, key: Path | None) -> Certificate | None
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password="")
         der = ssl.PEM_cert_to_DER_cert(_first_certificate(chain.read_text(encoding="ascii", errors="replace")))
     except (ssl.SSLError, ValueError) as error:
-        remedy = "PEM files: the chain with the server's certificate first, and its key without a passphrase"
-        message = f"no certificate and key that fit each other: {error}"
-        raise ConfigurationError([Finding(message, "--tls-cert, --tls-key", remedy=remedy)]) from error
+        finding = Finding(
+            f"not a certificate and its private key: {error}",
+            "--tls-cert, --tls-key",
+            remedy="name PEM files: the chain with the server's certificate first, and its key without a passphrase",
+        )
+        raise ConfigurationError([finding]) from error
     return Certificate(chain.absolute(), key.absolute(), hashlib.sha256(der).hexdigest())
 
 

@@ -76,10 +76,10 @@ def without_prefix(line: str) -> str:
 
 
 def find_cause(lines: Iterable[str]) -> str:
-    """Return the cause that the last lines name, with a remedy where one is known; empty if they name none.
+    """Return the cause that the last lines name, with a remedy if one is known; empty if they name none.
 
-    vLLM ends with `Engine core initialization failed`, a consequence. The cause is the first exception that is none:
-    that of the innermost process.
+    vLLM ends with `Engine core initialization failed`, a consequence. The cause is the first exception that is not a
+    consequence: the innermost process raised it.
     """
     for line in without_consequences(lines):
         text = without_prefix(line)
@@ -95,7 +95,7 @@ def without_consequences(lines: Iterable[str]) -> list[str]:
 
     A process raises some while it cleans up (on the CPU each worker of vLLM 0.20.2 that has lost its EngineCore ends
     with `Found no NVIDIA driver`), and the server raises EngineDeadError for each stream. The lines of several
-    processes are interleaved, so each process has an open traceback of its own.
+    processes are interleaved, so each process has its own open traceback.
     """
     kept = list(lines)
     dropped: set[int] = set()

@@ -30,12 +30,12 @@ class EngineOutput:
         return find_cause([line for at_s, line in list(self._lines) if at_s >= since_s])
 
     def last(self) -> list[str]:
-        """Return the last lines, repetitions folded, without the tracebacks that only follow from the death."""
+        """Return the last lines, repetitions folded, without the tracebacks that are only a consequence."""
         return fold(without_consequences(line for _, line in list(self._lines)))[-_REPEATED_LINES:]
 
 
 def fold(lines: Sequence[str]) -> list[str]:
-    """Return the lines; a block that repeats itself appears once, with the number of its repetitions.
+    """Collapse consecutive repeats of a block into one copy and a count.
 
     vLLM prints one traceback for each stream when its engine dies: a hundred of them would push out the one that
     names the cause. Times, process ids and request ids may differ.

@@ -1,8 +1,8 @@
 """Which variables of the operator's shell reach the engine: one table, each row with its reason.
 
-A variable that changes what Python or vLLM does passes only if a row lets it; all others (PATH, HOME, CUDA_*, HF_*,
-NCCL_*, ...) pass. servekit logs the names of those that it withholds, never their values; `SERVEKIT_PASS_ENV` lets
-single ones pass.
+A variable that changes what Python or vLLM does passes only if a row allows it; all others (PATH, HOME, CUDA_*, HF_*,
+NCCL_*, ...) pass. servekit logs the names of those that it withholds, never their values; `SERVEKIT_PASS_ENV`
+lets individual ones pass.
 """
 
 import re
@@ -75,7 +75,7 @@ TABLE: Final = (
     _withheld(r"VLLM_(CUSTOM|NVTX)_SCOPES_FOR_PROFILING", "for vLLM's developers"),
     _withheld(r"VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "wrong answers, for measurements"),
     _withheld(r"VLLM_USE_MODELSCOPE|VLLM_MODEL_REDIRECT_PATH", "another model than preflight has looked at"),
-    _withheld(r"VLLM_ALLOW_LONG_MAX_MODEL_LEN", "a length the model is not made for"),
+    _withheld(r"VLLM_ALLOW_LONG_MAX_MODEL_LEN", "a length that the model does not support"),
     _withheld(r"VLLM_USAGE_STATS_SERVER", "no usage data is sent"),
     _withheld(r"VLLM_PORT", "a Kubernetes service named vllm sets it, and vLLM would not start"),
     _withheld(r"VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "two engines would share memory"),
@@ -109,7 +109,7 @@ TABLE: Final = (
         r"|VLLM_(LORA|WEIGHT_OFFLOADING|COMPILE_CACHE|MEMORY_PROFILER|SPARSE_INDEXER)_.*"
         r"|VLLM_(BATCH_INVARIANT|COMPUTE_NANS_IN_LOGITS|MLA_DISABLE|KV_CACHE_LAYOUT|SSM_CONV_STATE_LAYOUT)"
         r"|VLLM_(PP_LAYER_PARTITION|DBO_COMM_SMS)",
-        "kernels, compilation and memory: how it computes; the contract is checked in the running engine all the same",
+        "kernels, compilation and memory: how vLLM computes; servekit still checks the contract in the running engine",
     ),
     _withheld(r"VLLM_.*", "vLLM 0.20.2 does not know it"),
 )

@@ -2,13 +2,13 @@
 
 Run as a program: `python -I keeper.py LIFELINE -- COMMAND...`, where LIFELINE is an inherited socket whose other end
 only servekit holds. It starts COMMAND (the leader), adopts every orphan the leader leaves (prctl(2),
-PR_SET_CHILD_SUBREAPER), passes the first SIGTERM or SIGINT on to the leader alone, and kills whatever is left
+PR_SET_CHILD_SUBREAPER), forwards the first SIGTERM or SIGINT to the leader alone, and kills whatever is left
 
 - as soon as the leader has ended: a vLLM 0.20.2 server killed by SIGKILL leaves its EngineCore and worker running;
 - as soon as the lifeline ends: the kernel closes it however servekit dies.
 
-It ends as the leader ended: with its exit code, or by the same signal. It uses the standard library only and a few
-MiB of memory.
+It exits as the leader did: with the same exit code, or by the same signal. It uses only the standard library and a
+few MiB of memory.
 """
 
 import contextlib
@@ -64,14 +64,14 @@ def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
             if status is not None:
                 _kill_descendants(leader)
                 return status
-            # Only once: a second SIGTERM during EngineCore's own clean-up would end it half way.
+            # Only once: a second SIGTERM would interrupt EngineCore's own clean-up.
             if stops and not forwarded:
                 forwarded = True
                 os.kill(leader, signal.SIGTERM)
 
 
 def _has_ended(lifeline: socket.socket) -> bool:
-    """Return whether nobody holds the other end; an end that was closed with our message unread is a reset."""
+    """Return whether the other end is closed; one that was closed with our message unread raises a reset."""
     try:
         return not lifeline.recv(64)
     except OSError:

@@ -6,7 +6,7 @@ from servekit.serve.guard import InFlight
 
 _NEWEST = 8
 _OLDEST = 4
-"""The lines name so many of each end: the latest request often killed the engine, the oldest often hung it."""
+"""The lines list this many of each end: the latest request often killed the engine, the oldest often hung it."""
 
 
 def in_flight_lines(flights: Sequence[InFlight], now_s: float) -> list[str]:

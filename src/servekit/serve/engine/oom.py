@@ -1,4 +1,4 @@
-"""The kernel on memory: whether it has killed a process since the engine started."""
+"""Whether the kernel's out-of-memory killer has killed a process since the engine started."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ class OomWatcher:
         self._kills = _count_kills(events)
 
     def read(self) -> str:
-        """Return the kernel's reports since then; empty where there are none, or none can be read."""
+        """Return the kernel's reports since then; empty if there are none or they cannot be read."""
         reports = [found.group(0) for record in self._records() for found in _KILLED.finditer(record)]
         now = _count_kills(self._events)
         if now is not None and self._kills is not None and now > self._kills:
@@ -43,7 +43,7 @@ class OomWatcher:
         while self._log is not None:
             try:
                 record = os.read(self._log, _RECORD_BYTES)
-            except BrokenPipeError:  # EPIPE: some records were overwritten before they were read, and reading goes on
+            except BrokenPipeError:  # EPIPE: some records were overwritten before they were read; go on reading
                 continue
             except OSError:  # EAGAIN: no more records
                 return

@@ -17,7 +17,7 @@ _LINE_LIMIT_BYTES = 64 * 1024
 
 
 class Engine:
-    """One run of the engine in a session and process group of its own.
+    """One run of the engine in its own session and process group.
 
     One thread passes on its lines, one waits for its end. Both call back; neither decides anything.
     """
@@ -63,16 +63,16 @@ class Engine:
         return int(leader or 0)
 
     def terminate(self) -> None:
-        """Ask the leader alone to finish what runs and end; a second call has no effect."""
+        """Send SIGTERM to the leader alone: it finishes what runs and exits. A second call has no effect."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill every process of the engine at once; `on_exit` follows."""
+        """Kill every process of the engine immediately; `on_exit` follows."""
         with contextlib.suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_RDWR)
 
     def sweep(self) -> None:
-        """Kill the whole process group, keeper included: the last resort where `kill` had no effect."""
+        """Kill the whole process group, keeper included: the last resort if `kill` had no effect."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

@@ -16,13 +16,13 @@ TIMEOUT_S = 5.0
 _TOKEN_TIMEOUT_S = 120.0
 """The first token after a start may wait for kernels that are compiled on first use."""
 _WARM_UP_BATCHES = (3, 16)
-"""Prompts at once. The tokens are enough for all of a batch to run until the last one has arrived."""
+"""Prompts per request. The tokens are enough for all of a batch to run until the last one has arrived."""
 _WARM_UP_PROMPT = "1 2 3"
 _STRUCTURED_WARM_UP = {"prompt": [_WARM_UP_PROMPT] * 2, "max_tokens": 1, "structured_outputs": {"json_object": True}}
 
 
 class ProbeError(Exception):
-    """A query got no answer, or not that of a working server; the text says which."""
+    """A query got no answer, or an unexpected one; the text says which."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class EngineClient:
         self._pool = urllib3.PoolManager(headers=dict(headers or {}), retries=False, maxsize=6, **pinned)
 
     def health(self, *, timeout_s: float = TIMEOUT_S) -> int | None:
-        """Return the HTTP status of `/health`: 0 where the port is closed, None where no answer comes in time."""
+        """Return the HTTP status of `/health`: 0 if the port is closed, None if no answer comes in time."""
         try:
             return int(self._pool.request("GET", f"{self.url}/health", timeout=timeout_s).status)
         except urllib3.exceptions.NewConnectionError:
@@ -64,7 +64,7 @@ class EngineClient:
         return self._generate({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0, "ignore_eos": True})
 
     def warm_up(self, model: str) -> int:
-        """Generate as clients do, first few and then many prompts at once; return how many tokens the engine reports.
+        """Generate as clients do, first few then many prompts per request; return the number of tokens reported.
 
         vLLM 0.20.2 warms up no batch that holds a prompt, and Triton compiles its attention kernel (num_seqs in
         v1/attention/ops/triton_unified_attention.py) for one request, for a multiple of 16 and for any other number.

@@ -1,4 +1,4 @@
-"""The contract in the running engine: what was planned against what the live objects say, not against the flags."""
+"""The contract in the running engine: the plan compared with vLLM's live objects, not with the flags."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ LARGEST_COMMON_HEAD: Final = 256
 
 CLOSED: Final[Mapping[str, Value]] = {"enable-prompt-embeds": False, "kv-transfer-config": None}
 CLOSED_MULTIMODAL: Final[Mapping[str, Value]] = {"enable-mm-embeds": False, "mm-processor-cache-type": "lru"}
-"""Parts of vLLM 0.20.2 with known vulnerabilities, as an engine reports them that does not use them; see the table of
+"""Parts of vLLM 0.20.2 with known vulnerabilities, and the values an engine reports that does not use them; see the
 advisories in docs/security.md. A model without images has no parts of the second kind."""
 
 DEMANDED: Final = (
@@ -55,8 +55,8 @@ def compare_contract(
 ) -> tuple[ContractItem, ...]:
     """Compare the planned engine arguments with the guard's report of the live configuration.
 
-    Of the arguments only those are demanded that the profile or the target sets. A value that the report lacks is got
-    as None, so that what cannot be seen is not met.
+    Only arguments that the profile or the target sets are demanded. A value that the report lacks counts as None, so an
+    item that cannot be checked is not met.
     """
     limits = arguments.limit_mm_per_prompt
     multimodal = effective.get("multimodal") is not False
@@ -82,7 +82,7 @@ def compare_contract(
     ]
     closed = {**CLOSED, **(CLOSED_MULTIMODAL if multimodal else {})}
     items += [
-        ContractItem(key, wanted, effective.get(key.replace("-", "_"), "nothing the guard can see"))
+        ContractItem(key, wanted, effective.get(key.replace("-", "_"), "not visible to the guard"))
         for key, wanted in closed.items()
     ]
     return tuple(items)

@@ -12,25 +12,25 @@ _INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class Lasted:
-    """Something that lasted for so many seconds."""
+    """Something that lasted for this many seconds."""
 
     seconds: float
 
 
 class Silent(Lasted):
-    """The server has not answered for so many seconds."""
+    """The server has not answered for this many seconds."""
 
 
 class Recovered(Lasted):
-    """The server answers again, after so many seconds."""
+    """The server answers again, after this many seconds."""
 
 
 class Silence:
-    """Queries `/health` again and again; posts when no answer has come for `silent_s`, and when one comes again.
+    """Queries `/health` repeatedly; posts when no answer has come for `silent_s`, and when one comes again.
 
-    A late answer is an answer: one query stands until it is answered, however long that takes (`give_up_s` only bounds
-    a connection that is lost), and a second thread watches the time. A busy server that answers each query after nine
-    seconds is slow and not silent.
+    A late answer is an answer: one query stays open until it is answered, however long that takes (`give_up_s` only
+    bounds a lost connection), and a second thread watches the time. A busy server that answers each query after nine
+    seconds is slow, not silent.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ from servekit.serve.watch.silence import Lasted, Recovered, Silence, Silent
 _START_INTERVAL_S = 0.25
 _SERVE_INTERVAL_S = 1.0
 _PROGRESS_INTERVAL_S = 5.0
-"""Reading the engine's metrics costs its server some 10 ms, so the watch does it this rarely, or more often for a short
-hang time."""
+"""Reading the engine's metrics costs its server some 10 ms, so the watch reads them only this often; more often
+if the hang time is short."""
 _SHORTEST_S = 0.05
 _ALIVE = {HTTPStatus.OK, None}
 
@@ -34,7 +34,7 @@ class Unhealthy:
 
 
 class Hung(Lasted):
-    """The engine has work and made no progress for so many seconds."""
+    """The engine has work and made no progress for this many seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ContractRead:
 
 @dataclass(frozen=True)
 class Unfit:
-    """The engine is up but is not what was planned: why, and the exit code that follows."""
+    """The engine is up but differs from the plan, or does not work: why, and the exit code that follows."""
 
     reason: str
     exit_code: ExitCode
@@ -88,14 +88,14 @@ class Watch:
         self._stopped = threading.Event()
         self._canary: threading.Thread | None = None
         self.canary_tokens = 0
-        """Tokens that canaries have generated, so that the metrics can tell them from the clients'."""
+        """Tokens that canaries have generated, so that the metrics can subtract them from the clients'."""
 
     def start(self) -> None:
         """Start the thread."""
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop; an answer that is under way is dropped."""
+        """Stop the thread; a pending answer is dropped."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -118,8 +118,8 @@ class Watch:
                 return Unfit(f"the contract is broken: {difference}", ExitCode.CONTRACT_BROKEN)
             names = self._client.served_models()
             if self._served_name not in names:
-                reason = f"/v1/models lists {', '.join(names) or 'nothing'}, not {self._served_name}"
-                return Unfit(reason, ExitCode.CONTRACT_BROKEN)
+                listed = ", ".join(names) or "nothing"
+                return Unfit(f"/v1/models lists {listed}, not {self._served_name}", ExitCode.CONTRACT_BROKEN)
             tokens = self._client.generate_token(self._served_name)
             if tokens != 1:
                 return Unfit(f"the engine generated {tokens} tokens instead of 1", ExitCode.START_FAILED)
@@ -140,7 +140,7 @@ class Watch:
 
         # No pause and no query lasts longer than the hang time: an engine that has not answered by then hangs.
         while not self._stopped.wait(max(_SHORTEST_S, min(tick_s, left_s()))):
-            # No answer (None) is no refusal: a server that is busy to the brim may take long to answer.
+            # No answer (None) does not mean dead: an overloaded server may take long to answer.
             if self._client.health(timeout_s=max(_SHORTEST_S, min(TIMEOUT_S, interval_s, left_s()))) not in _ALIVE:
                 return self._report(Unhealthy())
             if time.monotonic() - read_s < interval_s and left_s() > 0:
@@ -158,7 +158,7 @@ class Watch:
         return None
 
     def _read(self, timeout_s: Callable[[], float]) -> tuple[bool, Marks | None]:
-        """Return whether the engine has work, and its progress; that it has, and None, where it does not answer."""
+        """Return whether the engine has work, and its progress; (True, None) if it does not answer."""
         try:
             in_flight = int(self._client.get(COUNTERS_PATH, timeout_s=timeout_s())["in_flight"])
             marks = progress_marks(self._client.metrics(timeout_s=timeout_s()))
