@@ -16,7 +16,7 @@ from servekit.observe.metrics import make_registry, status_families
 from servekit.profile import load_profile
 from servekit.serve.plan import Plan, build_plan
 from servekit.serve.status import Phase, State, StatusStore
-from servekit.serve.watch.probe import ProbeError, ask_server
+from servekit.serve.watch.probe import ProbeError, query_server
 from servekit.serve.watch.running_contract import ContractItem
 from servekit.settings import read_settings
 
@@ -95,8 +95,8 @@ def test_probes_in_every_state(
     store.enter(state, "why")
     assert get(f"{server.url}/livez")[0] == live
     assert get(f"{server.url}/readyz") == (ready, text)
-    assert ask_server(server.url, "ready") == (ready == 200, text.strip())
-    assert ask_server(server.url, "live")[0] is (live == 200)
+    assert query_server(server.url, "ready") == (ready == 200, text.strip())
+    assert query_server(server.url, "live")[0] is (live == 200)
 
 
 def test_an_answer_says_how_long_servekit_took(plan: Plan, store: StatusStore) -> None:
@@ -117,7 +117,7 @@ def test_an_answer_says_how_long_servekit_took(plan: Plan, store: StatusStore) -
 
 def test_probe_without_a_server(free_port: int) -> None:
     """Where nobody answers, the answer is no, with the address."""
-    answer, reason = ask_server(f"http://127.0.0.1:{free_port}", "live")
+    answer, reason = query_server(f"http://127.0.0.1:{free_port}", "live")
     assert not answer
     assert f"no servekit answers on http://127.0.0.1:{free_port}" in reason
 

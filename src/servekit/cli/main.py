@@ -194,11 +194,11 @@ def serve(**flags: Any) -> None:
 def probe(question: str, **flags: Any) -> None:
     """Check whether a running servekit on this host is live or ready."""
     from servekit.serve.plan import connectable
-    from servekit.serve.watch.probe import ask_server
+    from servekit.serve.watch.probe import query_server
 
     settings = read_settings(flags, os.environ)
     url = f"http://{connectable(settings.observe_host)}:{settings.observe_port}"
-    answer, reason = ask_server(url, question)
+    answer, reason = query_server(url, question)
     click.echo(reason)
     sys.exit(0 if answer else 1)
 

@@ -131,7 +131,7 @@ class EngineClient:
         return answer.data
 
 
-def ask_server(url: str, question: str, *, timeout_s: float = 3.0) -> tuple[bool, str]:
+def query_server(url: str, question: str, *, timeout_s: float = 3.0) -> tuple[bool, str]:
     """Query `/livez` or `/readyz` of a running servekit; return the answer and its reason."""
     try:
         answer = urllib3.request("GET", f"{url}/{question}z", retries=False, timeout=timeout_s)
