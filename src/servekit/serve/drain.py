@@ -79,7 +79,7 @@ class Drain:
         )
         if not settled.arrived and self._plan.settle_s:
             what = "the guard does not answer" if settled.in_flight is None else "the engine does not take requests"
-            logger.warning("%s: requests that came in the last moment may get an empty answer", what)
+            logger.warning("%s: requests that arrived in the last moment may get an empty answer", what)
 
     @property
     def deadline_s(self) -> float:

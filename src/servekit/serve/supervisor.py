@@ -136,7 +136,7 @@ class Supervisor:
                     return self._end_dead(code)
                 case Unhealthy():
                     self._store.enter(State.FAILED, "the engine reports on /health that it is dead")
-                    logger.error("the engine reports on /health that it is dead; waiting for its end")
+                    logger.error("the engine reports on /health that it is dead; waiting for it to exit")
                     ended_with = self._await_exit(_DYING_S, or_stop=True)
                     if ended_with is None:
                         self._kill()
