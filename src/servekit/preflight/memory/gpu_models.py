@@ -60,8 +60,7 @@ def parse_gpu_model(text: str) -> GpuModel:
     key = re.sub(r"^(nvidia|geforce|tesla)[ -]", "", text.strip().lower()).replace(" ", "").replace("_", "")
     if key in GPU_MODELS:
         return GPU_MODELS[key]
-    if amount := _AMOUNT.fullmatch(text.strip()):
-        memory = int(float(amount["number"]) * _UNITS[amount["unit"].lower()])
-        if memory > 0:
-            return GpuModel(text.strip(), memory, memory)
+    amount = _AMOUNT.fullmatch(text.strip())
+    if amount and (memory := int(float(amount["number"]) * _UNITS[amount["unit"].lower()])):
+        return GpuModel(text.strip(), memory, memory)
     raise ValueError(f"no such GPU: {text!r}; take one of {', '.join(GPU_MODELS)}, or an amount such as 24GiB")
