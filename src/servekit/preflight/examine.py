@@ -1,4 +1,4 @@
-"""All of preflight: checkpoint, host and memory plan of one start, before anything starts."""
+"""All of preflight: it checks the checkpoint, the host and the memory plan before anything starts."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ class Examination:
 
     findings: tuple[Finding, ...]
     skipped: tuple[Finding, ...]
-    """Findings that the user skips; they are reported all the same."""
+    """Findings that the user skips; servekit reports them all the same."""
     checkpoint: CheckpointFacts | None
     host: HostFacts
     memory: MemoryPlan | None

@@ -25,7 +25,7 @@ SEQUENCES: Final = frozenset({"choices", "fields", "aliases"})
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument of one kind takes: for pydantic, for JSON Schema and in words."""
+    """What an argument of one kind takes, for pydantic, for JSON Schema and in words."""
 
     type: Any
     schema: Mapping[str, Any]
@@ -66,7 +66,7 @@ class Argument:
 
     @property
     def type(self) -> Any:
-        """The pydantic type that takes what the argument takes, and normalises it."""
+        """The pydantic type that checks the argument's value, and normalises it."""
         item: Any = Literal[self.choices] if self.choices else KINDS[self.kind].type
         if self.bounds:
             item = Annotated[item, Field(**self.bounds)]
@@ -124,7 +124,7 @@ def _argument(name: str, row: dict[str, Any]) -> Argument:
     elif isinstance(described.get("default"), list) and described["kind"] == "json":
         described["kind"] = "json_list"
     if described["kind"] == "human_int_or_auto":
-        del described["bounds"]  # vLLM's is -1 and up; the kind has the whole of it
+        del described["bounds"]  # vLLM's bound is -1 and up; the kind has the exact range
     return Argument(name, **described)
 
 
@@ -145,7 +145,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     # a flag without a --no- form
     "switch": Kind(StrictBool, {"type": "boolean"}, "true or false"),
     "int": Kind(Annotated[int, Strict()], {"type": "integer"}, "a whole number"),
-    # also as 20k, and then -1 or auto for the longest that fits
+    # human_int takes 20k too; human_int_or_auto also takes -1 and auto, for the longest length that fits
     "human_int": Kind(HUMAN, {"anyOf": [{"type": "integer"}, HUMAN_SCHEMA]}, "a whole number, also as 20k"),
     "human_int_or_auto": Kind(
         Annotated[Annotated[HUMAN, Field(gt=0)] | Literal["auto"], BeforeValidator(_automatic_length)],

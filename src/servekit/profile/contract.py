@@ -1,4 +1,4 @@
-"""The values that must hold in the running engine, and what it means when one knowingly does not."""
+"""The values that the running engine must have, and the deviations from them that a run may declare."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ CONTRACT: Final[Mapping[str, object]] = {
     "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
     "max-num-seqs": 1024,
 }
-"""What the endpoint promises. Missing or different is an error, unless the key is named as a deviation."""
+"""What the endpoint promises. A missing or different value is an error, unless --deviate names its key."""
 
 STRUCTURED_OUTPUTS_BACKEND: Final = "guidance"
 """The one backend of structured output. With vLLM's `auto` the first request chooses for the engine's life, and a later
@@ -27,7 +27,7 @@ UNLIMITED: Final = 999
 
 @dataclass(frozen=True)
 class Deviation:
-    """One contract value knowingly not met: named, logged and exported."""
+    """A contract value that this run knowingly does not meet; servekit logs and exports it."""
 
     key: str
     wanted: object

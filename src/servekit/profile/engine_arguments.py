@@ -13,7 +13,7 @@ LARGE_GPU_BYTES: Final = 70 * 1024**3
 BATCH_DEFAULTS: Final = {"cpu": (128, 2048), "small": (256, 2048), "large": (1024, 8192)}
 """max-num-seqs and max-num-batched-tokens of an API server: vLLM 0.20.2, engine/arg_utils.py, get_batch_defaults."""
 BLOCK_TOKENS: Final = {"cpu": 128, "cuda": 16}
-"""vLLM 0.20.2: platforms/cpu.py, check_and_update_config; config/cache.py, a size which TRITON_ATTN keeps."""
+"""vLLM 0.20.2: platforms/cpu.py, check_and_update_config; config/cache.py; TRITON_ATTN keeps this size."""
 
 
 @dataclass(frozen=True)

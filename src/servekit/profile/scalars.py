@@ -21,7 +21,7 @@ TRAPS: Final = {
     "null": ("has no value", "give it one, or leave the key out for vLLM's default"),
     "timestamp": ("YAML reads this as a date", 'write "{word}" in quotes for the text'),
 }
-SIGN: Final = ("YAML gives this sign a meaning of its own", 'write "{word}" in quotes')
+SIGN: Final = ("YAML gives this sign a special meaning", 'write "{word}" in quotes')
 
 
 class ScalarTrapError(ValueError):

@@ -77,7 +77,7 @@ class MemoryPlan:
 
 
 class UnplannedError(ValueError):
-    """The profile uses a value the plan does not know."""
+    """The profile has a value that the plan does not know."""
 
 
 def plan_memory(

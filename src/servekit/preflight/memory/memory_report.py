@@ -65,8 +65,8 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
             else remedy,
         )
     else:
-        say = warning if plan.full_requests < 2 else note  # noqa: PLR2004 - one long request would block all others
-        yield say("memory-bottleneck", f"runs out first: {first_bottleneck(plan)}", subject=plan.device)
+        report = warning if plan.full_requests < 2 else note  # noqa: PLR2004 - one long request would block all others
+        yield report("memory-bottleneck", f"runs out first: {first_bottleneck(plan)}", subject=plan.device)
     taken = wanted if plan.explicit else plan.budget_bytes
     if plan.budget_bytes and plan.total_bytes - OUTSIDE_BYTES < taken <= plan.total_bytes:
         share = int((plan.total_bytes - OUTSIDE_BYTES) / plan.total_bytes * 100) / 100
