@@ -20,7 +20,6 @@ TABLE: Final = Path(__file__).with_name("argument_table.json")
 HUMAN_INTEGER: Final = re.compile(r"\d+[kmgtKMGT]|\d+\.\d+[kmgt]")
 POWERS: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
 MODALITIES: Final = ("image", "audio", "video")
-SEQUENCES: Final = frozenset({"choices", "fields", "aliases"})
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,11 @@ def parsed_json(value: object) -> object:
 
 
 def _argument(name: str, row: dict[str, Any]) -> Argument:
-    described: dict[str, Any] = {key: tuple(value) if key in SEQUENCES else value for key, value in row.items()}
+    described: dict[str, Any] = {
+        # a default stays a list, as a value of the profile is one
+        key: tuple(value) if isinstance(value, list) and key != "default" else value
+        for key, value in row.items()
+    }
     if name == "limit-mm-per-prompt":
         described["kind"] = "limits"
     elif isinstance(described.get("default"), list) and described["kind"] == "json":

@@ -17,7 +17,6 @@ from servekit.profile.mistakes import WHOLE_FILE, Mistakes, UnreadableError
 from servekit.profile.scalars import ScalarTrapError, plain_value
 from servekit.profile.values import KeyPath, Lines, Value
 
-SUFFIXES = (".yaml", ".yml")
 LARGEST_BYTES = 64 * 1024
 DEEPEST = 20
 TEMPLATE = "start from the vllm_config.yaml that comes with servekit"
@@ -52,9 +51,13 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
 
     A wrong suffix does not keep it from reading on. Raises UnreadableError where a mistake hides the rest of the file.
     """
-    if path.suffix not in SUFFIXES:
-        remedy = f"rename it to {path.stem or 'profile'}.yaml: vLLM takes no other ending"
-        mistakes.add(WHOLE_FILE, "does not end in .yaml or .yml", got=path.suffix, remedy=remedy)
+    if path.suffix not in (".yaml", ".yml"):
+        mistakes.add(
+            WHOLE_FILE,
+            "does not end in .yaml or .yml",
+            got=path.suffix,
+            remedy=f"rename it to {path.stem or 'profile'}.yaml: vLLM takes no other ending",
+        )
     text = _contents(path, mistakes).decode(errors="surrogateescape")
     if not text.strip():
         raise mistakes.unreadable(WHOLE_FILE, "is empty", remedy=TEMPLATE)
@@ -82,11 +85,15 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
 def _contents(path: Path, mistakes: Mistakes) -> bytes:
     try:
         status = path.stat()
-        at_most = f"a profile has at most {LARGEST_BYTES} bytes; is this the right file?"
         checks = (
             (stat.S_ISDIR(status.st_mode), "is a directory", "", "name the file in it"),
             (not stat.S_ISREG(status.st_mode), "is not a regular file", "", "give the path of a YAML file"),
-            (status.st_size > LARGEST_BYTES, "is too large for a profile", f"{status.st_size} bytes", at_most),
+            (
+                status.st_size > LARGEST_BYTES,
+                "is too large for a profile",
+                f"{status.st_size} bytes",
+                f"a profile has at most {LARGEST_BYTES} bytes; is this the right file?",
+            ),
         )
         for wrong, message, got, remedy in checks:
             if wrong:
@@ -97,12 +104,13 @@ def _contents(path: Path, mistakes: Mistakes) -> bytes:
         raise mistakes.unreadable(WHOLE_FILE, "does not exist", remedy="name the profile with --config FILE") from error
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        remedy = "check the path and its permissions"
-        raise mistakes.unreadable(WHOLE_FILE, f"cannot be read: {reason}", remedy=remedy) from error
+        raise mistakes.unreadable(
+            WHOLE_FILE, f"cannot be read: {reason}", remedy="check the path and its permissions"
+        ) from error
 
 
 def _refused_character(line: int, code: int, mistakes: Mistakes) -> UnreadableError:
-    """Return the error for a character that YAML does not allow; a byte that is not UTF-8 was decoded to U+DC80 on."""
+    """Return the error for a character that YAML does not allow; bytes that are not UTF-8 begin at U+DC80 here."""
     if code == 0:
         return mistakes.unreadable(line, "contains a NUL byte", remedy="save the file as UTF-8 text")
     if BYTES_FROM < code <= BYTES_FROM + 0xFF:

@@ -17,7 +17,7 @@ def plan_capacity(
     kv_space_gib: int = 1,
     host_bytes: int = 0,
 ) -> tuple[MemoryPlan | None, tuple[Finding, ...]]:
-    """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason where that is not possible.
+    """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason where it cannot.
 
     `kv_space_gib` is VLLM_CPU_KVCACHE_SPACE and `host_bytes` the host's memory.
     """
