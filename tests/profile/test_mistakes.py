@@ -25,7 +25,7 @@ BROKEN_LINES = [
     ("on: 1", "8: on: YAML 1.1 reads on as true; put the key in quotes"),
     ("? \n: 1", "8: has no value; begin the line with a key"),
     ("? [a]\n: 1", "8: a key must be a word; write `key: value`"),
-    ("tokenizer: =", '8: tokenizer: YAML gives this sign a meaning of its own (got =); write "=" in quotes'),
+    ("tokenizer: =", '8: tokenizer: YAML gives this sign a special meaning (got =); write "=" in quotes'),
     (
         "hf-overrides: {a: {b: }, a: 1}",
         "8: hf-overrides.a.b: has no value; give it one, or leave the key out for vLLM's default",

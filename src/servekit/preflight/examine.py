@@ -1,4 +1,4 @@
-"""All of preflight: checkpoint, host and memory plan of one start, before anything starts."""
+"""All of preflight: it checks the checkpoint, the host and the memory plan before anything starts."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ class Examination:
 
     findings: tuple[Finding, ...]
     skipped: tuple[Finding, ...]
-    """Findings that the user skips; they are reported all the same."""
+    """Findings that the user skips; servekit reports them all the same."""
     checkpoint: CheckpointFacts | None
     host: HostFacts
     memory: MemoryPlan | None
@@ -84,16 +84,19 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
         )
         findings += found
     found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)
-    kept = tuple(each for each in found if each.name not in start.skip)
-    skipped = tuple(each for each in found if each.name in start.skip)
-    return Examination(kept, skipped, checkpoint, host, memory)
+    return Examination(
+        findings=tuple(each for each in found if each.name not in start.skip),
+        skipped=tuple(each for each in found if each.name in start.skip),
+        checkpoint=checkpoint,
+        host=host,
+        memory=memory,
+    )
 
 
 def _check_engine(start: Start) -> list[Finding]:
-    program = start.engine
-    if not program:
+    if not start.engine:
         return []
-    if shutil.which(program):
+    if shutil.which(start.engine):
         return check_patches(start.engine_patches)
     remedy = f"install vLLM {ENGINE_VERSION} (for the CPU: make install) and set --engine or SERVEKIT_ENGINE"
-    return [error("engine-missing", f"no such program: {program}", subject="--engine", remedy=remedy)]
+    return [error("engine-missing", f"no such program: {start.engine}", subject="--engine", remedy=remedy)]

@@ -1,4 +1,4 @@
-"""The findings of preflight, each under a name of the catalogue, and the line that each is about."""
+"""The findings of preflight, each with a name from the catalogue, and the line that it is about."""
 
 from collections.abc import Iterable
 from dataclasses import replace

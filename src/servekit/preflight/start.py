@@ -1,4 +1,4 @@
-"""What is about to be started, decided from the profile, the settings and the host, as far as preflight needs it."""
+"""What servekit will start, decided from the profile, the settings and the host, as far as preflight needs it."""
 
 import shutil
 from collections.abc import Mapping
@@ -27,8 +27,10 @@ class Adjustment:
 
 
 _CPU_ADJUSTMENTS: Final = (
-    Adjustment("enforce-eager", True, "no compilation: the CPU engine is for trying out, its start should be quick"),  # noqa: FBT003 - a value of the profile
-    Adjustment("skip-mm-profiling", True, "no encoder profiling run at the start"),  # noqa: FBT003 - the same
+    Adjustment(
+        "enforce-eager", used=True, reason="no compilation: the CPU engine is for trying out, its start should be quick"
+    ),
+    Adjustment("skip-mm-profiling", used=True, reason="no encoder profiling run at the start"),
 )
 
 
@@ -49,7 +51,7 @@ class Start:
     deviations: tuple[Deviation, ...] = ()
     adjustments: tuple[Adjustment, ...] = ()
     engine: str = ""
-    """The engine's program; preflight does not look for an empty one."""
+    """The engine's program; empty: preflight looks for none."""
     engine_patches: Path | None = None
     """The folder of packages that go before the engine's own."""
     addresses: Mapping[str, tuple[str, int]]
@@ -78,8 +80,8 @@ def make_start(
     Target `auto` is cuda where NVML answers, even if it sees no GPU: a driver without a GPU is a fault for preflight to
     report, not a reason to serve on the CPU silently.
     """
-    found = None if settings.target is Target.CPU else survey()
     target = settings.target
+    found = None if target is Target.CPU else survey()
     if target is Target.AUTO:
         target = Target.CPU if found is None else Target.CUDA
     visible = visible_gpus(found, environ) if found else ()
@@ -92,8 +94,7 @@ def make_start(
         values |= {each.key: each.used for each in adjustments}
         if values.get(CPU_DEVIATION.key) not in (None, CPU_DEVIATION.used):
             values[CPU_DEVIATION.key] = str(CPU_DEVIATION.used)
-            others = (each for each in deviations if each.key != CPU_DEVIATION.key)
-            deviations = (*others, CPU_DEVIATION)
+            deviations = (*(each for each in deviations if each.key != CPU_DEVIATION.key), CPU_DEVIATION)
     demo = not settings.model and target is Target.CPU
     return Start(
         target=target,

@@ -17,15 +17,14 @@ from pydantic import BeforeValidator, Field, Strict, StrictBool, StrictStr
 from servekit.profile.values import Value
 
 TABLE: Final = Path(__file__).with_name("argument_table.json")
-HUMAN_INTEGER: Final = re.compile(r"(\d+)([kmgtKMGT])|(\d+\.\d+)([kmgt])")
+HUMAN_INTEGER: Final = re.compile(r"\d+[kmgtKMGT]|\d+\.\d+[kmgt]")
 POWERS: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
 MODALITIES: Final = ("image", "audio", "video")
-SEQUENCES: Final = frozenset({"choices", "fields", "aliases"})
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument of one kind takes: for pydantic, for JSON Schema and in words."""
+    """What an argument of one kind takes, for pydantic, for JSON Schema and in words."""
 
     type: Any
     schema: Mapping[str, Any]
@@ -49,7 +48,7 @@ class Argument:
     choices: tuple[Value, ...] = ()
     fields: tuple[str, ...] = ()
     """The keys that a JSON argument may have; empty where vLLM leaves them open."""
-    bounds: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, Any] = field(default_factory=dict)
     """Limits by their pydantic names: gt, ge, lt, le."""
     aliases: tuple[str, ...] = ()
     default: Value = None
@@ -66,21 +65,21 @@ class Argument:
 
     @property
     def type(self) -> Any:
-        """The pydantic type that takes what the argument takes, and normalises it."""
+        """The pydantic type that checks the argument's value, and normalises it."""
         item: Any = Literal[self.choices] if self.choices else KINDS[self.kind].type
         if self.bounds:
-            bounds: dict[str, Any] = dict(self.bounds)
-            item = Annotated[item, Field(**bounds)]
+            item = Annotated[item, Field(**self.bounds)]
         if self.many or self.repeat:
-            return Annotated[list[item], Field(min_length=1), BeforeValidator(_as_list)]
+            as_list = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+            return Annotated[list[item], Field(min_length=1), as_list]
         return item
 
 
 @cache
 def engine_arguments() -> Mapping[str, Argument]:
     """Return every argument by its name, sorted; the first call reads the table."""
-    rows = json.loads(TABLE.read_text(encoding="utf-8"))["arguments"]
-    return {name: _argument(name, row) for name, row in rows.items()}
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: _argument(name, row) for name, row in table["arguments"].items()}
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -94,9 +93,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
         return sought
     begun = [name for name in known if name.startswith(sought)] if sought else []
     short = [name for name, row in engine_arguments().items() if f"-{sought}" in row.aliases and name in known]
-    if short or len(begun) == 1:
-        return (short or begun)[0]
-    return next(iter(get_close_matches(sought, known, n=1, cutoff=0.7)), "")
+    likely = short or (begun if len(begun) == 1 else get_close_matches(sought, known, n=1, cutoff=0.7))
+    return likely[0] if likely else ""
 
 
 def human_integer(value: object) -> object:
@@ -104,9 +102,8 @@ def human_integer(value: object) -> object:
     match = HUMAN_INTEGER.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
-    number, suffix = match[1] or match[3], match[2] or match[4]
-    base = 1000 if suffix.islower() else 1024
-    return int(float(number) * base ** POWERS[suffix.lower()])
+    number, suffix = match[0][:-1], match[0][-1]
+    return int(float(number) * (1000 if suffix.islower() else 1024) ** POWERS[suffix.lower()])
 
 
 def parsed_json(value: object) -> object:
@@ -120,13 +117,17 @@ def parsed_json(value: object) -> object:
 
 
 def _argument(name: str, row: dict[str, Any]) -> Argument:
-    described: dict[str, Any] = {key: tuple(value) if key in SEQUENCES else value for key, value in row.items()}
+    described: dict[str, Any] = {
+        # a default stays a list, as a value of the profile is one
+        key: tuple(value) if isinstance(value, list) and key != "default" else value
+        for key, value in row.items()
+    }
     if name == "limit-mm-per-prompt":
         described["kind"] = "limits"
     elif isinstance(described.get("default"), list) and described["kind"] == "json":
         described["kind"] = "json_list"
     if described["kind"] == "human_int_or_auto":
-        del described["bounds"]  # vLLM's is -1 and up; the kind has the whole of it
+        del described["bounds"]  # vLLM's bound is -1 and up; the kind has the exact range
     return Argument(name, **described)
 
 
@@ -134,26 +135,20 @@ def _reject_constant(word: str) -> None:
     raise ValueError(word)  # NaN and Infinity are not JSON
 
 
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
 def _automatic_length(value: object) -> object:
     return "auto" if type(value) is int and value == -1 else value
 
 
-WHOLE: Final = Annotated[int, Strict()]
 HUMAN: Final = Annotated[int, Strict(), BeforeValidator(human_integer)]
 HUMAN_SCHEMA: Final = {"type": "string", "pattern": r"^([0-9]+[kmgtKMGT]|[0-9]+\.[0-9]+[kmgt])$"}
 ITEMS: Final = dict[Literal[MODALITIES], Annotated[int, Strict(), Field(ge=0)]]  # type: ignore[valid-type]
-ITEM_SCHEMA: Final = {"type": "integer", "minimum": 0}
 
 KINDS: Final[Mapping[str, Kind]] = {
     "bool": Kind(StrictBool, {"type": "boolean"}, "true or false"),
     # a flag without a --no- form
     "switch": Kind(StrictBool, {"type": "boolean"}, "true or false"),
-    "int": Kind(WHOLE, {"type": "integer"}, "a whole number"),
-    # also as 20k, and then -1 or auto for the longest that fits
+    "int": Kind(Annotated[int, Strict()], {"type": "integer"}, "a whole number"),
+    # human_int takes 20k too; human_int_or_auto also takes -1 and auto, for the longest length that fits
     "human_int": Kind(HUMAN, {"anyOf": [{"type": "integer"}, HUMAN_SCHEMA]}, "a whole number, also as 20k"),
     "human_int_or_auto": Kind(
         Annotated[Annotated[HUMAN, Field(gt=0)] | Literal["auto"], BeforeValidator(_automatic_length)],
@@ -173,7 +168,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     "str": Kind(StrictStr, {"type": "string"}, "text"),
     "limits": Kind(
         Annotated[ITEMS, BeforeValidator(parsed_json)],
-        {"type": "object", "properties": dict.fromkeys(MODALITIES, ITEM_SCHEMA), "additionalProperties": False},
+        {
+            "type": "object",
+            "properties": {modality: {"type": "integer", "minimum": 0} for modality in MODALITIES},
+            "additionalProperties": False,
+        },
         "a mapping",
     ),
 }

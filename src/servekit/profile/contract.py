@@ -1,24 +1,21 @@
-"""The values that must hold in the running engine, and what it means when one knowingly does not."""
+"""The values that the running engine must have, and the deviations from them that a run may declare."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from servekit.errors import Finding
 from servekit.profile.argument_table import engine_arguments
 from servekit.profile.mistakes import WHOLE_FILE, Mistakes, shown
-from servekit.profile.values import Lines, Value
+from servekit.profile.values import KeyPath, Lines, Value
 
-CONTRACT: Final[Mapping[str, object]] = MappingProxyType(
-    {
-        "kv-cache-dtype": "fp8_e4m3",
-        "quantization": "compressed-tensors",
-        "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
-        "max-num-seqs": 1024,
-    }
-)
-"""What the endpoint promises. Missing or different is an error, unless the key is named as a deviation."""
+CONTRACT: Final[Mapping[str, object]] = {
+    "kv-cache-dtype": "fp8_e4m3",
+    "quantization": "compressed-tensors",
+    "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+    "max-num-seqs": 1024,
+}
+"""What the endpoint promises. A missing or different value is an error, unless --deviate names its key."""
 
 STRUCTURED_OUTPUTS_BACKEND: Final = "guidance"
 """The one backend of structured output. With vLLM's `auto` the first request chooses for the engine's life, and a later
@@ -30,7 +27,7 @@ UNLIMITED: Final = 999
 
 @dataclass(frozen=True)
 class Deviation:
-    """One contract value knowingly not met: named, logged and exported."""
+    """A contract value that this run knowingly does not meet; servekit logs and exports it."""
 
     key: str
     wanted: object
@@ -47,11 +44,11 @@ CPU_DEVIATION: Final = Deviation(
 """The CPU build of vLLM 0.20.2 falls back silently without those two (v1/attention/backends/cpu_attn.py)."""
 
 
-def note_unknown_deviations(deviate: Collection[str], mistakes: Mistakes) -> None:
-    """Add a mistake for every key of `deviate` that is not part of the contract."""
-    for key in sorted(set(deviate) - set(CONTRACT)):
-        remedy = f"it can be one of {', '.join(CONTRACT)}"
-        mistakes.found.append(Finding("is not a key of the contract", "--deviate", got=key, remedy=remedy))
+def unknown_deviations(deviate: Collection[str]) -> list[Finding]:
+    """Return a mistake for every key of `deviate` that is not part of the contract."""
+    remedy = f"it can be one of {', '.join(CONTRACT)}"
+    unknown = sorted(set(deviate) - set(CONTRACT))
+    return [Finding("is not a key of the contract", "--deviate", got=key, remedy=remedy) for key in unknown]
 
 
 def note_broken_contract(
@@ -63,17 +60,8 @@ def note_broken_contract(
 ) -> None:
     """Add a mistake for every contract value that `arguments` lacks or changes, except for the keys in `skip`."""
     for key, wanted in CONTRACT.items():
-        used = arguments.get(key)
-        if key in skip or used == wanted:
-            continue
-        if isinstance(wanted, dict) and isinstance(used, dict):
-            _note_limits(key, wanted, used, lines, mistakes)
-        elif key in arguments:
-            message = f"the contract of this endpoint is {wanted}"
-            mistakes.add(lines[key,], message, key=key, got=shown(used), remedy=_remedy(key, f"{key}: {wanted}"))
-        else:
-            flow = str(wanted).replace("'", "")  # a mapping as YAML writes it
-            mistakes.add(WHOLE_FILE, "is missing", key=key, remedy=_remedy(key, f"{key}: {flow}"))
+        if key not in skip:
+            _note_difference((key,), wanted, arguments, lines, mistakes)
 
 
 def deviations(arguments: Mapping[str, Value], deviate: Collection[str]) -> tuple[Deviation, ...]:
@@ -84,19 +72,26 @@ def deviations(arguments: Mapping[str, Value], deviate: Collection[str]) -> tupl
     )
 
 
-def _note_limits(
-    key: str, wanted: Mapping[str, int], limits: Mapping[str, Value], lines: Lines, mistakes: Mistakes
+def _note_difference(
+    path: KeyPath, wanted: object, values: Mapping[str, Value], lines: Lines, mistakes: Mistakes
 ) -> None:
-    for modality, count in wanted.items():
-        name, line = f"{key}.{modality}", lines.get((key, modality), lines[key,])
-        if modality not in limits:
-            message = f"is missing, and vLLM allows {UNLIMITED} items of a kind that is left out"
-            remedy = _remedy(key, f"{modality}: {count}", below=f" under {key}")
-            mistakes.add(line, message, key=name, remedy=remedy)
-        elif limits[modality] != count:
-            message, got = f"the contract of this endpoint is {count}", shown(limits[modality])
-            mistakes.add(line, message, key=name, got=got, remedy=_remedy(key, f"{modality}: {count}"))
-
-
-def _remedy(key: str, line: str, below: str = "") -> str:
-    return f"write `{line}`{below}, or allow it with --deviate {key}"
+    """Add a mistake where `values`, the mapping that holds the last key of `path`, lacks or changes `wanted`."""
+    key, used = path[-1], values.get(path[-1])
+    if isinstance(wanted, dict) and isinstance(used, dict):
+        for modality, count in wanted.items():
+            _note_difference((*path, modality), count, used, lines, mistakes)
+    elif used != wanted:
+        text = str(wanted).replace("'", "")  # a mapping as YAML writes it
+        message, below = f"the contract of this endpoint is {wanted}", ""
+        if key not in values:
+            message = "is missing"
+            if key != path[0]:
+                message += f", and vLLM allows {UNLIMITED} items of a kind that is left out"
+                below = f" under {path[0]}"
+        mistakes.add(
+            lines.get(path, lines.get(path[:1], WHOLE_FILE)),
+            message,
+            key=".".join(path),
+            got=shown(used) if key in values else "",
+            remedy=f"write `{key}: {text}`{below}, or allow it with --deviate {path[0]}",
+        )

@@ -13,7 +13,7 @@ LARGE_GPU_BYTES: Final = 70 * 1024**3
 BATCH_DEFAULTS: Final = {"cpu": (128, 2048), "small": (256, 2048), "large": (1024, 8192)}
 """max-num-seqs and max-num-batched-tokens of an API server: vLLM 0.20.2, engine/arg_utils.py, get_batch_defaults."""
 BLOCK_TOKENS: Final = {"cpu": 128, "cuda": 16}
-"""vLLM 0.20.2: platforms/cpu.py, check_and_update_config; config/cache.py, a size which TRITON_ATTN keeps."""
+"""vLLM 0.20.2: platforms/cpu.py, check_and_update_config; config/cache.py; TRITON_ATTN keeps this size."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def resolve(values: Mapping[str, Value], *, target: str, gpu_name: str = "", gpu
     keys = {each.name: each.name.replace("_", "-") for each in fields(EngineArguments) if each.name != "given"}
     given = {name: values[key] for name, key in keys.items() if key in values}
     table = engine_arguments()
-    known: dict[str, Any] = {name: table[key].default for name, key in keys.items() if table[key].default is not None}
+    defaults = {name: table[key].default for name, key in keys.items() if table[key].default is not None}
     # vLLM looks for the name as well: engine/arg_utils.py, get_batch_defaults
     size = "large" if gpu_bytes >= LARGE_GPU_BYTES and "a100" not in gpu_name.lower() else "small"
-    known |= _batch(values, *BATCH_DEFAULTS["cpu" if target == "cpu" else size])
-    known |= {"block_size": BLOCK_TOKENS[target]} | given
+    defaults |= _batch(values, *BATCH_DEFAULTS["cpu" if target == "cpu" else size])
+    known: dict[str, Any] = defaults | {"block_size": BLOCK_TOKENS[target]} | given
     limits = dict.fromkeys(MODALITIES, UNLIMITED) | dict(known.pop("limit_mm_per_prompt"))
     return EngineArguments(**known, limit_mm_per_prompt=limits, given=frozenset(given))
 

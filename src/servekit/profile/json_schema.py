@@ -8,7 +8,6 @@ from servekit.profile.argument_table import KINDS, Argument, engine_arguments
 from servekit.profile.contract import CONTRACT
 from servekit.profile.reserved import PINNED, RESERVED
 
-DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 BOUNDS: Final = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 MODEL_CARD_KEYS: Final[Mapping[str, str]] = {
@@ -35,7 +34,7 @@ def profile_schema(*, deviate: Collection[str] = ()) -> dict[str, object]:
     for key in held:
         properties[key] = {"description": properties[key]["description"]} | _constant(CONTRACT[key])
     return {
-        "$schema": DIALECT,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "servekit profile",
         "description": f"Arguments of vLLM {ENGINE_VERSION} for one dedicated endpoint.",
         "type": "object",
@@ -46,8 +45,7 @@ def profile_schema(*, deviate: Collection[str] = ()) -> dict[str, object]:
 
 
 def _property(argument: Argument) -> dict[str, Any]:
-    name = argument.name
-    group = f" ({argument.group})" if argument.group else ""
+    name, group = argument.name, f" ({argument.group})" if argument.group else ""
     described: dict[str, Any] = {"description": MODEL_CARD_KEYS.get(name, f"vLLM's --{name}{group}")}
     if argument.default is not None:
         described["default"] = argument.default

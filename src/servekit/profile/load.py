@@ -5,13 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servekit import ENGINE_VERSION
+from servekit.errors import ConfigurationError
 from servekit.profile.argument_table import engine_arguments, nearest
-from servekit.profile.contract import (
-    Deviation,
-    deviations,
-    note_broken_contract,
-    note_unknown_deviations,
-)
+from servekit.profile.contract import Deviation, deviations, note_broken_contract, unknown_deviations
 from servekit.profile.mistakes import Mistakes, UnreadableError, shown
 from servekit.profile.reserved import RESERVED
 from servekit.profile.rules import note_broken_rules
@@ -27,8 +23,6 @@ class Profile:
     path: Path
     arguments: Mapping[str, Value]
     """vLLM's arguments by their names without dashes, in file order, as `render` takes them."""
-    lines: Mapping[str, int]
-    """The line of each of them, from 1."""
     deviations: tuple[Deviation, ...] = ()
 
 
@@ -39,23 +33,18 @@ def load_profile(path: Path, *, deviate: Collection[str] = ()) -> Profile:
     mistake, each at its `file:line`.
     """
     mistakes = Mistakes(path)
-    note_unknown_deviations(deviate, mistakes)
+    mistakes.found += unknown_deviations(deviate)
     try:
         source = _named(read_source(path, mistakes), mistakes)
     except UnreadableError:
-        raise mistakes.error() from None
+        raise ConfigurationError(mistakes.found) from None
     arguments = checked_values(source, mistakes)
     note_broken_rules(arguments, source.lines, mistakes, deviate=deviate)
     rejected = set(source.values) - set(arguments)
     note_broken_contract(arguments, source.lines, mistakes, skip={*deviate, *rejected})
-    if mistakes:
-        raise mistakes.error()
-    return Profile(
-        path=path,
-        arguments=arguments,
-        lines={key: source.lines[key,] for key in arguments},
-        deviations=deviations(arguments, deviate),
-    )
+    if mistakes.found:
+        raise ConfigurationError(mistakes.found)
+    return Profile(path, arguments, deviations(arguments, deviate))
 
 
 def _named(source: Source, mistakes: Mistakes) -> Source:
@@ -66,27 +55,30 @@ def _named(source: Source, mistakes: Mistakes) -> Source:
     named = Source()
     known = {name: row for name, row in engine_arguments().items() if name not in RESERVED}
     for key, value in source.values.items():
-        line = source.lines[key,]
-        name = key.replace("_", "-")
+        line, name = source.lines[key,], key.replace("_", "-")
         negated = name.removeprefix("no-")
         if negated != name and name not in known and negated in known and known[negated].kind == "bool":
             if value is not True and key not in source.broken:
-                remedy = f"write `{negated}: true` or `{negated}: false`"
-                mistakes.add(line, "must be true, or not be there", key=key, got=shown(value), remedy=remedy)
+                mistakes.add(
+                    line,
+                    "must be true, or not be there",
+                    key=key,
+                    got=shown(value),
+                    remedy=f"write `{negated}: true` or `{negated}: false`",
+                )
                 named.broken.add(negated)
             name, value = negated, False  # noqa: PLW2901  the same setting in its plain form
         if name in named.values:
-            first = named.lines[name,]
-            message = f"is given twice, as another spelling of {name} in line {first}"
+            message = f"is given twice, as another spelling of {name} in line {named.lines[name,]}"
             mistakes.add(line, message, key=key, remedy="keep one of them")
         elif name in RESERVED:
             why, remedy = RESERVED[name]
             mistakes.add(line, f"cannot be set in a profile: {why}", key=key, remedy=remedy)
         elif name not in known:
             guess = nearest(key, known)
-            dotted = f"nest the keys under `{guess}:`" if guess else "nest the keys"
-            plain = f"did you mean {guess}?" if guess else "take it out"
-            remedy = dotted if "." in key else plain
+            remedy = f"did you mean {guess}?" if guess else "take it out"
+            if "." in key:
+                remedy = f"nest the keys under `{guess}:`" if guess else "nest the keys"
             mistakes.add(line, f"is not a vLLM {ENGINE_VERSION} argument", key=key, remedy=remedy)
         else:
             named.values[name] = value

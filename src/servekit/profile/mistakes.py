@@ -3,16 +3,16 @@
 import json
 from pathlib import Path
 
-from servekit.errors import ConfigurationError, Finding
+from servekit.errors import Finding
 
 WHOLE_FILE = 0
-"""The line of a mistake that no single line is to blame for, such as a missing key."""
+"""The line of a mistake that belongs to no single line, such as a missing key."""
 
 SHOWN_CHARACTERS = 60
 
 
 class UnreadableError(Exception):
-    """The file cannot be read on from here; the reason is among the mistakes."""
+    """Reading cannot continue; the reason is among the mistakes."""
 
 
 class Mistakes:
@@ -21,10 +21,6 @@ class Mistakes:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: list[Finding] = []
-
-    def __bool__(self) -> bool:
-        """Whether there are any."""
-        return bool(self.found)
 
     def add(self, line: int, message: str, *, key: str = "", got: str = "", remedy: str = "") -> None:
         """Add a mistake at `line` of the file, counted from 1, or at the `WHOLE_FILE`."""
@@ -35,12 +31,8 @@ class Mistakes:
         self.add(line, message, got=got, remedy=remedy)
         return UnreadableError()
 
-    def error(self) -> ConfigurationError:
-        """Return all of them as one error."""
-        return ConfigurationError(self.found)
-
 
 def shown(value: object) -> str:
-    """Return a value as it would stand in the file, cut to a readable length."""
+    """Return a value as the file would have it, cut to a readable length."""
     text = json.dumps(value, default=str)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

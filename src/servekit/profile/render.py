@@ -23,19 +23,13 @@ def render(arguments: Mapping[str, Value], *, without: str = "") -> tuple[str, .
 def _words(argument: Argument, value: Value) -> tuple[str, ...]:
     flag = f"--{argument.name}"
     if isinstance(value, bool) and argument.kind in ("bool", "switch"):
-        # A switch has no --no- form, and is off unless it is given.
+        # a switch has no --no- form, and is off unless it is given
         off = (f"--no-{argument.name}",) if argument.kind == "bool" else ()
         return (flag,) if value else off
-    if isinstance(value, list) and argument.many:
-        return (flag, *map(_text, value))
-    items = value if isinstance(value, list) and argument.repeat else [value]
-    return tuple(word for item in items for word in _pair(flag, _text(item)))
-
-
-def _pair(flag: str, text: str) -> tuple[str, ...]:
-    # alone, vLLM would read `-0.5` or `--x` as another flag
-    return (f"{flag}={text}",) if text.startswith("-") else (flag, text)
-
-
-def _text(value: Value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    items = value if isinstance(value, list) and (argument.many or argument.repeat) else [value]
+    texts = [item if isinstance(item, str) else json.dumps(item) for item in items]
+    if argument.many:
+        return (flag, *texts)
+    # vLLM would read a separate `-0.5` or `--x` as another flag
+    pairs = ((f"{flag}={text}",) if text.startswith("-") else (flag, text) for text in texts)
+    return tuple(word for pair in pairs for word in pair)

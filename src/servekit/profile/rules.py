@@ -13,7 +13,7 @@ PARTIAL: Final = "max-num-partial-prefills"
 LONG: Final = "max-long-partial-prefills"
 
 _Broken = tuple[KeyPath, str, str, Value]
-"""The path of the key that breaks a rule, what is wrong, what to do, and the value; None says nothing of the value."""
+"""The key's path, what is wrong, what to do, and the value; None leaves the value out of the message."""
 
 
 def note_broken_rules(
@@ -25,8 +25,7 @@ def note_broken_rules(
 ) -> None:
     """Add a mistake for what the keys of `arguments`, each right by itself, get wrong together or in this product."""
     for path, message, remedy, got in (*_product(arguments, deviate), *_scheduler(arguments)):
-        line = lines.get(path, lines[path[:1]])
-        text = "" if got is None else shown(got)
+        line, text = lines.get(path, lines[path[:1]]), "" if got is None else shown(got)
         mistakes.add(line, message, key=".".join(path), got=text, remedy=remedy)
 
 
@@ -34,8 +33,7 @@ def _product(arguments: Mapping[str, Value], deviate: Collection[str]) -> Iterat
     """Yield the rules of this product that are broken."""
     for key, (allowed, why) in PINNED.items():
         if key in arguments and arguments[key] not in allowed:
-            remedy = f"write {' or '.join(shown(value) for value in allowed)}, or take it out"
-            yield (key,), why, remedy, arguments[key]
+            yield (key,), why, f"write {' or '.join(map(shown, allowed))}, or take it out", arguments[key]
     key = "kv-cache-dtype-skip-layers"
     if "kv-cache-dtype" not in deviate and arguments.get(key):
         remedy = "take it out, or allow it with --deviate kv-cache-dtype"
@@ -45,12 +43,15 @@ def _product(arguments: Mapping[str, Value], deviate: Collection[str]) -> Iterat
         yield ("attention-config", "backend"), ATTENTION_BACKEND, TAKE_OUT, attention["backend"]
     wanted = STRUCTURED_OUTPUTS_BACKEND
     if isinstance(structured, dict) and structured.get("backend", wanted) != wanted:
-        message = f"servekit bounds every grammar for one backend, {wanted}"
-        remedy = f"write `backend: {wanted}`, or take it out"
-        yield ("structured-outputs-config", "backend"), message, remedy, structured["backend"]
+        yield (
+            ("structured-outputs-config", "backend"),
+            f"servekit bounds every grammar for one backend, {wanted}",
+            f"write `backend: {wanted}`, or take it out",
+            structured["backend"],
+        )
     if arguments.get("enable-auto-tool-choice") is True and not arguments.get("tool-call-parser"):
-        remedy = "add `tool-call-parser: gemma4`, or take it out"
-        yield ("enable-auto-tool-choice",), "needs tool-call-parser", remedy, None
+        path = ("enable-auto-tool-choice",)
+        yield path, "needs tool-call-parser", "add `tool-call-parser: gemma4`, or take it out", None
 
 
 def _scheduler(arguments: Mapping[str, Value]) -> Iterator[_Broken]:
@@ -60,8 +61,12 @@ def _scheduler(arguments: Mapping[str, Value]) -> Iterator[_Broken]:
     # vLLM decides on chunked prefill by itself where the file is silent, so only a plain `false` counts.
     chunked = numbers.get("enable-chunked-prefill") is not False
     if batched is not None and length is not None and batched < length and not chunked:
-        message = f"must be at least max-model-len ({length}) while enable-chunked-prefill is false"
-        yield (BATCHED,), message, f"raise it to {length}, or write `enable-chunked-prefill: true`", batched
+        yield (
+            (BATCHED,),
+            f"must be at least max-model-len ({length}) while enable-chunked-prefill is false",
+            f"raise it to {length}, or write `enable-chunked-prefill: true`",
+            batched,
+        )
     if batched is not None and seqs is not None and batched < seqs:
         yield (BATCHED,), f"must be at least max-num-seqs ({seqs})", f"raise it to {seqs}", batched
     partial, long = numbers.get(PARTIAL) or 1, numbers.get(LONG) or 1
@@ -71,5 +76,5 @@ def _scheduler(arguments: Mapping[str, Value]) -> Iterator[_Broken]:
         yield (LONG,), f"must be at most {PARTIAL} ({partial})", f"write {partial}", long
     threshold = numbers.get("long-prefill-token-threshold")
     if partial > 1 and threshold is not None and length is not None and threshold > length:
-        message, remedy = f"must be at most max-model-len ({length})", f"lower it to {length} or less"
-        yield ("long-prefill-token-threshold",), message, remedy, threshold
+        message = f"must be at most max-model-len ({length})"
+        yield ("long-prefill-token-threshold",), message, f"lower it to {length} or less", threshold

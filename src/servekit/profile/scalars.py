@@ -17,19 +17,15 @@ LONGEST: Final = {"int": 18, "float": 40}
 """The most characters of a number; 18 digits fit into 64 bits."""
 TAG: Final = "tag:yaml.org,2002:"
 TRAPS: Final = {
+    "bool": ("YAML 1.1 reads {word} as {meant}", 'write {meant}, or "{word}" in quotes for the text'),
     "null": ("has no value", "give it one, or leave the key out for vLLM's default"),
     "timestamp": ("YAML reads this as a date", 'write "{word}" in quotes for the text'),
 }
-SIGN: Final = ("YAML gives this sign a meaning of its own", 'write "{word}" in quotes')
+SIGN: Final = ("YAML gives this sign a special meaning", 'write "{word}" in quotes')
 
 
 class ScalarTrapError(ValueError):
-    """A word that YAML 1.1 reads in another way than people do: `message` and `remedy`."""
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+    """A word that YAML 1.1 reads in another way than people do: its `args` are the message and the remedy."""
 
 
 def plain_value(word: str, tag: str) -> Value:
@@ -40,20 +36,13 @@ def plain_value(word: str, tag: str) -> Value:
     kind = tag.removeprefix(TAG)
     if kind == "str":
         return _text(word)
-    if kind == "bool":
-        return _boolean(word)
     if kind in LONGEST:
         return _number(word, kind)
+    if kind == "bool" and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    meant = "true" if word.lower() in ("yes", "on") else "false"
     message, remedy = TRAPS.get(kind, SIGN)
-    raise ScalarTrapError(message, remedy.format(word=word))
-
-
-def _boolean(word: str) -> bool:
-    lowered = word.lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    meant = "true" if lowered in ("yes", "on") else "false"
-    raise ScalarTrapError(f"YAML 1.1 reads {word} as {meant}", f'write {meant}, or "{word}" in quotes for the text')
+    raise ScalarTrapError(message.format(word=word, meant=meant), remedy.format(word=word, meant=meant))
 
 
 def _number(word: str, kind: str) -> int | float:
@@ -64,12 +53,10 @@ def _number(word: str, kind: str) -> int | float:
             "YAML 1.1 reads this as a number of base 60", f'write "{word}" in quotes for the text, or the number'
         )
     digits = word.replace("_", "").lower()
-    if kind == "float":
-        value: int | float = math.inf if digits.lstrip("+-") in (".inf", ".nan") else float(digits)
-    elif DECIMAL.fullmatch(digits):
-        value = int(digits)
-    else:
+    if kind == "int" and not DECIMAL.fullmatch(digits):
         raise _other_base(word, digits)
+    # float() takes `inf` and `nan`, without the dot of YAML
+    value = int(digits) if kind == "int" else float(digits.replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
         raise ScalarTrapError("is not a finite number", "give a number")
     if "_" in word:
@@ -91,8 +78,7 @@ def _other_base(word: str, digits: str) -> ScalarTrapError:
 
 
 def _text(word: str) -> str:
-    number = EXPONENT.fullmatch(word)
-    if not number:
+    if not (number := EXPONENT.fullmatch(word)):
         return word
     whole, fraction, sign, exponent = number.groups()
     spelling = f"{whole}{fraction if fraction and fraction != '.' else '.0'}e{sign or '+'}{exponent}"

@@ -21,26 +21,26 @@ LIMITS: Final = {
 def checked_values(source: Source, mistakes: Mistakes) -> dict[str, Value]:
     """Return the values of `source`, whose keys are all known, that vLLM takes: normalised and in file order.
 
-    Every other one is added to `mistakes`.
+    Adds a mistake for every other one.
     """
     good: dict[str, Value] = {}
     for key, value in source.values.items():
-        argument = engine_arguments()[key]
         if key in source.broken:
             continue
+        argument = engine_arguments()[key]
         try:
             checked: Value = TypeAdapter(argument.type).validate_python(value)
         except ValidationError as error:
             _add_mistake(argument, value, error.errors(include_url=False)[0], source.lines, mistakes)
-            continue
-        if not _is_misread(argument, checked, source.lines, mistakes):
-            good[key] = checked
+        else:
+            if not _is_misread(argument, checked, source.lines, mistakes):
+                good[key] = checked
     return good
 
 
 def _add_mistake(argument: Argument, value: Value, details: ErrorDetails, lines: Lines, mistakes: Mistakes) -> None:
-    key = argument.name
-    line, name, got = lines[key,], key, value
+    key, name, got = argument.name, argument.name, value
+    line = lines[key,]
     for part in details["loc"]:
         inner = f"[{part}]" if isinstance(part, int) else part
         if (key, inner) in lines:
@@ -90,6 +90,5 @@ def _is_misread(argument: Argument, value: Value, lines: Lines, mistakes: Mistak
     for name in unknown:
         guess = nearest(name, [known.replace("_", "-") for known in argument.fields]).replace("-", "_")
         remedy = f"did you mean {guess}?" if guess else "take it out"
-        line = lines.get((key, name), lines[key,])
-        mistakes.add(line, f"is not a key of {key}", key=f"{key}.{name}", remedy=remedy)
+        mistakes.add(lines.get((key, name), lines[key,]), f"is not a key of {key}", key=f"{key}.{name}", remedy=remedy)
     return bool(unknown)

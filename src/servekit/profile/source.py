@@ -4,21 +4,25 @@ PyYAML keeps the last of two equal keys, turns `key:` into None and forgets the 
 of nodes; a walk over the nodes gives them their meaning and finds every mistake.
 """
 
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from servekit.profile.contents import TEMPLATE, read_text
 from servekit.profile.mistakes import WHOLE_FILE, Mistakes, UnreadableError
 from servekit.profile.scalars import ScalarTrapError, plain_value
 from servekit.profile.values import KeyPath, Lines, Value
 
+LARGEST_BYTES = 64 * 1024
 DEEPEST = 20
-_LINES = "write `key: value` lines"
+TEMPLATE = "start from the vllm_config.yaml that comes with servekit"
 UNSAYABLE = re.compile("[\0\ud800-\udfff]")
+NOT_ALLOWED = "contains a character that YAML does not allow"
+BYTES_FROM = 0xDC00  # where Python's `surrogateescape` puts a byte that it cannot decode
 
 REMEDIES = {
     r"character '\\t'": "indent with spaces, not with a tab",
@@ -45,9 +49,21 @@ class Source:
 def read_source(path: Path, mistakes: Mistakes) -> Source:
     """Read the YAML mapping in the file `path`, and add every mistake to `mistakes`.
 
-    Raises UnreadableError where a mistake hides the rest of the file.
+    A wrong suffix does not keep it from reading on. Raises UnreadableError where a mistake hides the rest of the file.
     """
-    loader = _Loader(read_text(path, mistakes), mistakes)
+    if path.suffix not in (".yaml", ".yml"):
+        mistakes.add(
+            WHOLE_FILE,
+            "does not end in .yaml or .yml",
+            got=path.suffix,
+            remedy=f"rename it to {path.stem or 'profile'}.yaml: vLLM takes no other ending",
+        )
+    text = _contents(path, mistakes).decode(errors="surrogateescape")
+    if not text.strip():
+        raise mistakes.unreadable(WHOLE_FILE, "is empty", remedy=TEMPLATE)
+    if refused := re.search("\0", text) or yaml.reader.Reader.NON_PRINTABLE.search(text):
+        raise _refused_character(text[: refused.start()].count("\n") + 1, ord(refused[0]), mistakes)
+    loader = _Loader(text, mistakes)
     walk = _Walk(mistakes, loader.graph)
     try:
         if not loader.check_node():
@@ -58,16 +74,49 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
             raise mistakes.unreadable(line, "a second document begins here", remedy="keep one document in the file")
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, mistakes) from error
-    except (ValueError, OverflowError) as error:
-        # PyYAML's scanner passes `"\UFFFFFFFF"` to chr()
-        line = loader.line + 1
-        raise mistakes.unreadable(
-            line, "contains a character that YAML does not allow", remedy="take it out"
-        ) from error
+    except (ValueError, OverflowError) as error:  # PyYAML's scanner passes `"\UFFFFFFFF"` to chr()
+        raise mistakes.unreadable(loader.line + 1, NOT_ALLOWED, remedy="take it out") from error
     finally:
         if loader.root:
             walk.mapping(loader.root, ())
     return walk.source
+
+
+def _contents(path: Path, mistakes: Mistakes) -> bytes:
+    try:
+        status = path.stat()
+        checks = (
+            (stat.S_ISDIR(status.st_mode), "is a directory", "", "name the file in it"),
+            (not stat.S_ISREG(status.st_mode), "is not a regular file", "", "give the path of a YAML file"),
+            (
+                status.st_size > LARGEST_BYTES,
+                "is too large for a profile",
+                f"{status.st_size} bytes",
+                f"a profile has at most {LARGEST_BYTES} bytes; is this the right file?",
+            ),
+        )
+        for wrong, message, got, remedy in checks:
+            if wrong:
+                raise mistakes.unreadable(WHOLE_FILE, message, got=got, remedy=remedy)
+        with path.open("rb") as file:
+            return file.read(LARGEST_BYTES)
+    except FileNotFoundError as error:
+        raise mistakes.unreadable(WHOLE_FILE, "does not exist", remedy="name the profile with --config FILE") from error
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise mistakes.unreadable(
+            WHOLE_FILE, f"cannot be read: {reason}", remedy="check the path and its permissions"
+        ) from error
+
+
+def _refused_character(line: int, code: int, mistakes: Mistakes) -> UnreadableError:
+    """Return the error for a character that YAML does not allow; bytes that are not UTF-8 begin at U+DC80 here."""
+    if code == 0:
+        return mistakes.unreadable(line, "contains a NUL byte", remedy="save the file as UTF-8 text")
+    if BYTES_FROM < code <= BYTES_FROM + 0xFF:
+        got = f"byte 0x{code - BYTES_FROM:02x}"
+        return mistakes.unreadable(line, "is not UTF-8", got=got, remedy="save the file as UTF-8 text")
+    return mistakes.unreadable(line, NOT_ALLOWED, got=f"U+{code:04X}", remedy="take it out")
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, mistakes: Mistakes) -> UnreadableError:
@@ -76,11 +125,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, mistakes: Mistakes) -> Unreadable
     problem = error.problem or "cannot be understood"
     if error.context_mark and error.context_mark.line + 1 != line:
         problem += f" {error.context}, which begins in line {error.context_mark.line + 1}"
-    return mistakes.unreadable(
-        line,
-        f"not YAML: {problem}",
-        remedy=next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, problem)), ""),
-    )
+    remedy = next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, problem)), "")
+    return mistakes.unreadable(line, f"not YAML: {problem}", remedy=remedy)
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,7 +152,11 @@ class _Loader(yaml.SafeLoader):
         self.root = self.root or parent
         is_key, nested = parent is not None and index is None, isinstance(event, yaml.CollectionStartEvent)
         checks = (
-            (parent is None and not isinstance(event, yaml.MappingStartEvent), "is not a mapping", _LINES),
+            (
+                parent is None and not isinstance(event, yaml.MappingStartEvent),
+                "is not a mapping",
+                "write `key: value` lines",
+            ),
             (is_key and not isinstance(event, yaml.ScalarEvent), "a key must be a word", "write `key: value`"),
             (nested and self.depth > DEEPEST, f"is nested more than {DEEPEST} levels deep", "check the brackets"),
         )
@@ -164,40 +214,36 @@ class _Walk:
             try:
                 return plain_value(node.value, node.tag)
             except ScalarTrapError as trap:
-                self._note(node, path, trap.message, trap.remedy, node.value)
+                message, remedy = trap.args
+                self._note(node, path, message, remedy, node.value)
         elif UNSAYABLE.search(node.value):
             self._note(node, path, "contains a character that no program argument can hold", "take it out")
         return str(node.value)
 
     def _is_key(self, node: Any, path: KeyPath) -> bool:
-        """Whether the word stands for itself and for the first time; if not, add the mistake."""
+        """Whether the word means itself and comes for the first time; if not, add the mistake."""
         self._refuse_graph(node, path)
-        problem = _ambiguity(node)
+        problem: tuple[str, str] | None = None
+        try:
+            if node.style is None and node.value == "<<":
+                problem = "merge keys are not allowed", "write the keys out"
+            elif node.style is None:
+                plain_value(node.value, node.tag)
+        except ScalarTrapError as trap:
+            problem = trap.args[0], "put the key in quotes" if node.value else "begin the line with a key"
         if not problem and path in self.source.lines:
-            problem = (f"is given twice, first in line {self.source.lines[path]}", "keep one of them")
+            problem = f"is given twice, first in line {self.source.lines[path]}", "keep one of them"
         if problem:
             self._note(node, path, *problem)
         return not problem
 
     def _refuse_graph(self, node: Any, path: KeyPath) -> None:
-        for message, remedy, got in self.graph[node]:
-            self._note(node, path, message, remedy, got)
+        for problem in self.graph[node]:
+            self._note(node, path, *problem)
 
     def _note(self, node: Any, path: KeyPath, message: str, remedy: str, got: str = "") -> None:
         self.source.broken.update(path[:1])
         self.mistakes.add(_line(node), message, key=".".join(path).replace(".[", "["), got=got, remedy=remedy)
-
-
-def _ambiguity(key: Any) -> tuple[str, str] | None:
-    """Return why a key does not stand for itself, and what to do."""
-    if key.style is None and key.value == "<<":
-        return "merge keys are not allowed", "write the keys out"
-    try:
-        if key.style is None:
-            plain_value(key.value, key.tag)
-    except ScalarTrapError as trap:
-        return trap.message, "put the key in quotes" if key.value else "begin the line with a key"
-    return None
 
 
 def _line(place: Any) -> int:

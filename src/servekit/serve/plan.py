@@ -46,18 +46,18 @@ _SECRET_MARKS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Start):
-    """What will be started, where it listens and how long each step may take (seconds): all that serving needs."""
+    """What servekit starts, where it listens and how long each step may take (seconds): all that serving needs."""
 
     served_name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
-    """What is added to the environment that servekit itself was started with."""
+    """What servekit adds to its own environment."""
     inherited: Mapping[str, str]
     """The variables of Python, vLLM, Hugging Face, CUDA and torch that pass through to the engine, secrets masked."""
     withheld: Mapping[str, str]
-    """The names of variables that do not, with the reasons (`environment.py`)."""
+    """The names of the variables that do not pass, with the reasons (`environment.py`)."""
     passed: tuple[str, ...] = ()
-    """The names of those that the operator lets in all the same."""
+    """The names of those that the operator passes all the same."""
     host: str
     port: int
     observe_host: str

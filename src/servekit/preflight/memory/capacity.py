@@ -1,4 +1,4 @@
-"""The memory plan of a checkpoint on a device, with every reason it cannot be made as a finding."""
+"""The memory plan of a checkpoint on a device; where there can be none, the reason as a finding."""
 
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts
 from servekit.preflight.findings import Finding, error, warning
@@ -17,7 +17,7 @@ def plan_capacity(
     kv_space_gib: int = 1,
     host_bytes: int = 0,
 ) -> tuple[MemoryPlan | None, tuple[Finding, ...]]:
-    """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason when it cannot be.
+    """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason where it cannot.
 
     `kv_space_gib` is VLLM_CPU_KVCACHE_SPACE and `host_bytes` the host's memory.
     """

@@ -17,7 +17,6 @@ from servekit.preflight.checkpoint.text_config import ARCHITECTURES, parse_text_
 
 def default_checkpoint(*, quantized: bool = True) -> CheckpointFacts:
     """Return the facts of gemma-4-E4B, from the generator of the demo checkpoint; nothing is written or read."""
-    nowhere = Path()
     tokens: dict[str, int] = defaultdict(int)  # the ids of special tokens take no memory
     raw: dict[str, Any] = json.loads(json.dumps(model_config(E4B, tokens, quantized=quantized)))
     scheme, _ = check_quantization(raw.get("quantization_config"), None)
@@ -28,7 +27,7 @@ def default_checkpoint(*, quantized: bool = True) -> CheckpointFacts:
         quantization=raw.get("quantization_config"),
     )
     stored = (
-        Tensor(each.name, each.dtype, tuple(each.shape), 0, each.nbytes, nowhere)
+        Tensor(each.name, each.dtype, tuple(each.shape), 0, each.nbytes, Path())
         for each in tensors(E4B, quantized=quantized)
     )
-    return CheckpointFacts(nowhere, "", config, scheme, tuple(stored))
+    return CheckpointFacts(Path(), "", config, scheme, tuple(stored))

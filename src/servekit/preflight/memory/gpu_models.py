@@ -18,7 +18,7 @@ def gib(size: float, digits: int = 1) -> str:
 class GpuModel:
     """A GPU as the memory plan sees it.
 
-    `memory_bytes` is what NVML (and nvidia-smi) reports; `usable_bytes` is what CUDA reports to a program, less by
+    `memory_bytes` is what NVML (and nvidia-smi) reports; `usable_bytes` is what CUDA reports to a program, without
     what the driver and ECC keep. vLLM 0.20.2 takes `gpu-memory-utilization` of the latter (torch.cuda.mem_get_info,
     v1/worker/utils.py, request_memory). `capability` is None for a bare amount of memory.
     """
@@ -34,7 +34,7 @@ def _gpu(name: str, nvml_mib: int, usable_gib: float, capability: tuple[int, int
 
 
 # NVML totals are those nvidia-smi prints; usable totals those PyTorch prints in "GPU 0 has a total capacity of",
-# both with ECC as the GPU is shipped; the latter moves by about 0.1 GiB with the driver.
+# both with ECC as the GPU is shipped; the latter varies by about 0.1 GiB with the driver.
 GPU_MODELS: Final[Mapping[str, GpuModel]] = {
     "a10": _gpu("A10", 23_028, 21.99, (8, 6)),
     "a100-40": _gpu("A100 40GB", 40_960, 39.50, (8, 0)),
@@ -54,14 +54,12 @@ _UNITS: Final[Mapping[str, int]] = {"gib": GIB, "gb": 1_000_000_000, "mib": MIB}
 def parse_gpu_model(text: str) -> GpuModel:
     """Return the GPU meant by `l4`, `NVIDIA L4` or an amount of memory such as `24GiB`.
 
-    An amount is taken as what a program may use, with nothing kept by the driver. Raises ValueError with the names
-    known.
+    An amount is what a program may use: the driver keeps nothing of it. Raises ValueError with the known names.
     """
     key = re.sub(r"^(nvidia|geforce|tesla)[ -]", "", text.strip().lower()).replace(" ", "").replace("_", "")
     if key in GPU_MODELS:
         return GPU_MODELS[key]
-    if amount := _AMOUNT.fullmatch(text.strip()):
-        memory = int(float(amount["number"]) * _UNITS[amount["unit"].lower()])
-        if memory > 0:
-            return GpuModel(text.strip(), memory, memory)
+    amount = _AMOUNT.fullmatch(text.strip())
+    if amount and (memory := int(float(amount["number"]) * _UNITS[amount["unit"].lower()])):
+        return GpuModel(text.strip(), memory, memory)
     raise ValueError(f"no such GPU: {text!r}; take one of {', '.join(GPU_MODELS)}, or an amount such as 24GiB")

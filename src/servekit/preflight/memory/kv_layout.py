@@ -6,6 +6,7 @@ giving the smaller layers more tokens to a page, splits the layers of each kind 
 kind sets it), and lets every group draw blocks from one pool. Layers that share an earlier layer's cache own none.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,25 +53,14 @@ class KvLayout:
         """Bytes of one block of the pool."""
         return self.page_bytes * self.group_layers
 
-    @property
-    def owners(self) -> int:
-        """Layers that own a cache."""
-        return sum(group.layers for group in self.groups)
-
     def blocks_at_most(self, tokens: int, max_num_batched_tokens: int) -> int:
         """Blocks vLLM accounts for a request of `tokens`: what its figures of capacity are made of."""
         return sum(group.blocks_at_most(tokens, max_num_batched_tokens) for group in self.groups)
 
     def longest_request(self, blocks: int, longest: int, max_num_batched_tokens: int) -> int:
         """Find the longest request, in tokens up to `longest`, the pool can hold; 0 if none."""
-        low, high = 0, longest
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.blocks_at_most(middle, max_num_batched_tokens) <= blocks:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        lengths = range(1, longest + 1)
+        return bisect_right(lengths, blocks, key=lambda tokens: self.blocks_at_most(tokens, max_num_batched_tokens))
 
 
 def kv_layout(text: TextConfig, *, block_tokens: int, element_bytes: int, hybrid: bool = True) -> KvLayout:
@@ -98,9 +88,8 @@ def _hybrid_layout(kinds: Mapping[tuple[int, int], int], block_tokens: int) -> K
     """Lay out the kinds of layers, each its window and the bytes of its page, with how many layers there are of it."""
     largest = max(page for _, page in kinds)
     if any(largest % page for _, page in kinds):
-        raise LayoutError(
-            f"the pages of {' and '.join(f'{page:,}' for _, page in kinds)} bytes are no multiples of each other"
-        )
+        sizes = " and ".join(f"{page:,}" for _, page in kinds)
+        raise LayoutError(f"the pages of {sizes} bytes are not multiples of each other")
     fewest, most = min(kinds.values()), max(kinds.values())
     group_layers = most if most < fewest * _NEARLY_EQUAL else fewest
     groups: list[KvGroup] = []

@@ -77,7 +77,7 @@ class MemoryPlan:
 
 
 class UnplannedError(ValueError):
-    """The profile uses a value the plan does not know."""
+    """The profile has a value that the plan does not know."""
 
 
 def plan_memory(
@@ -133,7 +133,7 @@ def plan_memory(
         explicit=bool(pool),
         blocks=blocks,
         block_bytes=layout.block_bytes,
-        cache_layers=layout.owners,
+        cache_layers=sum(group.layers for group in layout.groups),
         max_model_len=length,
         max_num_seqs=sequences,
         blocks_per_request=per_request,

@@ -1,4 +1,4 @@
-"""The memory plan for a person, for a program, and as findings."""
+"""The memory plan as text, as JSON and as findings."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +12,7 @@ OUTSIDE_BYTES: Final = round(1.5 * GIB)
 """What the engine's process held of the GPU beyond its budget, by NVML, on an H100 (benchmarks/gpu/results): the CUDA
 context, and what PyTorch's allocator keeps of steps larger than the rehearsed ones."""
 
-
+MORE_MEMORY: Final = "lower max-num-seqs, raise gpu-memory-utilization, or take a GPU with more memory"
 LOWER_CACHE: Final = "lower kv-cache-memory-bytes or num-gpu-blocks-override, or leave them out"
 
 
@@ -36,13 +36,14 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
     """Report what would keep vLLM from starting, and where memory will be short."""
     beside = plan.graphs_bytes + plan.sampler_bytes + plan.base_bytes
     wanted = plan.weights_bytes + beside + plan.available_bytes
+    remedy = MORE_MEMORY if plan.budget_bytes else "raise VLLM_CPU_KVCACHE_SPACE"
     if plan.available_bytes <= 0:
         yield error(
             "memory-weights",
             f"weights of {gib(plan.weights_bytes, 2)} and {gib(beside, 2)} beside them do not fit the budget of "
             f"{gib(plan.budget_bytes, 2)}: {gib(-plan.available_bytes, 2)} are missing",
             subject=plan.device,
-            remedy=_remedy(plan),
+            remedy=remedy,
         )
     elif plan.budget_bytes and plan.explicit and wanted > plan.total_bytes:
         yield error(
@@ -59,13 +60,13 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
             f"one request of max-model-len {plan.max_model_len:,} takes {gib(plan.request_bytes, 2)} of KV cache, "
             f"{gib(plan.blocks * plan.block_bytes, 2)} are left: vLLM would not start",
             subject=plan.device,
-            remedy=f"set max-model-len to {plan.longest_request} or less, or {_remedy(plan)}"
+            remedy=f"set max-model-len to {plan.longest_request} or less, or {remedy}"
             if plan.longest_request
-            else _remedy(plan),
+            else remedy,
         )
     else:
-        say = warning if plan.full_requests < 2 else note  # noqa: PLR2004 - one long request would block all others
-        yield say("memory-bottleneck", f"runs out first: {first_bottleneck(plan)}", subject=plan.device)
+        report = warning if plan.full_requests < 2 else note  # noqa: PLR2004 - one long request would block all others
+        yield report("memory-bottleneck", f"runs out first: {first_bottleneck(plan)}", subject=plan.device)
     taken = wanted if plan.explicit else plan.budget_bytes
     if plan.budget_bytes and plan.total_bytes - OUTSIDE_BYTES < taken <= plan.total_bytes:
         share = int((plan.total_bytes - OUTSIDE_BYTES) / plan.total_bytes * 100) / 100
@@ -79,7 +80,7 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
 
 
 def render_plan(plan: MemoryPlan) -> str:
-    """Write the plan as an aligned table."""
+    """Return the plan as an aligned table."""
     return "\n".join(f"{label:<34}{value:>14}  {comment}".rstrip() for label, value, comment in _rows(plan))
 
 
@@ -111,9 +112,3 @@ def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str, str]]:
     yield f"requests of {plan.max_model_len:,} tokens", f"{plan.full_requests:,.2f}", "at once"
     yield f"requests of {plan.typical_tokens:,} tokens", f"{plan.typical_requests:,}", "at once, generating"
     yield "first bottleneck", "", first_bottleneck(plan)
-
-
-def _remedy(plan: MemoryPlan) -> str:
-    if not plan.budget_bytes:
-        return "raise VLLM_CPU_KVCACHE_SPACE"
-    return "lower max-num-seqs, raise gpu-memory-utilization, or take a GPU with more memory"
