@@ -19,7 +19,7 @@ _ANSWERS: dict[str, Any] = {
     "nvmlSystemGetDriverVersion": "580.95.05",
     "nvmlDeviceGetName": "NVIDIA L4",
     "nvmlDeviceGetCudaComputeCapability": (8, 9),
-    "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=7)],
+    "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=7, usedGpuMemory=4096)],
     "nvmlDeviceGetCurrentClocksEventReasons": 0x44,
     "nvmlDeviceGetTotalEnergyConsumption": 81_234_567,
     "nvmlDeviceGetPowerUsage": 71_500,

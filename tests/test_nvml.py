@@ -20,7 +20,7 @@ L4 = GpuFacts(
     free_bytes=22_500 * MIB,
     capability=(8, 9),
     reserved_bytes=470 * MIB,
-    processes=(7,),
+    processes={7: 4096},
     uncorrected_errors=5,
     slowdowns=("hardware thermal slowdown",),
 )
@@ -100,7 +100,7 @@ def test_survey_of_an_l4_that_reports_less() -> None:
     """What not every GPU has may be missing; the rest of the survey stands."""
     optional = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses")
     survey = Nvml(FakeNvml(*optional, "nvmlSystemGetDriverVersion")).survey()
-    bare = dataclasses.replace(L4, uncorrected_errors=None, processes=())
+    bare = dataclasses.replace(L4, uncorrected_errors=None, processes={})
     assert survey == GpuSurvey("unknown", (13, 0), (bare,))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.card import read_card, used_bytes
+from benchmarks.gpu.reading import read_gpu, used_bytes
 from tests.harness.endpoint import PHASES, Endpoint
 from tests.harness.ports import free_port
 from tests.harness.processes import command_line
@@ -72,8 +72,8 @@ class Measured(Server):
         """Wait until the driver lists no process of this server; return the seconds, and those still listed."""
         began_s = time.monotonic()
         while True:
-            reading = read_card()
-            left = sorted(self.seen & set(reading.process_bytes)) if reading else []
+            gpu = read_gpu()
+            left = sorted(self.seen & gpu.processes.keys()) if gpu else []
             took_s = time.monotonic() - began_s
             if not left or took_s > within_s:
                 return took_s, left

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.gpu.card import read_energy
+from benchmarks.gpu.reading import read_energy
 from servekit.measure.energy import EnergyMeter
 
 READY, WARM, RESULT = "READY", "WARM", "RESULT "

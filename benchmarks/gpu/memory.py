@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.card import GIB, read_card
 from benchmarks.gpu.endpoint import Measured
 from benchmarks.gpu.engine_log import figures
+from benchmarks.gpu.reading import GIB, read_gpu
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.volleys import CHAT, COMPLETIONS, Body, Outcome, Volley, fire, prompt, row
 
@@ -163,9 +163,9 @@ def causes(server: Measured) -> list[str]:
 
 def gpu_bytes(server: Measured) -> int:
     """Return what this server's processes hold on the GPU; what PyTorch once took it keeps, so this only grows."""
-    reading = read_card()
+    gpu = read_gpu()
     mine = server.processes()
-    return sum(size for pid, size in reading.process_bytes.items() if pid in mine) if reading else 0
+    return sum(size for pid, size in gpu.processes.items() if pid in mine) if gpu else 0
 
 
 def cap(run: Setting, *, alone: bool = False) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.endpoint import unguarded, unguarded_environment
-from benchmarks.gpu.card import GIB, read_card
 from benchmarks.gpu.endpoint import Measured, Served, serve
+from benchmarks.gpu.reading import GIB, read_gpu
 from servekit.preflight.start import find_engine_patches
 from servekit.serve.guard import MIDDLEWARE
 from servekit.serve.guard.keys import load_keys, own_key_file
@@ -164,11 +164,11 @@ def usable_bytes() -> int:
 
 def machine() -> dict[str, object]:
     """Describe the machine."""
-    reading = read_card()
+    gpu = read_gpu()
     return {
         "cpus": os.cpu_count(),
         "python": sys.version.split()[0],
-        "gpu": reading.name if reading else None,
-        "gpu_total_bytes": reading.total_bytes if reading else None,
-        "gpu_used_before_bytes": reading.used_bytes if reading else None,
+        "gpu": gpu.name if gpu else None,
+        "gpu_total_bytes": gpu.memory_bytes if gpu else None,
+        "gpu_used_before_bytes": gpu.memory_bytes - gpu.free_bytes if gpu else None,
     }

@@ -8,11 +8,11 @@ from typing import Any
 
 from benchmarks.gpu import memory
 from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, RATIO, WARM_UP, Bench
-from benchmarks.gpu.card import read_card
 from benchmarks.gpu.compare import at_once, bursts, put, without_requests
 from benchmarks.gpu.endpoint import Measured, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
+from benchmarks.gpu.reading import read_gpu
 from benchmarks.gpu.setting import BASELINE, STAGES, Setting
 
 RATIO_ROUNDS = 2
@@ -161,9 +161,9 @@ def about(run: Setting, server: Served) -> None:
 
 def own_gpu_bytes(server: Measured) -> dict[str, int]:
     """Return what the driver says that each process of the server holds on the GPU."""
-    reading = read_card()
+    gpu = read_gpu()
     names = server.processes()
-    held = reading.process_bytes if reading else {}
+    held = gpu.processes if gpu else {}
     return {names[pid]: size for pid, size in held.items() if pid in names}
 
 

@@ -1,13 +1,13 @@
 """NVML as plain values: the only module that touches pynvml.
 
-A card, a driver or a container may lack any of NVML's functions, and a GPU can fail between two calls. What NVML does
+A GPU, a driver or a container may lack any of NVML's functions, and a GPU can fail between two calls. What NVML does
 not return is None here, and the survey lists each GPU that it cannot read. No NVMLError leaves this module.
 """
 
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 # Reasons of nvmlDeviceGetCurrentClocksEventReasons that throttle the GPU (nvml.h). A software power cap is not one: an
@@ -47,7 +47,8 @@ class GpuFacts:
     capability: tuple[int, int]
     reserved_bytes: int = 0
     """What the driver keeps for itself; 0 where NVML does not report it."""
-    processes: tuple[int, ...] = ()
+    processes: Mapping[int, int] = field(default_factory=dict)
+    """The bytes that each process holds, by process id; 0 where NVML does not report them."""
     uncorrected_errors: int | None = None
     slowdowns: tuple[str, ...] = ()
     mig: bool = False
@@ -214,6 +215,7 @@ class Nvml:
         memory = self._call("nvmlDeviceGetMemoryInfo", handle)
         detailed = self._query("nvmlDeviceGetMemoryInfo", handle, CONSTANTS["nvmlMemory_v2"])
         mig = self._query("nvmlDeviceGetMigMode", handle)
+        running = self._query("nvmlDeviceGetComputeRunningProcesses", handle)
         readings = self.read(uuid)
         return GpuFacts(
             index=index,
@@ -223,7 +225,7 @@ class Nvml:
             free_bytes=int(memory.free),
             capability=tuple(self._call("nvmlDeviceGetCudaComputeCapability", handle)),
             reserved_bytes=int(detailed.reserved) if detailed else 0,
-            processes=tuple(each.pid for each in self._query("nvmlDeviceGetComputeRunningProcesses", handle) or ()),
+            processes={each.pid: each.usedGpuMemory or 0 for each in running or ()},
             uncorrected_errors=readings.uncorrected_errors,
             slowdowns=readings.slowdowns or (),
             mig=bool(mig and mig[0]),

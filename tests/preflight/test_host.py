@@ -89,8 +89,8 @@ def test_an_l4_alone_is_fine(host: Path) -> None:
     ("changes", "expected"),
     [
         ({"capability": (8, 6)}, []),
-        ({"free_bytes": 10 * GIB, "processes": (7,)}, ["gpu-memory", "gpu-processes"]),
-        ({"processes": (7, 8)}, ["gpu-processes"]),
+        ({"free_bytes": 10 * GIB, "processes": {7: 0}}, ["gpu-memory", "gpu-processes"]),
+        ({"processes": {7: 0, 8: 0}}, ["gpu-processes"]),
         ({"uncorrected_errors": 2}, ["gpu-ecc"]),
         ({"uncorrected_errors": None}, []),
         ({"slowdowns": ("hardware thermal slowdown",)}, ["gpu-throttled"]),
