@@ -18,6 +18,7 @@ from servekit.preflight.examine import examine
 from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
 from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
+from servekit.serve.notify import notify
 from servekit.serve.plan import Plan, engine_environment
 from servekit.serve.run_lock import alone_in
 from servekit.serve.status import Phase, State, StatusStore
@@ -40,7 +41,7 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
 
 def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     guard = prepare_guard(plan.guard, plan.run_dir)
-    store = StatusStore()
+    store = StatusStore(on_change=notify)
     client = EngineClient(
         plan.url, guard.headers, fingerprint=plan.certificate.fingerprint if plan.certificate else None
     )

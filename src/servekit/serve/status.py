@@ -79,9 +79,17 @@ class Status:
 class StatusStore:
     """Holds the current status: only the thread of the supervisor's loop writes it, any thread reads it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        *,
+        on_change: Callable[[Status], None] = lambda _: None,
+    ) -> None:
+        """Call `on_change` after each change of state or phase; it must not raise."""
         self._clock = clock
         self._wall = wall
+        self._on_change = on_change
         self._status = Status()
 
     def read(self) -> Status:
@@ -100,6 +108,7 @@ class StatusStore:
             over_s=self._clock() if state is not State.STARTING and status.over_s is None else status.over_s,
             was_ready=status.was_ready or state is State.READY,
         )
+        self._on_change(self._status)
 
     def enter_phase(self, phase: Phase) -> bool:
         """Begin a phase of the start; return False, and change nothing, if it or a later one has begun already."""
@@ -107,6 +116,7 @@ class StatusStore:
         if status.starts and order.index(phase) <= order.index(status.starts[-1][0]):
             return False
         self._status = replace(status, starts=(*status.starts, (phase, self._clock())))
+        self._on_change(self._status)
         return True
 
     def record(self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] = ()) -> None:

@@ -1,0 +1,26 @@
+"""Readiness for systemd: sd_notify(3), one datagram to the socket that NOTIFY_SOCKET names."""
+
+import os
+import socket
+from collections.abc import Mapping
+
+from servekit.serve.status import State, Status
+
+
+def notify(status: Status, *, environ: Mapping[str, str] = os.environ) -> None:
+    """Report a change to the service manager; does nothing where there is none, or where it does not listen.
+
+    `systemctl status` shows the text. systemd expects READY=1 once and ignores it afterwards.
+    """
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    text = f"{status.state}: {status.phase or status.reason}"
+    sign = {State.READY: "READY=1\n", State.DRAINING: "STOPPING=1\n"}.get(status.state, "")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        manager.settimeout(0)
+        try:
+            # A leading @ stands for the null byte of an abstract address.
+            manager.sendto(f"{sign}STATUS={text}".encode(), address.replace("@", "\0", 1))
+        except OSError:
+            return

@@ -1,0 +1,43 @@
+"""Readiness for a service manager."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servekit.serve.notify import notify
+from servekit.serve.status import Phase, State, Status, StatusStore
+
+
+@pytest.fixture(params=["file", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, dict[str, str]]]:
+    """A service manager's socket, and the environment that names it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        path = str(tmp_path / "notify")
+        name = path if request.param == "file" else f"@{path}"
+        listening.bind(name.replace("@", "\0", 1))
+        listening.settimeout(0)
+        yield listening, {"NOTIFY_SOCKET": name}
+
+
+def test_the_manager_follows_the_state(manager: tuple[socket.socket, dict[str, str]]) -> None:
+    """Each phase is a status line; READY=1 comes with the state ready, STOPPING=1 with a drain."""
+    listening, environ = manager
+    store = StatusStore(on_change=lambda status: notify(status, environ=environ))
+    store.enter(State.STARTING, "checking and preparing")
+    store.enter_phase(Phase.WEIGHTS)
+    store.enter(State.READY, "serving")
+    store.enter(State.DRAINING, "SIGTERM")
+    assert [listening.recv(200).decode() for _ in range(4)] == [
+        "STATUS=starting: checking and preparing",
+        "STATUS=starting: weights",
+        "READY=1\nSTATUS=ready: serving",
+        "STOPPING=1\nSTATUS=draining: SIGTERM",
+    ]
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": "/nowhere"}], ids=["none", "gone"])
+def test_no_manager_is_no_trouble(environ: dict[str, str]) -> None:
+    """Without a service manager, and with one that is gone, nothing happens."""
+    notify(Status(), environ=environ)
