@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -56,6 +57,7 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
         gpu_errors=gpu_errors.describe,
     )
     on_stop_signal(supervisor.request_stop)
+    threading.excepthook = supervisor.report_thread
     store.enter_phase(Phase.PREFLIGHT)
     store.enter(State.STARTING, "checking and preparing")
     gpu_errors.start()

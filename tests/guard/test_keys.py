@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,14 @@ def test_a_file_opened_to_others_later_is_not_taken(path: Path) -> None:
     path.chmod(0o600)
     clock.now_s += 2
     assert ring.admits(SECOND.encode())
+
+
+def test_a_rotated_file_keeps_its_owner_and_mode(path: Path) -> None:
+    """The container's user can still read a file that root rotates; others never gain the right to write."""
+    rotate_key(path)
+    owner = (10001, 10001) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(path, *owner)
+    path.chmod(0o642)
+    rotate_key(path)
+    now = path.stat()
+    assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (*owner, 0o640)

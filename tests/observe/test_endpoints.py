@@ -1,6 +1,8 @@
 """servekit's own server: truthful in every state, over real HTTP."""
 
 import json
+import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -11,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from servekit.errors import PreflightError
-from servekit.observe.endpoints import Endpoints, Server
+from servekit.observe.endpoints import Endpoints, Server, _QuietHandler
 from servekit.observe.metrics import make_registry, status_families
 from servekit.profile import load_profile
 from servekit.serve.plan import Plan, build_plan
@@ -190,3 +192,27 @@ def scrape(server: Server) -> dict[str, float]:
 
 def _series(name: str, labels: dict[str, str]) -> str:
     return name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
+
+
+def test_clients_that_say_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that stays idle and one that is reset print nothing, and the next request is answered."""
+    monkeypatch.setattr(_QuietHandler, "timeout", 0.05)
+    address = ("127.0.0.1", server.server_port)
+    with socket.create_connection(address) as idle:
+        assert idle.recv(1) == b"", "the idle connection is closed"
+    with socket.create_connection(address) as reset:
+        reset.sendall(b"GET /livez HTTP/1.1\r\n")
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert get(f"{server.url}/livez")[0] == 200
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+def test_the_host_has_no_name(plan: Plan, store: StatusStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server binds without a question to DNS, which may take seconds to answer."""
+    monkeypatch.setattr(socket, "getfqdn", lambda _: pytest.fail("asked for the host's name"))
+    endpoints = Endpoints(plan, store, make_registry(), lambda: "")
+    with Server(endpoints, "127.0.0.1", 0) as running:
+        assert get(f"{running.url}/livez")[0] == 200

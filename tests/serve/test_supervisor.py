@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import urllib3
 from servekit.errors import ExitCode
 from servekit.serve.guard import InFlight
 from servekit.serve.status import Phase, State
+from servekit.serve.watch.probe import EngineClient
 from tests.harness.processes import is_running
 from tests.serve.conftest import Run
 
@@ -310,3 +312,19 @@ def running(run: Run) -> int:
     """Return the requests in the engine."""
     counters = urllib3.request("GET", f"{run.plan.url}/_servekit/counters").json()
     return int(counters["in_flight"])
+
+
+def test_a_thread_that_ends_unasked(
+    supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A watch that breaks leaves no engine without hang detection: servekit ends with 70 and the reason."""
+    run = supervise()
+    monkeypatch.setattr(threading, "excepthook", run.supervisor.report_thread)
+    until_ready(run, eventually)
+    pid = run.status.engine_pid
+    monkeypatch.setattr(EngineClient, "health", lambda *_, **_named: 1 / 0)
+    assert run.end() is ExitCode.BUG
+    assert re.search("its thread (watch|silence-query) has ended: ZeroDivisionError", run.status.reason)
+    assert "Traceback" in caplog.text
+    assert pid is not None
+    assert not is_running(pid)

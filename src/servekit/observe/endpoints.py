@@ -1,10 +1,12 @@
 """servekit's own HTTP server, on a separate port: probes, status, metrics and a page, all from a snapshot."""
 
 import json
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -32,6 +34,8 @@ _HEADERS = (
     ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 )
+
+logger = logging.getLogger(__name__)
 
 Answer = tuple[str, str, bytes]
 """HTTP status line, content type and body."""
@@ -151,6 +155,12 @@ class Server(WSGIServer):
             raise PreflightError([finding]) from error
         self.set_app(application)
 
+    def server_bind(self) -> None:
+        """Bind without asking DNS for the host's name, as HTTPServer does."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
     @property
     def url(self) -> str:
         """The base address of the server."""
@@ -176,8 +186,10 @@ class Server(WSGIServer):
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001 - an error must end only its own connection
-            self.handle_error(request, client_address)
+        except OSError:
+            pass  # a client that sends nothing or has hung up
+        except Exception:  # an error must end only its own connection
+            logger.exception("cannot answer a request")
         finally:
             self.shutdown_request(request)
 

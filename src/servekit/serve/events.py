@@ -21,5 +21,13 @@ class Exited:
     code: int
 
 
-Event = StopRequested | Exited | Phase | Settled | Observation
+@dataclass(frozen=True)
+class ThreadEnded:
+    """A thread of servekit has ended with an exception: what it did is no longer done."""
+
+    name: str
+    error: str
+
+
+Event = StopRequested | Exited | ThreadEnded | Phase | Settled | Observation
 """A `Phase` reports that this phase of the start has begun."""

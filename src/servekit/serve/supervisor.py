@@ -1,8 +1,10 @@
 """Start the engine, watch it, stop it, report how it ended. One loop decides; threads and signals only post events."""
 
+import contextlib
 import logging
 import math
 import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +16,7 @@ from servekit.serve.engine.engine_output import EngineOutput
 from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.engine.oom import OomWatcher
 from servekit.serve.engine.process import Engine
-from servekit.serve.events import Event, Exited, StopRequested
+from servekit.serve.events import Event, Exited, StopRequested, ThreadEnded
 from servekit.serve.guard import InFlight
 from servekit.serve.phases import deadline_of, phase_of
 from servekit.serve.plan import Plan
@@ -39,6 +41,10 @@ _RECENT_S = 30.0
 
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(ENGINE_LOGGER)
+
+
+class _ThreadEndedError(Exception):
+    """A thread of servekit has ended with an exception."""
 
 
 class Supervisor:
@@ -69,6 +75,11 @@ class Supervisor:
         self._workers = ThreadPool(1)
         self.watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
+    def report_thread(self, ended: threading.ExceptHookArgs) -> None:
+        """End with a bug: a thread has ended unasked. To be `threading.excepthook`."""
+        logger.error("a thread has ended", exc_info=ended.exc_value)
+        self._events.put(ThreadEnded(ended.thread.name if ended.thread else "?", repr(ended.exc_value)))
+
     def request_stop(self, by: str) -> None:
         """Request a drain; a second one kills the engine immediately. Safe in a signal handler: it only enqueues."""
         self._events.put(StopRequested(by))
@@ -88,6 +99,11 @@ class Supervisor:
         try:
             ended = self._await_ready(started_s)
             return self._serve() if ended is None else ended
+        except _ThreadEndedError as error:
+            with contextlib.suppress(_ThreadEndedError):
+                self._kill()
+            self._engine.sweep()
+            return self._end(ExitCode.BUG, str(error))
         finally:
             self.watch.stop()
             self._oom.close()
@@ -201,12 +217,16 @@ class Supervisor:
         logged_s = time.monotonic()
         while (left_s := deadline_s - time.monotonic()) > 0:
             try:
-                return self._events.get(timeout=min(_TICK_S, left_s))
+                event = self._events.get(timeout=min(_TICK_S, left_s))
             except queue.Empty:
                 count()
                 if time.monotonic() - logged_s >= _PROGRESS_S:
                     logged_s = time.monotonic()
                     log_progress()
+            else:
+                if isinstance(event, ThreadEnded):
+                    raise _ThreadEndedError(f"a bug in servekit: its thread {event.name} has ended: {event.error}")
+                return event
         return None
 
     def _take_line(self, line: str) -> None:

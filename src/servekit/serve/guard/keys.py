@@ -55,7 +55,8 @@ def rotate_key(path: Path, *, keep_old: bool = False) -> str:
     old_keys = load_keys(path) if keep_old and path.exists() else ()
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     try:
-        write_private(path, _HEADING + "".join(f"{each}\n" for each in (key, *old_keys)))
+        before = path.stat() if path.exists() else None
+        write_private(path, _HEADING + "".join(f"{each}\n" for each in (key, *old_keys)), before)
     except OSError as error:
         message = f"cannot write the key file: {error.strerror or error}"
         remedy = "make the folder writable for this user, or name a key file with SERVEKIT_API_KEYS_FILE"
@@ -63,13 +64,20 @@ def rotate_key(path: Path, *, keep_old: bool = False) -> str:
     return key
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file (0600) in one step. It replaces an older file or a link, so no reader ever sees half of it."""
+def write_private(path: Path, text: str, before: os.stat_result | None = None) -> None:
+    """Write a file (0600) in one step. It replaces an older file or a link, so no reader ever sees half of it.
+
+    before: the owner and the mode to keep, without a right for others to write: a container's user may read the file
+    of another.
+    """
     path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            if before is not None:
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), before.st_mode & ~0o022)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
