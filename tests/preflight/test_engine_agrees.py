@@ -163,8 +163,8 @@ def test_plan_agrees_with_an_unquantized_engine(demo_bf16: Path, patient_bf16: A
 def _compare_with_plan(patient: Any, engine: Engine, arguments: EngineArguments = ARGUMENTS) -> None:
     facts, _ = patient.inspect()
     assert facts is not None
-    assert facts.text is not None
-    plan = plan_memory(facts.text, 0, arguments, None, kv_space_gib=1)
+    assert facts.config.text is not None
+    plan = plan_memory(facts.config.text, 0, arguments, None, kv_space_gib=1)
     labels = dict(re.findall(r'(\w+)="([^"]*)"', _line(engine.metrics(), "vllm:cache_config_info")))
     log = engine.log.read_text()
     tokens = int(re.findall(r"KV cache size: ([\d,]+) tokens", log)[0].replace(",", ""))

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 
 from servekit.serve.status import State, Status
 
@@ -17,10 +18,6 @@ def notify(status: Status, *, environ: Mapping[str, str] = os.environ) -> None:
         return
     text = f"{status.state}: {status.phase or status.reason}"
     sign = {State.READY: "READY=1\n", State.DRAINING: "STOPPING=1\n"}.get(status.state, "")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-        manager.settimeout(0)
-        try:
-            # A leading @ stands for the null byte of an abstract address.
-            manager.sendto(f"{sign}STATUS={text}".encode(), address.replace("@", "\0", 1))
-        except OSError:
-            return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager, suppress(OSError):
+        # A leading @ stands for the null byte of an abstract address.
+        manager.sendto(f"{sign}STATUS={text}".encode(), address.replace("@", "\0", 1))

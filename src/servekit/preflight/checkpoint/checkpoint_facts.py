@@ -21,7 +21,6 @@ from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignor
 from servekit.preflight.checkpoint.shard_header import Tensor
 from servekit.preflight.checkpoint.shards import read_shards
 from servekit.preflight.checkpoint.tensors import check_tensors
-from servekit.preflight.checkpoint.text_config import TextConfig
 from servekit.preflight.checkpoint.tokenizer_files import (
     check_generation,
     check_processor,
@@ -44,11 +43,6 @@ class CheckpointFacts:
     tensors: tuple[Tensor, ...] = field(repr=False)
 
     @property
-    def text(self) -> TextConfig | None:
-        """The language model's shapes, None for other models than Gemma 4."""
-        return self.config.text
-
-    @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors in the shards."""
         return sum(tensor.size_bytes for tensor in self.tensors)
@@ -68,11 +62,11 @@ class CheckpointFacts:
 
     def weights(self, arguments: EngineArguments) -> WeightSizes | None:
         """Size the weights on the GPU under this profile; None for other models than Gemma 4."""
-        if self.text is None:
+        if self.config.text is None:
             return None
         return weights_on_gpu(
             self.tensors,
-            self.text,
+            self.config.text,
             self.scheme,
             dtype_bytes=DTYPE_BYTES.get(self.model_dtype(arguments), 2),
             limits=arguments.limit_mm_per_prompt,

@@ -22,13 +22,13 @@ def plan_capacity(
     `kv_space_gib` is VLLM_CPU_KVCACHE_SPACE and `host_bytes` the host's memory.
     """
     weights = facts.weights(arguments)
-    if facts.text is None or weights is None:
+    if facts.config.text is None or weights is None:
         return None, (warning("memory-unplanned", f"{facts.config.architecture} is not a Gemma 4 model"),)
     # vLLM 0.20.2 offloads decoder layers only (model_executor/offloader/uva.py), and only from a GPU
     offloaded = min(int(arguments.cpu_offload_gb * GIB), weights.language_bytes) if gpu else 0
     try:
         plan = plan_memory(
-            facts.text,
+            facts.config.text,
             weights.total_bytes - offloaded,
             arguments,
             gpu,

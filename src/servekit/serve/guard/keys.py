@@ -15,7 +15,7 @@ from .inside.servekit_guard.keyring import KeyFileError, read_keys
 
 KEY_PREFIX = "sk-servekit-"
 OWNER_ONLY_FOLDER = 0o700
-_HEADING = "# API keys of this endpoint, one per line. A change takes effect within a second, without a restart.\n"
+_HEADING = "# API keys of this endpoint, one per line. A change takes effect within a second, without a restart."
 
 
 def own_key_file(state_dir: Path) -> Path:
@@ -55,8 +55,7 @@ def rotate_key(path: Path, *, keep_old: bool = False) -> str:
     old_keys = load_keys(path) if keep_old and path.exists() else ()
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     try:
-        before = path.stat() if path.exists() else None
-        write_private(path, _HEADING + "".join(f"{each}\n" for each in (key, *old_keys)), before)
+        write_private(path, "\n".join((_HEADING, key, *old_keys, "")), path.stat() if path.exists() else None)
     except OSError as error:
         message = f"cannot write the key file: {error.strerror or error}"
         remedy = "make the folder writable for this user, or name a key file with SERVEKIT_API_KEYS_FILE"
