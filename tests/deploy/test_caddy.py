@@ -72,7 +72,8 @@ def caddy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
             ) as process,
         ):
             authority = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
-            wait_until(authority.exists, what="Caddy's certificate")
+            wait_until(authority.exists, what="Caddy's authority")
+            wait_until((folder / "caddy/certificates/local/localhost/localhost.crt").exists, what="its certificate")
             wait_until(lambda: b"serving initial configuration" in log.read_bytes(), what="Caddy")
             yield f"https://localhost:{port}", authority
             process.terminate()

@@ -129,7 +129,7 @@ def test_missing_model(serve: Serve) -> None:
     endpoint = serve("--model", "/nowhere/model")
     code = endpoint.end(90)
     assert code in {3, 4}
-    assert any("/nowhere/model" in line and "servekit | ERROR" in line for line in endpoint.lines)
+    assert any(line.startswith("servekit | error: /nowhere/model: ") for line in endpoint.lines)
 
 
 def test_json_log(serve: Serve) -> None:

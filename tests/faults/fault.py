@@ -50,7 +50,7 @@ class Fault:
     """Called before the start: may change flags and environment, and occupy what the fault needs."""
     provoke: Provoke = by_itself
     """Called after the start; may return a check for after the end."""
-    within_s: float = 5
+    within_s: float = 30
     """How long after the provocation the process may take to end."""
 
 

@@ -65,7 +65,7 @@ FAULTS = (
         engine="real",
         flags=("--drain-s", "3"),
         provoke=send_with_requests(4, signal.SIGTERM, answered=False, max_tokens=8000, ignore_eos=True),
-        within_s=20,
+        within_s=60,
     ),
     Fault(
         "hangs: the API server stands still",
@@ -73,7 +73,7 @@ FAULTS = (
         engine="real",
         flags=("--hang-s", "10"),
         provoke=kill("server", signal.SIGSTOP),
-        within_s=15,
+        within_s=45,
     ),
     Fault(
         "hangs: EngineCore stands still while idle, found by a canary",

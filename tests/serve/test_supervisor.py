@@ -51,7 +51,7 @@ def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> 
     eventually(lambda: run.status.phase is Phase.WARM_UP, what="the phase")
     pid = run.status.engine_pid
     run.supervisor.request_stop("SIGTERM")
-    assert run.end(within_s=5) is ExitCode.STOPPED
+    assert run.end(within_s=20) is ExitCode.STOPPED
     assert pid is not None
     assert not is_running(pid)
 
