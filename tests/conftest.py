@@ -1,4 +1,4 @@
-"""Fixtures that more than one room's tests use."""
+"""Fixtures shared by the tests of several folders."""
 
 import time
 from collections.abc import Callable
@@ -21,12 +21,12 @@ _MARKS = {
     ROOT / "tests" / "engine": (pytest.mark.engine, pytest.mark.timeout(600)),
     ROOT / "tests" / "container": (pytest.mark.container, pytest.mark.timeout(900)),
 }
-"""Folders whose tests all start an engine, which takes longer than a unit test may."""
+"""Every test in these folders starts an engine, so the timeout is longer than for a unit test."""
 KEY = "sk-servekit-0123456789abcdef"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs an engine; bring tests that share one together, and what takes longest to the front."""
+    """Mark the tests that need an engine; run tests that share one next to each other, and the slowest groups first."""
     for item in items:
         for folder, marks in _MARKS.items():
             if item.path.is_relative_to(folder):
@@ -37,37 +37,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "GroupScheduling | None":
-    """Let tests that share an engine go to one worker, unless the command line names another way than `loadgroup`."""
+    """Send tests that share an engine to one worker, unless the command line sets --dist to another mode."""
     return GroupScheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End a shared engine after the last test that this process has for it."""
+    """Stop a shared engine after the last test in this process that uses it."""
     group = group_of(item.nodeid)
     if nextitem is None or group_of(nextitem.nodeid) != group:
         end_shared(group)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests have recorded."""
+    """Print the results that the tests have recorded."""
     print_tables(terminalreporter)
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The top folder of the project."""
+    """The root folder of the repository."""
     return ROOT
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port on loopback that nobody else has."""
+    """A TCP port on loopback that no other process uses."""
     return find_free_port()
 
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., None]:
-    """Wait until a condition holds, or fail with its name."""
+    """Wait until a condition holds; on a timeout, fail with the condition's name."""
     return wait_until
 
 
@@ -81,7 +81,7 @@ def wait_until(condition: Callable[[], object], *, within_s: float = 10, what: s
 
 
 def write_key_file(folder: Path, key: str) -> Path:
-    """Write a key file with one key, for its owner alone."""
+    """Write a key file with one key, readable only by its owner."""
     path = folder / "keys"
     path.touch(mode=0o600)
     path.write_text(f"{key}\n")

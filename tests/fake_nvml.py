@@ -1,4 +1,4 @@
-"""NVML with as many L4 as a test wants: pynvml's own names, signatures and exceptions, without a driver."""
+"""NVML with as many L4 GPUs as a test needs: pynvml's own names, signatures and exceptions, without a driver."""
 
 import importlib
 import inspect
@@ -33,9 +33,9 @@ _ANSWERS: dict[str, Any] = {
 
 
 class FakeNvml:
-    """Stands in for the module pynvml: `failures` are the functions that fail, each with the code of its NVMLError.
+    """A fake of the module pynvml: `failures` maps each function that fails to the code of its NVMLError.
 
-    A GPU is its own handle: a number, or what a test says of its events. `lost` GPUs fail every query.
+    A GPU's handle is its index. Every query of a `lost` GPU fails.
     """
 
     NVMLError = pynvml.NVMLError
@@ -50,7 +50,7 @@ class FakeNvml:
         self.waiting = threading.Event()
 
     def happen(self, kind: int, data: int = 0) -> None:
-        """Let the next wait return an event."""
+        """Make the next wait return an event."""
         self.events.put(SimpleNamespace(device=0, eventType=kind, eventData=data))
 
     def __getattr__(self, name: str) -> Any:

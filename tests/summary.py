@@ -1,6 +1,6 @@
-"""The tables at the end of a run: of the faults, and of what was measured in containers.
+"""The tables at the end of a run: the faults, and the figures measured in containers.
 
-Tests leave their rows as properties of their reports, which come to the one process that prints, whichever worker ran
+Tests store their rows as properties of their reports. These reach the one process that prints, whichever worker ran
 the test.
 """
 
@@ -14,11 +14,11 @@ import pytest
 from tests.faults.report import lines, write
 
 _FILE = "FAULTS_TABLE"
-"""A variable with the path of a page: this run's table replaces the page's."""
+"""A variable with the path of a page, whose table is replaced by this run's."""
 
 
 def print_tables(reporter: pytest.TerminalReporter) -> None:
-    """Print both tables, and write that of the faults into a page where the environment names one."""
+    """Print both tables, and write the table of faults into a page if the environment names one."""
     if faults := [cells for _, cells in _recorded(reporter, "fault")]:
         reporter.section(f"{len(faults)} faults")
         for line in lines(faults):
@@ -34,7 +34,7 @@ def print_tables(reporter: pytest.TerminalReporter) -> None:
 
 
 def _recorded(reporter: pytest.TerminalReporter, wanted: str) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each test with such a property, and its value."""
+    """Yield the name of each test that has this property, and its value."""
     for reports in reporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport) and report.when == "call":

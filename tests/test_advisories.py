@@ -1,4 +1,4 @@
-"""The list of published vulnerabilities, the tests that show what became of each, and the documents made of both."""
+"""The list of published vulnerabilities, the tests for each of them, and the documents generated from both."""
 
 import ast
 import re
@@ -33,14 +33,14 @@ def known() -> AdvisoryList:
 
 
 def test_list_tests_and_documents_agree() -> None:
-    """Each closed advisory has a test, each mark an advisory, and both documents are what `make advisories` writes."""
+    """Each closed advisory has a test, each mark an advisory, and both documents match `make advisories`."""
     script = [sys.executable, str(ROOT / "scripts" / "advisories.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_each_advisory_has_a_line_and_an_entry(known: AdvisoryList) -> None:
-    """No id of the list is missing from the table or from the VEX document."""
+    """Every id of the list is in the table and in the VEX document."""
     page, vex = advisories.PAGE.read_text(), advisories.VEX.read_text()
     assert len(known.advisories) >= 57
     for each in known.advisories:
@@ -49,7 +49,7 @@ def test_each_advisory_has_a_line_and_an_entry(known: AdvisoryList) -> None:
 
 
 def test_vex_is_valid() -> None:
-    """The document keeps to CycloneDX's schema, which refuses an unknown field or state."""
+    """The document is valid under CycloneDX's schema, which rejects an unknown field or state."""
     validator, text = JsonStrictValidator(SchemaVersion.V1_6), advisories.VEX.read_text()
     assert validator.validate_str(text) is None
     assert validator.validate_str(text.replace('"not_affected"', '"unharmed"')) is not None
@@ -57,7 +57,7 @@ def test_vex_is_valid() -> None:
 
 @pytest.mark.parametrize(("component", "lock"), [("starlette", "engine-cpu"), ("pillow", "engine-patches")])
 def test_versions_are_those_of_the_engine(known: AdvisoryList, component: str, lock: str) -> None:
-    """The list speaks of the packages that the engine runs with."""
+    """The list gives the versions of the packages that the engine runs with."""
     locked = re.search(rf"(?m)^{component}==(\S+)", (ROOT / "requirements" / f"{lock}.txt").read_text())
     assert locked
     assert known.components[component]["version"] == locked[1]
@@ -81,14 +81,14 @@ def test_versions_are_those_of_the_engine(known: AdvisoryList, component: str, l
 def test_a_disagreement_is_named(
     change: Callable[[], tuple[list[Advisory], dict[str, list[str]]]], problem: str
 ) -> None:
-    """Each way in which list and tests can differ is one sentence that names the advisory."""
+    """Each way in which list and tests can differ gives one sentence that names the advisory."""
     assert advisories.disagreements([A, B], SHOWN) == []
     (said,) = advisories.disagreements(*change())
     assert said.startswith(problem)
 
 
 def test_a_mark_is_found_where_pytest_finds_it() -> None:
-    """A mark counts on the function and on a single case; one that only resembles it does not."""
+    """The script finds a mark on the function and on a single case, but not a call that only resembles it."""
     text = """
 @pytest.mark.advisory("CVE-1", "CVE-2")
 @pytest.mark.parametrize("x", [pytest.param(1, marks=pytest.mark.advisory("CVE-3")), other.mark.advisory("CVE-4")])
@@ -100,7 +100,7 @@ def test_a(x): ...
 
 
 def test_every_killer_counts() -> None:
-    """An advisory that a killer closes names pytest's own id of the group, and that test exists."""
+    """An advisory that a killer closes names the group's pytest id, and that test exists."""
     shown = advisories.showing_tests(ROOT / "tests")["CVE-2026-116181"]
     (node,) = [each for each in shown if each.startswith(advisories.KILLERS)]
     module = (ROOT / "tests" / node.partition("::")[0]).read_text()
@@ -110,13 +110,13 @@ def test_every_killer_counts() -> None:
 
 @pytest.mark.parametrize(("age_days", "fresh"), [(0, True), (60, True), (61, False), (-1, False)])
 def test_an_old_list_stops_a_release(age_days: int, *, fresh: bool) -> None:
-    """Sixty days are allowed; a list of tomorrow has a wrong date."""
+    """A list may be sixty days old; one with a date in the future is wrong."""
     today = date(2026, 12, 1)
     assert (advisories.age_problems(today - timedelta(days=age_days), today, 60) == []) is fresh
 
 
 @pytest.mark.advisory("CVE-2026-105756", "CVE-2026-94626", "CVE-2026-116176", "CVE-2026-116180", "CVE-2026-115912")
 def test_a_profile_cannot_turn_a_vulnerable_part_on() -> None:
-    """Every part that the contract wants off is reserved, or pinned to the value it wants."""
+    """Every part that the contract requires off is reserved, or pinned to that value."""
     for key, wanted in CLOSED.items():
         assert key in RESERVED or PINNED[key][0] == (wanted,)

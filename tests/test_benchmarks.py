@@ -1,4 +1,4 @@
-"""What the benchmarks do besides measuring; `make bench` measures."""
+"""The benchmarks' logic apart from measuring; `make bench` measures."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from servekit.serve.guard import guard_arguments
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed package
 
 from benchmarks import check, cold, images, memory, throughput
 from benchmarks.__main__ import find_benchmarks
@@ -28,14 +28,14 @@ SIDE = {"tokens_per_s": [99.0, 101.0], "engine_cpu_ms_per_token": 1.0, "servekit
 
 
 def test_every_benchmark_is_found() -> None:
-    """Each module with the protocol is offered under its name, and says in one line what it measures."""
+    """Each module with the protocol is listed under its name, and describes in one line what it measures."""
     found = find_benchmarks()
     assert {"check", "cold", "memory", "throughput"} <= set(found)
     assert all((benchmark.__doc__ or "").splitlines()[0].endswith(".") for benchmark in found.values())
 
 
 def test_unknown_name_is_refused() -> None:
-    """A name that is none ends the program with the names there are."""
+    """An unknown name ends the program with the list of names."""
     program = [sys.executable, "-m", "benchmarks", "speed"]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -43,14 +43,14 @@ def test_unknown_name_is_refused() -> None:
 
 
 def test_machine_facts_are_values() -> None:
-    """The facts of the machine fit into JSON and name cores and memory."""
+    """The facts about the machine can be encoded as JSON and include cores and memory."""
     facts = json.loads(json.dumps(describe_machine()))
     assert facts["cores"] >= 1
     assert facts["memory_gib"] > 0
 
 
 def test_broken_file_has_eight_mistakes() -> None:
-    """The file for the comparison has one key a line, and vLLM's answer is searched for them in its last words."""
+    """The file for the comparison has eight mistakes, and only the end of vLLM's output is searched for their keys."""
     assert len(check.KEYS) == 8
     said = "usage: vllm serve [--max-model-len N]\nvllm serve: error: argument --dtype: invalid choice: 'bf16'"
     assert [key for key in check.KEYS if key in check.vllm_error(said)] == ["dtype"]
@@ -59,7 +59,7 @@ def test_broken_file_has_eight_mistakes() -> None:
 
 
 def test_images_are_told_by_connector() -> None:
-    """The median of the rounds, on the event loop and in all, for each connector."""
+    """The table has the median of the rounds per connector: time on the event loop, and in total."""
     rounds = {"vllm": [[1.0, 2.0], [1.2, 2.2], [9.0, 9.0]], "servekit": [[0.1, 1.0]]}
     _, vllm, servekit = images.table({"JPEG": {"bytes": 160_000, **rounds}})
     assert vllm.split()[2:] == ["vllm", "1.20", "2.20"]
@@ -67,7 +67,7 @@ def test_images_are_told_by_connector() -> None:
 
 
 def test_tables() -> None:
-    """Each table tells the figure that was wanted beside the one that was found."""
+    """Each table shows the target beside the measured figure."""
     found: dict[str, list[str]] = {
         "15": check.table(
             {
@@ -109,13 +109,13 @@ def test_tables() -> None:
 
 
 def test_unguarded_takes_only_the_guard_away() -> None:
-    """An engine started by hand gets the same words without the guard's."""
+    """An engine started by hand gets the same arguments, except the guard's."""
     argv = ["vllm", "serve", "m", *guard_arguments(()), "--max-num-seqs", "1024"]
     assert unguarded(argv) == ["vllm", "serve", "m", "--max-num-seqs", "1024"]
 
 
 def test_own_process_is_seen() -> None:
-    """/proc tells memory, processor time, words and children of a process."""
+    """The harness reads memory, processor time, arguments and children of a process from /proc."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         assert child.pid in descendants(os.getpid())
         assert "input()" in command_line(child.pid)
@@ -127,7 +127,7 @@ def test_own_process_is_seen() -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """An OpenAI-compatible stream of as many tokens as asked for, or one less."""
+    """An OpenAI-compatible stream of as many tokens as requested, or one less."""
 
     short = False
     keys: list[str | None]
@@ -144,12 +144,12 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def answers() -> Iterator[tuple[type[Answers], str]]:
-    """Run a server that streams, and give its handler and its address."""
+    """Run a server that streams; return its handler and its address."""
     handler = type("Handler", (Answers,), {"keys": [], "protocol_version": "HTTP/1.1"})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -160,7 +160,7 @@ def answers() -> Iterator[tuple[type[Answers], str]]:
 
 
 def test_load_counts_tokens(answers: tuple[type[Answers], str]) -> None:
-    """A round counts what the engine says it made, and shows the key in every request."""
+    """A round counts the tokens that the engine reports, and sends the key in every request."""
     handler, url = answers
     done = run_round(SimpleNamespace(url=url, model="m", key="sk-x"), streams=3, tokens=7)
     assert done.tokens == 21
@@ -169,7 +169,7 @@ def test_load_counts_tokens(answers: tuple[type[Answers], str]) -> None:
 
 
 def test_load_refuses_short_answers(answers: tuple[type[Answers], str]) -> None:
-    """A stream that ends early is an error and not a higher speed."""
+    """A stream that ends early is an error, not a higher speed."""
     handler, url = answers
     handler.short = True
     with pytest.raises(ValueError, match="asked for 7 tokens"):

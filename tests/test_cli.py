@@ -35,7 +35,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run(root: Path) -> Run:
-    """Run `servekit` to its end; `environ` None leaves it this process's variables, without servekit's own."""
+    """Run `servekit` to its end with this process's variables, without servekit's own and with `environ`."""
 
     def start(*words: str, cwd: Path = root, environ: dict[str, str] | None = None, **others: Any) -> Any:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
@@ -55,7 +55,7 @@ def run(root: Path) -> Run:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A profile with five mistakes: four in their lines and one that no line is to blame for."""
+    """A profile with five mistakes: four with a line and one without."""
     path = tmp_path / "broken.yaml"
     path.write_text(BROKEN)
     return path
@@ -73,21 +73,21 @@ def broken(tmp_path: Path) -> Path:
     ],
 )
 def test_check_accepts_what_is_shipped(run: Run, flags: tuple[str, ...]) -> None:
-    """The shipped profiles are right, and the one line says which file and which vLLM."""
+    """The shipped profiles are valid, and the one line of output names the file and the version of vLLM."""
     done = run("check", "--profile-only", *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"settings, all valid for vLLM {ENGINE_VERSION}\n")
 
 
 def test_check_tells_deviations(run: Run) -> None:
-    """What differs from the contract with leave is said before the verdict."""
+    """Allowed deviations from the contract are printed before the verdict."""
     flags = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
     done = run("check", "--profile-only", "--config", "profiles/fp16-baseline.yaml", *flags)
     assert "deviation: kv-cache-dtype: auto instead of fp8_e4m3" in done.stdout
 
 
 def test_check_examines_what_would_be_served(run: Run, tmp_path: Path, free_port: int) -> None:
-    """Beside the profile, `check` looks at checkpoint, host and memory, without an engine; JSON holds the findings."""
+    """`check` examines profile, checkpoint, host and memory without an engine, and its JSON holds the findings."""
     environ = {"SERVEKIT_CACHE_DIR": str(tmp_path), "SERVEKIT_ENGINE": "/nowhere/vllm", "PATH": ""}
     flags = ("--target", "cpu", "--port", str(free_port))
     done = run("check", *flags, environ=environ)
@@ -98,7 +98,7 @@ def test_check_examines_what_would_be_served(run: Run, tmp_path: Path, free_port
 
 
 def test_check_refuses_a_checkpoint_that_is_none(run: Run, tmp_path: Path, free_port: int) -> None:
-    """A right profile on a checkpoint that cannot be served is 3, with a finding."""
+    """A valid profile with a checkpoint that cannot be served ends with 3 and a finding."""
     done = run("check", "--target", "cpu", "--model", str(tmp_path), "--port", str(free_port))
     assert done.returncode == 3
     assert f"{tmp_path}/config.json: error: " in done.stdout
@@ -107,7 +107,7 @@ def test_check_refuses_a_checkpoint_that_is_none(run: Run, tmp_path: Path, free_
 
 @pytest.mark.parametrize("command", ["check", "plan", "serve"])
 def test_broken_profile_tells_every_mistake(run: Run, broken: Path, command: str) -> None:
-    """Each mistake stands at its file and line, all at once, on standard error; the exit code is 2."""
+    """All mistakes are printed to standard error with file and line, and the exit code is 2."""
     done = run(command, "--config", str(broken))
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
@@ -119,7 +119,7 @@ def test_broken_profile_tells_every_mistake(run: Run, broken: Path, command: str
 
 
 def test_missing_profile(run: Run, tmp_path: Path) -> None:
-    """A file that is not there is a mistake with a remedy, not a traceback."""
+    """A missing file is an error with a remedy, not a traceback."""
     done = run("check", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("vllm_config.yaml: error: ")
@@ -155,7 +155,7 @@ def test_plan_is_json(run: Run) -> None:
 
 
 def test_plan_on_the_cpu_names_its_deviation(run: Run) -> None:
-    """The CPU target plays with an open hand: the deviation and each adjustment are in the plan."""
+    """For the CPU target, the plan lists the deviation and each adjustment."""
     text = run("plan", "--target", "cpu").stdout
     assert "deviation  kv-cache-dtype: auto instead of fp8_e4m3: the CPU engine has no FP8 KV cache" in text
     assert "adjusted   enforce-eager: True" in text
@@ -164,7 +164,7 @@ def test_plan_on_the_cpu_names_its_deviation(run: Run) -> None:
 
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_plan_masks_secrets(run: Run, output: str) -> None:
-    """Tokens and keys that pass through to the engine, or are kept from it, are never shown."""
+    """Tokens and keys are never shown, whether they are passed on to the engine or withheld."""
     environ = {"HF_TOKEN": "hf_geheim", "VLLM_API_KEY": "sk-geheim", "HF_HOME": "/models"}
     done = run("plan", "--target", "cpu", "--format", output, environ=environ)
     assert done.returncode == 0
@@ -176,7 +176,7 @@ def test_plan_masks_secrets(run: Run, output: str) -> None:
     "command", [("check",), ("plan", "--target", "cpu"), ("plan", "--target", "cuda"), ("schema",)]
 )
 def test_no_engine_is_needed(run: Run, command: tuple[str, ...]) -> None:
-    """What only looks works without an engine, on an empty PATH."""
+    """Read-only commands work without an engine, on an empty PATH."""
     done = run(*command, environ={"PATH": "", "SERVEKIT_ENGINE": "/nowhere/vllm"})
     assert done.returncode == 0, done.stderr
 
@@ -185,7 +185,7 @@ def test_no_engine_is_needed(run: Run, command: tuple[str, ...]) -> None:
 
 
 def test_schema_holds_for_the_shipped_profile(run: Run, root: Path) -> None:
-    """The schema is one, takes the shipped profile and refuses a broken one."""
+    """The output is a valid schema, accepts the shipped profile and rejects a broken one."""
     schema = json.loads(run("schema").stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -194,7 +194,7 @@ def test_schema_holds_for_the_shipped_profile(run: Run, root: Path) -> None:
 
 
 def test_demo_model(run: Run, tmp_path: Path) -> None:
-    """The demo checkpoint appears in a new folder; a folder that holds something is refused with 2."""
+    """The demo checkpoint is written to a new folder; a folder that is not empty is rejected with 2."""
     directory = tmp_path / "deep" / "demo"
     done = run("demo-model", str(directory))
     assert done.returncode == 0, done.stderr
@@ -208,7 +208,7 @@ def test_demo_model(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("question", ["live", "ready"])
 def test_probe_with_nobody_there(run: Run, free_port: int, question: str) -> None:
-    """Nobody there is a no: 1, with the address that was asked."""
+    """If no servekit answers, the exit code is 1, and the message names the address."""
     done = run("probe", question, "--observe-port", str(free_port))
     assert done.returncode == 1
     assert done.stdout.startswith(f"no servekit answers on http://127.0.0.1:{free_port}")
@@ -233,7 +233,7 @@ def test_probe_with_nobody_there(run: Run, free_port: int, question: str) -> Non
     ],
 )
 def test_wrong_command_lines(run: Run, words: tuple[str, ...], told: str) -> None:
-    """A command line that cannot be understood says why and ends with 2."""
+    """An invalid command line ends with 2 and the reason."""
     done = run(*words)
     assert done.returncode == 2
     assert told in done.stderr
@@ -241,20 +241,20 @@ def test_wrong_command_lines(run: Run, words: tuple[str, ...], told: str) -> Non
 
 
 def test_unknown_variable(run: Run) -> None:
-    """A mistyped variable is a mistake, with the name that was meant."""
+    """A mistyped variable is an error that suggests the right name."""
     done = run("check", environ={"SERVEKIT_CONFGI": "x.yaml"})
     assert done.returncode == 2
     assert done.stderr == "error: SERVEKIT_CONFGI: no such setting; did you mean SERVEKIT_CONFIG?\n"
 
 
 def test_version(run: Run) -> None:
-    """The version names servekit's and the engine's."""
+    """The output has servekit's version and the engine's."""
     assert run("--version").stdout == f"servekit {__version__}, for vLLM {ENGINE_VERSION}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
-    """Each command's help says what it does and shows an example of itself."""
+    """Each command's help describes it and shows an example."""
     text = help_of(name)
     assert re.search(r"Examples?\b", text)
     assert f"servekit {name}" in text.partition("Example")[2]
@@ -262,20 +262,20 @@ def test_help_teaches(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["check", "doctor", "plan", "probe", "serve"])
 def test_help_tells_exit_codes(name: str) -> None:
-    """The commands whose exit codes scripts rely on tell them."""
+    """The help of commands whose exit codes scripts rely on lists them."""
     assert "Exit codes: 0" in help_of(name)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_no_inner_words(name: str) -> None:
-    """A default is shown as it would be written; there is none where nothing would be written."""
+    """A default is shown in the form a user would write, and is left out if there is nothing to write."""
     text = " ".join(help_of(name).split())
     assert "default: None" not in text
     assert "default: False" not in text
 
 
 def test_help_of_the_whole_is_short_and_fits(run: Run) -> None:
-    """`servekit --help` lists every command and shows examples, on 110 columns."""
+    """`servekit --help` lists every command and shows examples, in 110 columns."""
     text = run("--help").stdout
     assert "Examples:" in text
     assert all(f"\n  {name} " in text for name in COMMANDS)
@@ -283,7 +283,7 @@ def test_help_of_the_whole_is_short_and_fits(run: Run) -> None:
 
 
 def test_bug_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What servekit did not foresee ends with 70, its traceback and a request to report it."""
+    """An unexpected exception ends with 70, its traceback and a request to report it."""
 
     def fail(**_: object) -> NoReturn:
         raise RuntimeError("unforeseen")
@@ -300,7 +300,7 @@ def test_bug_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_interrupt_is_told_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during a command that only looks ends with 130, as a shell expects."""
+    """Ctrl-C during a read-only command ends with 130, as a shell expects."""
 
     def interrupt(**_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -333,7 +333,7 @@ ENGINES_OWN = "vllm torch transformers numpy"
     ],
 )
 def test_imports(root: Path, words: str, unwanted: str) -> None:
-    """servekit never imports the engine or its libraries, and to begin with no HTTP library either."""
+    """servekit never imports the engine or its libraries, and does not import an HTTP library at start-up."""
     program = f"{words}\nimport sys\nprint('left:', [name for name in {unwanted.split()} if name in sys.modules])"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
     done = subprocess.run(
@@ -343,7 +343,7 @@ def test_imports(root: Path, words: str, unwanted: str) -> None:
 
 
 def write_program(path: Path, line: str) -> Path:
-    """Write an executable that does one shell command."""
+    """Write an executable that runs one shell command."""
     path.write_text(f"#!/bin/sh\n{line}\n")
     path.chmod(0o755)
     return path

@@ -12,7 +12,7 @@ PROGRAM = Path(sys.executable).with_name("servekit")
 
 
 def doctor(*options: str, cwd: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
-    """Run it to its end."""
+    """Run `servekit doctor` to its end."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SERVEKIT_", "ENDPOINT_"))}
     return subprocess.run(
         [PROGRAM, "doctor", *options], cwd=cwd, env=clean | environ, capture_output=True, text=True, check=False
@@ -20,7 +20,7 @@ def doctor(*options: str, cwd: Path, **environ: str) -> "subprocess.CompletedPro
 
 
 def test_host_without_docker(root: Path, tmp_path: Path) -> None:
-    """Without Docker and Compose both are told at once, with what to do, and the exit code is 3."""
+    """A missing Docker and a missing Compose are reported together, each with a remedy, and the exit code is 3."""
     done = doctor(cwd=root, PATH=str(tmp_path), DOCKER_HOST=f"unix://{tmp_path}/docker.sock")
     assert done.returncode == 3
     assert "[docker-unreachable]" in done.stdout
@@ -30,7 +30,7 @@ def test_host_without_docker(root: Path, tmp_path: Path) -> None:
 
 
 def test_json_for_programs(root: Path, tmp_path: Path) -> None:
-    """As JSON every finding has its name, its severity and its remedy."""
+    """In JSON every finding has its name, its severity and its remedy."""
     done = doctor("--format", "json", cwd=root, DOCKER_HOST=f"unix://{tmp_path}/docker.sock")
     found = json.loads(done.stdout)
     assert found["docker"] is None
@@ -41,7 +41,7 @@ def test_json_for_programs(root: Path, tmp_path: Path) -> None:
 
 
 def test_project_without_a_gpu_asks_for_none(root: Path, tmp_path: Path) -> None:
-    """With the override for the CPU neither driver nor NVIDIA runtime is missed; without Docker here, it says so."""
+    """With the override for the CPU no driver or NVIDIA runtime is required; without Docker, the test is skipped."""
     done = doctor("-f", "compose.yaml", "-f", "compose.cpu.yaml", "--env-file", str(_env(tmp_path)), cwd=root)
     if "docker-unreachable" in done.stdout or "docker-compose" in done.stdout:
         pytest.skip(f"no Docker here: {done.stdout.splitlines()[0]}")

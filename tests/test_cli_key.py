@@ -1,4 +1,4 @@
-"""`servekit key`: where the keys are, what the key is, a new one."""
+"""`servekit key`: where the keys are, which key is in use, and how to replace it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def run(*words: str, state: Path) -> click.testing.Result:
 
 
 def test_path_and_key(tmp_path: Path) -> None:
-    """Without a flag the path is told and never the key; --show prints the key alone."""
+    """Without a flag it prints the path and never the key; --show prints only the key."""
     ensure_key_file(tmp_path / "api_keys")
     (key,) = load_keys(tmp_path / "api_keys")
     told = run(state=tmp_path)
@@ -26,7 +26,7 @@ def test_path_and_key(tmp_path: Path) -> None:
 
 
 def test_rotation(tmp_path: Path) -> None:
-    """--new replaces the key; with --keep-old the old one stays valid behind it."""
+    """--new replaces the key; with --keep-old the old one stays valid after it."""
     assert run("--new", state=tmp_path).exit_code == 0
     (first,) = load_keys(tmp_path / "api_keys")
     assert run("--new", "--keep-old", state=tmp_path).exit_code == 0
@@ -39,7 +39,7 @@ def test_rotation(tmp_path: Path) -> None:
 
 
 def test_own_key_file(tmp_path: Path) -> None:
-    """A key file of the operator's is read and named, and none is made beside it."""
+    """The operator's own key file is read and named, and servekit generates no key beside it."""
     own = tmp_path / "keys"
     ensure_key_file(own)
     told = run("--api-keys-file", str(own), state=tmp_path / "state")
@@ -48,7 +48,7 @@ def test_own_key_file(tmp_path: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    """--keep-old alone is a usage error; showing a key that is not there says what to do."""
+    """--keep-old alone is a usage error; --show without a key ends with a remedy."""
     assert run("--keep-old", state=tmp_path).exit_code == 2
     made = run("--show", state=tmp_path)
     assert isinstance(made.exception, ConfigurationError)

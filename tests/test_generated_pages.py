@@ -1,4 +1,4 @@
-"""The generated pages are what the code says."""
+"""The generated pages match the code."""
 
 import subprocess
 import sys
@@ -10,21 +10,21 @@ PAGES = {"configuration_page.py": "configuration.md", "requests_page.py": "reque
 
 
 def generate(root: Path, script: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run a generator as `make docs` does."""
+    """Run a generator the way `make docs` does."""
     program = [sys.executable, str(root / "scripts" / script), *words]
     return subprocess.run(program, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("script", PAGES)
 def test_committed_page_is_up_to_date(root: Path, script: str) -> None:
-    """The page was generated from this very code."""
+    """The page matches the current code."""
     done = generate(root, script, "--check")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("script", PAGES)
 def test_stale_page_is_told(root: Path, tmp_path: Path, script: str) -> None:
-    """A page that is missing or different fails the check with the command that mends it, and is not touched."""
+    """A missing or different page fails the check with the command that fixes it, and is not changed."""
     page = tmp_path / "page.md"
     assert "run `make docs`" in generate(root, script, "--check", str(page)).stderr
     page.write_text("old")

@@ -1,4 +1,4 @@
-"""The house: files have names of their own, rooms stay small, and no room imports one that stands above it."""
+"""The package's layout: file names are unique, folders stay small, and no folder imports one above it."""
 
 import ast
 from collections import Counter
@@ -18,38 +18,38 @@ ORDER = (
     {"run", "measure"},
     {"cli"},
 )
-"""The rooms from the ground up: a room imports from its own level and from those below it."""
+"""The folders and modules from the lowest level up: each imports from its own level and those below."""
 
 LARGEST_ROOM = 15
 
 
 def test_file_names_are_unique() -> None:
-    """A name stands for one thing: no two Python files have the same, `__init__` apart."""
+    """No two Python files have the same name, except `__init__`."""
     names = Counter(path.name for path in FILES if path.name != "__init__.py")
     assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_rooms_are_small() -> None:
-    """A folder holds at most 15 Python files: who opens it sees all of them."""
+    """A folder holds at most 15 Python files, so that it stays easy to survey."""
     sizes = Counter(path.parent.relative_to(SOURCE) for path in FILES if path.name != "__init__.py")
     assert {str(room): size for room, size in sizes.items() if size > LARGEST_ROOM} == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_nothing_imports_upwards(path: Path) -> None:
-    """A file imports nothing from a room above its own, not even inside a function or for its types."""
+    """A file imports nothing from a level above its own, not even inside a function or for its types."""
     level = level_of(path.relative_to(SOURCE).with_suffix("").parts[0])
     above = [name for name in imported(path) if level_of(name) > level]
     assert above == []
 
 
 def level_of(room: str) -> int:
-    """Return the level of a room; a room without one must get its place in ORDER."""
+    """Return the level of a folder or module; a new one must first get its place in ORDER."""
     return next(level for level, rooms in enumerate(ORDER) if room in rooms)
 
 
 def imported(path: Path) -> set[str]:
-    """Return the rooms that a file imports, wherever in it the import stands."""
+    """Return the folders and modules of servekit that a file imports, anywhere in the file."""
     modules: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

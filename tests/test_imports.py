@@ -1,4 +1,4 @@
-"""What each command loads, read from the real program's own record of its imports."""
+"""Which modules each command loads, from Python's own record of the real program's imports."""
 
 import os
 import re
@@ -13,11 +13,11 @@ from tests.conftest import find_free_port
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 SERVING = ("servekit.serve", "servekit.observe", "servekit.run", "prometheus_client", "wsgiref", "urllib3", "http")
-"""What only a serving endpoint needs."""
+"""Modules that only a serving endpoint needs."""
 ROOMS = set(
     "cli demo errors logs nvml observe preflight profile run serve settings thread_pool".split()  # noqa: SIM905 - one line
 )
-"""Nothing of measuring, tuning, recipe or scale."""
+"""The parts of servekit that `serve` loads: not measure, tune, recipe or scale."""
 Loaded = Callable[..., set[str]]
 
 
@@ -38,14 +38,14 @@ def loaded(root: Path, tmp_path: Path) -> Loaded:
 
 
 def test_check_loads_nothing_of_serving(loaded: Loaded, tmp_path: Path) -> None:
-    """`servekit check` judges profile, checkpoint, host and memory without the code that serves."""
+    """`servekit check` examines profile, checkpoint, host and memory without loading the code that serves."""
     modules = loaded("check", "--target", "cpu", "--model", str(tmp_path), code=3)
     assert "servekit.preflight.memory.memory_plan" in modules
     assert sorted(name for name in modules if name.startswith(SERVING)) == []
 
 
 def test_serve_loads_its_own_rooms_only(loaded: Loaded, tmp_path: Path) -> None:
-    """The launcher's own way imports nothing of what stands beside it."""
+    """`servekit serve` loads no module that it does not need."""
     words = ("--target", "cpu", "--model", str(tmp_path), "--engine", "/nowhere/vllm", "--no-auth")
     modules = loaded("serve", *words, "--observe-port", str(find_free_port()), code=3)
     assert "servekit.serve.supervisor" in modules

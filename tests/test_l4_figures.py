@@ -1,4 +1,4 @@
-"""The figures for an L4 in README.md and in the profiles' comments are those of `servekit plan --gpu l4`."""
+"""The L4 figures in README.md and in the profiles' comments match `servekit plan --gpu l4`."""
 
 import json
 import re
@@ -21,7 +21,7 @@ BASELINE = ("--config", "profiles/fp16-baseline.yaml", "--deviate", "quantizatio
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The memory plans of the default profile and of the baseline, for checkpoints of the real shapes."""
+    """The memory plans of the default profile and of the baseline, for checkpoints with the real shapes."""
     found = {}
     for name, words in (("w4a16", ()), ("bf16", BASELINE)):
         folder = tmp_path_factory.mktemp(name)
@@ -38,12 +38,12 @@ def prose(path: str) -> str:
 
 
 def gib(plan: dict[str, Any], *names: str) -> str:
-    """Return the sum of some sizes of a plan as the documents write it."""
+    """Return the sum of some of a plan's sizes in the documents' format."""
     return f"{sum(plan[f'{name}_bytes'] for name in names) / GIB:.2f} GiB"
 
 
 def test_figures_of_the_profile(plans: dict[str, dict[str, Any]]) -> None:
-    """Budget, weights, overheads, cache and requests in vllm_config.yaml are the plan's."""
+    """Budget, weights, overheads, cache and requests in vllm_config.yaml match the plan."""
     plan, text = plans["w4a16"], prose("vllm_config.yaml")
     ratio = plan["available_bytes"] / plans["bf16"]["available_bytes"]
     for figure in (
@@ -61,7 +61,7 @@ def test_figures_of_the_profile(plans: dict[str, dict[str, Any]]) -> None:
 
 
 def test_figures_of_the_baseline(plans: dict[str, dict[str, Any]]) -> None:
-    """What the comments of the baseline compare is what the two plans say."""
+    """The figures that the baseline's comments compare match the two plans."""
     plan, optimized, text = plans["bf16"], plans["w4a16"], prose("profiles/fp16-baseline.yaml")
     for figure in (
         f"take {gib(plan, 'weights')} of an L4",
@@ -75,7 +75,7 @@ def test_figures_of_the_baseline(plans: dict[str, dict[str, Any]]) -> None:
 
 
 def test_figures_of_the_readme(plans: dict[str, dict[str, Any]]) -> None:
-    """The README's sentence on memory is the plan's."""
+    """The README's sentence on memory matches the plan."""
     plan = plans["w4a16"]
     assert (
         f"An L4 gives vLLM {gib(plan, 'total')}. The profile uses 0.9 of that, {gib(plan, 'budget')}, which leaves "

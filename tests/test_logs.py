@@ -1,4 +1,4 @@
-"""What the log looks like."""
+"""The format of the log."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def written(log_format: LogFormat) -> str:
 
 
 def test_text_tells_who_speaks() -> None:
-    """Each line begins with who speaks; a level is named only where it matters."""
+    """Each line begins with its source, and shows a level only if it matters."""
     lines = written(LogFormat.TEXT).splitlines()
     assert lines[:4] == [
         *("servekit | two", "servekit | lines", "servekit | WARNING: careful"),

@@ -1,4 +1,4 @@
-"""The seam over NVML: plain values, None for what is missing, and no error of NVML's that leaves it."""
+"""The wrapper around NVML: plain values, None for a missing one, and no NVML error reaches the caller."""
 
 import ast
 import dataclasses
@@ -61,13 +61,13 @@ def test_no_driver_is_no_survey(code: str) -> None:
 
 
 def test_no_pynvml_is_no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pynvml is not installed there are no GPUs either."""
+    """Without pynvml there are no GPUs either."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert Nvml().survey() is None
 
 
 def test_the_real_library_of_this_machine() -> None:
-    """pynvml as it is installed answers with a survey, or with None where there is no driver."""
+    """The installed pynvml returns a survey, or None if there is no driver."""
     assert isinstance(Nvml().survey(), GpuSurvey | None)
 
 
@@ -85,19 +85,19 @@ def test_the_real_library_of_this_machine() -> None:
     ],
 )
 def test_a_function_that_an_older_driver_lacks(function: str, missing: dict[str, None]) -> None:
-    """A symbol that the driver's library lacks takes away its own value and no other."""
+    """If the driver's library lacks a symbol, only that value is missing."""
     readings = Nvml(FakeNvml(**{function: NO_FUNCTION})).read(GPU)
     assert readings == dataclasses.replace(READINGS, **missing)
 
 
 def test_a_function_that_an_older_pynvml_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same holds for a function that pynvml itself does not have."""
+    """If pynvml itself lacks a function, only that value is missing."""
     monkeypatch.delattr(pynvml, "nvmlDeviceGetRemappedRows")
     assert Nvml(FakeNvml()).read(GPU) == dataclasses.replace(READINGS, remapped_rows=None)
 
 
 def test_survey_of_an_l4_that_reports_less() -> None:
-    """What not every GPU has may be missing; the rest of the survey stands."""
+    """Values that not every GPU has may be missing; the rest of the survey is complete."""
     optional = ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeRunningProcesses")
     survey = Nvml(FakeNvml(*optional, "nvmlSystemGetDriverVersion")).survey()
     bare = dataclasses.replace(L4, uncorrected_errors=None, processes={})
@@ -105,7 +105,7 @@ def test_survey_of_an_l4_that_reports_less() -> None:
 
 
 def test_a_lost_gpu_does_not_hide_the_healthy_ones() -> None:
-    """The survey lists a GPU that it cannot read with NVML's reason, and preflight warns of it by name."""
+    """The survey lists an unreadable GPU with NVML's reason, and preflight warns about it by name."""
     library = FakeNvml(count=3)
     library.lost = {1}
     survey = Nvml(library).survey()
@@ -121,7 +121,7 @@ def test_a_lost_gpu_does_not_hide_the_healthy_ones() -> None:
 
 
 def functions_called() -> list[str]:
-    """Return the functions of NVML that servekit calls for a survey, a reading and the events of a GPU."""
+    """Return the NVML functions that servekit calls for a survey, a reading and a GPU's events."""
     library = FakeNvml()
     nvml = Nvml(library)
     nvml.survey()
@@ -132,7 +132,7 @@ def functions_called() -> list[str]:
 
 @pytest.mark.parametrize("function", functions_called())
 def test_no_failure_of_a_function_leaves_the_seam(function: str) -> None:
-    """Whichever function fails, the survey, the readings and the registration for events return."""
+    """Whichever function fails, the survey, the readings and the registration for events return normally."""
     nvml = Nvml(FakeNvml(**{function: pynvml.NVML_ERROR_UNKNOWN}))
     survey = nvml.survey()
     assert survey is not None
@@ -142,7 +142,7 @@ def test_no_failure_of_a_function_leaves_the_seam(function: str) -> None:
 
 
 def test_a_gpu_that_is_lost_while_it_is_read() -> None:
-    """A GPU that fails between two calls of one reading has the values read before, and None for the others."""
+    """If a GPU fails between two calls of a reading, it has the values read before, and None for the others."""
 
     class Failing(FakeNvml):
         def _nvmlDeviceGetMemoryInfo(self, handle: int, version: int | None = None) -> Any:  # noqa: N802
@@ -157,12 +157,12 @@ def test_a_gpu_that_is_lost_while_it_is_read() -> None:
 
 
 def test_constants_are_those_of_pynvml() -> None:
-    """The numbers that stand in servekit's table are the ones of the installed pynvml."""
+    """The numbers in servekit's table are those of the installed pynvml."""
     assert {name: getattr(pynvml, name) for name in CONSTANTS} == CONSTANTS
 
 
 def test_nothing_else_touches_pynvml(root: Path) -> None:
-    """No other file of servekit imports pynvml, names it, or calls a function of it."""
+    """No other file of servekit imports pynvml, mentions it, or calls one of its functions."""
     package = root / "src/servekit"
     others = [file for file in package.rglob("*.py") if file != package / "nvml.py"]
     assert len(others) > 100

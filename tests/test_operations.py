@@ -1,4 +1,4 @@
-"""docs/operations.md quotes servekit's messages as they are, so that somebody who searches for one finds it."""
+"""docs/operations.md quotes servekit's messages verbatim, so that a search for a message finds it."""
 
 import ast
 from pathlib import Path
@@ -22,7 +22,7 @@ QUOTES = (
 
 
 def constants(path: Path) -> str:
-    """Return every string of a module on lines of their own: parts of f-strings too, but no docstrings."""
+    """Return every string of a module, one per line: parts of f-strings too, but no docstrings."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     bare = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     found = (node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in bare)
@@ -37,7 +37,7 @@ def strings() -> str:
 
 @pytest.mark.parametrize("quote", QUOTES)
 def test_a_quoted_message_exists(quote: str, strings: str) -> None:
-    """The page has the words, and so has the source."""
+    """The page contains the text, and so does the source."""
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert quote.strip() in page.replace("\n", " ")
     assert quote in strings

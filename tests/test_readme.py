@@ -1,4 +1,4 @@
-"""README.md and the documents it leads to: the sample is real output, and every link has a target."""
+"""README.md and the documents it links to: the sample is real output, and every link has a target."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
 def sample(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run the script that writes the sample, as `make docs` does."""
+    """Run the script that writes the sample the way `make docs` does."""
     return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False)
 
 
@@ -26,7 +26,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_sample_is_what_servekit_prints() -> None:
-    """The README shows the command's output of today, to the letter."""
+    """The README shows exactly the command's current output."""
     done = sample("--check")
     assert done.returncode == 0, done.stderr
 
@@ -38,7 +38,7 @@ def test_the_sample_names_every_mistake() -> None:
 
 
 def test_a_stale_sample_is_reported_and_replaced(tmp_path: Path) -> None:
-    """Other text between the marks fails the check, which changes nothing; a run without it restores the sample."""
+    """A stale sample fails the check, which changes nothing; a run without --check restores it."""
     readme, page = (ROOT / "README.md").read_text(encoding="utf-8"), tmp_path / "README.md"
     stale = readme.replace("```\n<!-- end of sample", "one line too many\n```\n<!-- end of sample")
     page.write_text(stale, encoding="utf-8")
@@ -51,7 +51,7 @@ def test_a_stale_sample_is_reported_and_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_has_a_target(page: Path) -> None:
-    """Each relative link leads to a file that exists, and to a heading of it where it names one."""
+    """Each relative link leads to an existing file, and to an existing heading if it names one."""
     for path, anchor in LINK.findall(page.read_text(encoding="utf-8")):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), path

@@ -1,4 +1,4 @@
-"""`servekit serve` as a process, from its start to its exit code, around an engine that misbehaves on demand."""
+"""`servekit serve` as a process, from its start to its exit code, with an engine that misbehaves on demand."""
 
 import json
 import re
@@ -29,11 +29,11 @@ quantization: compressed-tensors
 max-num-seqs: 1024
 limit-mm-per-prompt: {image: 3, audio: 0, video: 0}
 """
-"""The contract and nothing else: all that the fake engine can say it runs with."""
+"""Only the contract: every value that the fake engine can report."""
 
 
 class Serving(Endpoint):
-    """One `servekit serve` of this test's own, around an engine with faults."""
+    """One `servekit serve` for one test, with a fake engine with faults."""
 
     def __init__(self, folder: Path, model: Path, *flags: str, faults: str = "", engine: str | None = None) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
-    """Start `servekit serve` around the fake engine with the given faults; no process of it outlives the test."""
+    """Start `servekit serve` with the fake engine and the given faults; no process of it outlives the test."""
     started: list[Serving] = []
 
     def start(*flags: str, **others: Any) -> Serving:
@@ -91,7 +91,7 @@ def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
 
 
 def test_start_serve_stop(serve: Serve) -> None:
-    """It becomes ready, tells its state on every path, drains on SIGTERM and ends with 0, leaving nothing."""
+    """It becomes ready, reports its state on every path, drains on SIGTERM, exits with 0 and leaves no process."""
     serving = serve()
     serving.until_ready()
     assert serving.observe("/livez")[0] == 200
@@ -109,7 +109,7 @@ def test_start_serve_stop(serve: Serve) -> None:
 
 
 def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
-    """`servekit probe` says no while it starts and yes when it is ready, with the reason."""
+    """`servekit probe` returns 1 while it starts and 0 when it is ready, with the reason."""
     serving = serve(faults="--load-s 4")
     wait_until(lambda: serving.observe("/livez")[0] == 200, within_s=30)
     assert probe(serving, "live").returncode == 0
@@ -122,14 +122,14 @@ def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
 
 
 def test_sigterm_at_once(serve: Serve) -> None:
-    """Asked to stop as soon as it speaks, it ends with 0 and starts no engine that stays."""
+    """Stopped right after its first output, it exits with 0 and leaves no engine running."""
     serving = serve(faults="--never-listen --lose-sigterm")
     serving.until_line("servekit |")
     assert serving.stop() == 0
 
 
 def test_log_as_json(serve: Serve) -> None:
-    """With --log-format json every line is one object, the engine's lines among them."""
+    """With --log-format json every line is one object, the engine's lines included."""
     serving = serve("--log-format", "json")
     serving.until_ready()
     assert serving.stop() == 0
@@ -139,7 +139,7 @@ def test_log_as_json(serve: Serve) -> None:
 
 
 def test_key_is_made_and_never_told(serve: Serve, tmp_path: Path) -> None:
-    """Without a key file one key is made for its owner alone; the log says where it is, not what it is."""
+    """Without a key file, servekit generates a key that only its owner can read; the log has its path, not the key."""
     serving = serve()
     serving.until_ready()
     assert serving.stop() == 0
@@ -164,7 +164,7 @@ def test_key_is_made_and_never_told(serve: Serve, tmp_path: Path) -> None:
     ],
 )
 def test_exit_codes(serve: Serve, faults: str, flags: tuple[str, ...], code: int, told: str) -> None:
-    """What the engine does wrong becomes the exit code of the process, and the last line says it."""
+    """The engine's fault determines the exit code of the process, and the last line reports it."""
     serving = serve(*flags, faults=faults)
     assert serving.end() == code
     assert told in serving.lines[-1]
@@ -181,7 +181,7 @@ def test_hung_engine(serve: Serve) -> None:
 
 
 def test_drain_that_runs_out(serve: Serve) -> None:
-    """A request that is cut at the end of the drain makes it 8."""
+    """A request that is cut at the end of the drain makes the exit code 8."""
     serving = serve("--drain-s", "1", faults="--slow-request-s 30")
     serving.until_ready()
     serving.generate()
@@ -190,7 +190,7 @@ def test_drain_that_runs_out(serve: Serve) -> None:
 
 
 def test_taken_port(serve: Serve, tmp_path: Path) -> None:
-    """A port that somebody listens on is 3, told by the flag to change; no engine is started."""
+    """A port in use ends with 3 and names the flag to change; no engine is started."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -201,7 +201,7 @@ def test_taken_port(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_taken_observe_port(serve: Serve) -> None:
-    """The same for servekit's own port, with its own flag."""
+    """servekit's own port in use ends the same way, with its own flag."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -211,7 +211,7 @@ def test_taken_observe_port(serve: Serve) -> None:
 
 
 def test_missing_engine(serve: Serve) -> None:
-    """No engine program is 3, with how to get one."""
+    """A missing engine program ends with 3 and explains how to install it."""
     serving = serve(engine="/nowhere/vllm")
     assert serving.end() == 3
     assert "no such program" in serving.output
@@ -220,7 +220,7 @@ def test_missing_engine(serve: Serve) -> None:
 
 
 def test_folder_that_cannot_be_made(serve: Serve, tmp_path: Path) -> None:
-    """A state folder below a file is a configuration mistake, not a traceback."""
+    """A state folder below a file is a configuration error, not a traceback."""
     (tmp_path / "file").write_text("")
     serving = serve("--state-dir", str(tmp_path / "file" / "state"))
     assert serving.end() == 2
@@ -234,6 +234,6 @@ def probe(serving: Serving, question: str) -> "subprocess.CompletedProcess[str]"
 
 
 def running_requests(serving: Serving) -> int:
-    """Return how many requests the engine works on."""
+    """Return how many requests the engine is working on."""
     with urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/_servekit/counters", timeout=5) as answer:
         return int(json.loads(answer.read())["in_flight"])

@@ -1,4 +1,4 @@
-"""Settings: flags over variables over defaults, and every mistake at once."""
+"""Settings: flags over variables over defaults, and every mistake in one report."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from servekit.settings import Settings, Target, flag_of, read_settings, variable
 
 
 def test_defaults() -> None:
-    """Nothing given is the card's profile on loopback."""
+    """Without flags and variables, the settings are the card's profile on loopback."""
     settings = read_settings({}, {})
     assert settings.config == Path("vllm_config.yaml")
     assert (settings.host, settings.port, settings.observe_port) == ("127.0.0.1", 8000, 9400)
@@ -18,7 +18,7 @@ def test_defaults() -> None:
 
 
 def test_flags_win_over_variables_and_empty_means_not_given() -> None:
-    """A flag beats its variable; an empty variable counts as none."""
+    """A flag overrides its variable; an empty variable counts as unset."""
     environ = {"SERVEKIT_PORT": "8001", "SERVEKIT_LOG_FORMAT": "json", "SERVEKIT_HOST": "", "PORT": "1"}
     settings = read_settings({"port": "8002", "host": None, "deviate": ()}, environ)
     assert (settings.port, settings.log_format, settings.host) == (8002, LogFormat.JSON, "127.0.0.1")
@@ -32,14 +32,14 @@ def test_lists_and_paths() -> None:
 
 
 def test_xdg_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """State and caches go where the desktop convention says."""
+    """State and caches go to the folders of the XDG convention."""
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     assert (Settings().state_dir, Settings().cache_dir) == (Path("/s/servekit"), Path("/c/servekit"))
 
 
 def test_all_mistakes_at_once() -> None:
-    """Each mistake names the flag or the variable it came from, what was got and what to do."""
+    """Each mistake names its flag or variable, the value and the remedy."""
     with pytest.raises(ConfigurationError) as caught:
         read_settings({"port": "70000", "target": "tpu"}, {"SERVEKIT_DRAIN_S": "long", "SERVEKIT_PROT": "1"})
     text = str(caught.value)
@@ -51,7 +51,7 @@ def test_all_mistakes_at_once() -> None:
 
 
 def test_kubernetes_service_links() -> None:
-    """What Kubernetes says about a service named servekit is passed over, or explained where it collides."""
+    """Kubernetes' variables for a service named servekit are ignored, or explained if they collide with a setting."""
     links = {"SERVEKIT_SERVICE_HOST": "10.0.0.1", "SERVEKIT_PORT_8000_TCP": "tcp://10.0.0.1:8000"}
     assert read_settings({}, links).port == 8000
     with pytest.raises(ConfigurationError, match="enableServiceLinks: false"):

@@ -1,4 +1,4 @@
-"""Threads that wait for work: old ones where they are enough, new ones where not, and none for ever."""
+"""Threads that wait for work: kept ones are reused, new ones start on demand, and none stays forever."""
 
 import threading
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from servekit.thread_pool import ThreadPool
 
 
 def names() -> set[int]:
-    """The threads of workers that live."""
+    """The names of the pool's running threads."""
     return {thread.ident or 0 for thread in threading.enumerate() if thread.name == "worker"}
 
 
 def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., None]) -> None:
-    """As long as one of the kept threads waits, it does the job."""
+    """While one of the kept threads is idle, it does the job."""
     before = names()
     workers = ThreadPool(2)
     eventually(lambda: workers._idle == 2, what="waiting threads")
@@ -33,7 +33,7 @@ def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., N
 
 
 def test_jobs_that_last_hold_up_nobody(eventually: Callable[..., None]) -> None:
-    """More jobs than kept threads are all done at once, and the threads made for them do not stay."""
+    """More jobs than kept threads all run in parallel, and the extra threads do not stay."""
     before = names()
     workers = ThreadPool(2)
     begun, go_on = threading.Semaphore(0), threading.Event()
@@ -53,7 +53,7 @@ def test_jobs_that_last_hold_up_nobody(eventually: Callable[..., None]) -> None:
 
 
 def test_a_thread_at_work_goes_after_the_close(eventually: Callable[..., None]) -> None:
-    """Closing does not wait for jobs, and leaves no thread behind."""
+    """Closing does not wait for running jobs, and leaves no thread behind."""
     before = names()
     workers = ThreadPool(1)
     go_on = threading.Event()

@@ -1,4 +1,4 @@
-"""The real Docker Engine, the image built as the README says, and one tenant that most tests share."""
+"""The real Docker Engine, the image built as the README describes, and one tenant that most tests share."""
 
 import os
 import secrets
@@ -15,14 +15,14 @@ from tests.container.stack import Stack
 
 IMAGE = "servekit-test:cpu"
 SUBSTITUTES = ("CPU_BASE_IMAGE", "PROMETHEUS_IMAGE", "CADDY_IMAGE")
-"""Variables of the Compose files that a machine without a registry sets to images of its own."""
+"""Variables of the Compose files that name another image on a machine without a registry."""
 REQUIRED = os.environ.get("CONTAINER_TESTS") == "required"
-"""Whether these tests must run here: what is missing is then a failure."""
+"""Whether these tests are required here: if so, a missing part is a failure, not a skip."""
 
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[docker.DockerClient]:
-    """The Docker Engine; without one the tests are skipped, or fail where one is required."""
+    """The Docker Engine; without one, the tests are skipped, or fail where it is required."""
     facts, findings = inspect_docker()
     if facts is None or not facts.compose:
         reason = findings[0].message if findings else "the Compose plugin is not installed"
@@ -59,7 +59,7 @@ def build_image(tag: str, stage: str, **arguments: str) -> None:
 def make_stack(
     client: docker.DockerClient, image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Stack]]:
-    """Make tenants whose every trace is gone at the end of these tests."""
+    """Create tenants; afterwards remove them with all their volumes and networks."""
     folder = tmp_path_factory.mktemp("stacks")
     made: list[Stack] = []
 
@@ -77,7 +77,7 @@ def make_stack(
 
 @pytest.fixture(scope="package")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key file as docs/container.md has it made: of this user, or root's for group 0."""
+    """A key file with the owner and mode that docs/container.md gives: this user's, or root's with group 0."""
     path = tmp_path_factory.mktemp("keys") / "api_keys"
     path.write_text(f"# the first tenant\nsk-test-{secrets.token_hex(16)}\n")
     path.chmod(0o440)
@@ -86,7 +86,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def stack(make_stack: Callable[..., Stack], key_file: Path) -> Stack:
-    """The first tenant: healthy, with a key file, a short hang time and a short drain."""
+    """The first tenant: healthy, with a key file, a short hang time and a short drain time."""
     user = f"{os.getuid()}:0" if os.getuid() else "10001:0"
     made = make_stack(
         "a",
@@ -105,12 +105,12 @@ def stack(make_stack: Callable[..., Stack], key_file: Path) -> Stack:
 
 @pytest.fixture
 def healthy(stack: Stack) -> Stack:
-    """The first tenant, healthy again after whatever the test before did to it."""
+    """The first tenant, healthy again after whatever the previous test did to it."""
     stack.until_health("healthy")
     return stack
 
 
 @pytest.fixture
 def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Keep a figure for the table at the end."""
+    """Record a figure for the table at the end of the run."""
     return lambda text: record_property("container", text)

@@ -1,4 +1,4 @@
-"""A Compose project of this repository's own files, driven by the real Compose and seen through the Docker SDK."""
+"""A Compose project of this repository's own files, run by the real Compose and inspected through the Docker SDK."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tests.conftest import ROOT, find_free_port, wait_until
 
 CPU_FILES = ("compose.yaml", "compose.cpu.yaml", "tests/container/quick.yaml")
 START_S = 300
-"""Seconds a start may take here: two cores, the bytecode of the engine compiled on the way."""
+"""Longest time for a start here: two cores, and the engine's bytecode is compiled on the way."""
 
 
 class Stack:
@@ -36,7 +36,7 @@ class Stack:
         self.env_file.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
 
     def compose(self, *arguments: str, within_s: float = START_S, check: bool = True) -> str:
-        """Run Compose as a user does; return what it says."""
+        """Run Compose as a user does; return its output."""
         files = [f"--file={name}" for name in self.files]
         command = ["compose", "-p", self.name, f"--env-file={self.env_file}", *files, *arguments]
         code, output = _docker(*command, within_s=within_s)
@@ -46,22 +46,22 @@ class Stack:
 
     @property
     def container(self) -> Container:
-        """The endpoint's container as it is now."""
+        """The endpoint's container, in its current state."""
         return self.containers("servekit")[0]
 
     def containers(self, service: str = "") -> list[Container]:
-        """The containers of a service, or of all; those that have ended as well."""
+        """The containers of one service, or of all; stopped containers are included."""
         labels = {"project": self.name, "service": service}
         named = [f"com.docker.compose.{key}={value}" for key, value in labels.items() if value]
         return self.docker.containers.list(all=True, filters={"label": named})
 
     @property
     def health(self) -> str:
-        """What Docker says of the container: starting, healthy or unhealthy."""
+        """Docker's health status of the container: starting, healthy or unhealthy."""
         return str(self.container.attrs["State"].get("Health", {}).get("Status"))
 
     def until_health(self, status: str, within_s: float = START_S) -> None:
-        """Wait until Docker says so; fail with the log otherwise."""
+        """Wait until Docker reports this health status; on a timeout, fail with the container's log."""
         end = time.monotonic() + within_s
         while self.health != status:
             if time.monotonic() > end:
@@ -75,13 +75,13 @@ class Stack:
     def run(self, *command: str) -> tuple[int, str]:
         """Run a program inside the container; return its exit code and output.
 
-        With Docker's own client: the SDK loses what a program prints before the SDK has read the headers of the answer
+        Uses Docker's own client: the SDK loses output that arrives before it has read the response headers
         (docker/docker-py#2042; 21 of 141 calls beside four busy threads).
         """
         return _docker("exec", str(self.container.id), *command, within_s=START_S)
 
     def python(self, program: str) -> str:
-        """Run a Python program inside the container, with the engine's interpreter; return what it prints."""
+        """Run a Python program inside the container with the engine's interpreter; return its output."""
         code, output = self.run("python3", "-c", program)
         assert code == 0, output
         return output.strip()
@@ -98,7 +98,7 @@ class Stack:
         assert code == 0, output
 
     def key(self) -> str:
-        """Return the key servekit made, or the first of the key file, as an operator asks for it."""
+        """Return the key that servekit generated, or the first of the key file, the way an operator reads it."""
         code, output = self.run("servekit", "key", "--show")
         assert code == 0, output
         return output.strip()
@@ -108,13 +108,13 @@ class Stack:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key(), max_retries=0, timeout=60)
 
     def ready_after_s(self) -> float:
-        """Return the seconds of the last start, as servekit tells them."""
+        """Return how long the last start took, as servekit reports it."""
         status: dict[str, Any] = httpx.get(f"{self.observe_url}/status").json()
         return float(status["start_seconds"])
 
     @contextmanager
     def ends(self) -> Iterator[list[dict[str, str]]]:
-        """Collect the ends of this container meanwhile: exit code and time of each, as Docker tells them."""
+        """Collect each exit of this container during the block: exit code and time, as Docker reports them."""
         seen: list[dict[str, str]] = []
         since, ident = time.time(), self.container.id
         yield seen
@@ -124,12 +124,12 @@ class Stack:
         seen += [event["Actor"]["Attributes"] for event in events if event.get("Action") == "die"]
 
     def down(self) -> None:
-        """End everything, volumes included."""
+        """Remove everything, volumes included."""
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "20", check=False)
 
 
 def _docker(*arguments: str, within_s: float) -> tuple[int, str]:
-    """Run Docker's client, without any variable of the tests' own; return its exit code and output."""
+    """Run Docker's client without the tests' own variables; return its exit code and output."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
     command = ["docker", *arguments]
     done = subprocess.run(

@@ -48,14 +48,14 @@ program.unlink()
 
 
 def test_health_begins_with_starting(stack: Stack, note: Note) -> None:
-    """Docker says `starting` while the engine loads, and `healthy` once it answers."""
+    """Docker reports `starting` while the engine loads, and `healthy` once it answers."""
     assert stack.first_health == "starting"
     assert stack.health == "healthy"
     note(f"first start, caches empty: ready after {stack.ready_after_s():.1f} s")
 
 
 def test_chat_and_images(healthy: Stack, key_file: os.PathLike[str]) -> None:
-    """With the key of the mounted file, chat and image requests through the published port are answered."""
+    """With a key of the mounted file, chat and image requests through the published port are answered."""
     with open(key_file, encoding="ascii") as file:  # noqa: PTH123 - the type allows no more
         key = file.read().splitlines()[1]
     with healthy.openai(key) as client:
@@ -68,7 +68,7 @@ def test_chat_and_images(healthy: Stack, key_file: os.PathLike[str]) -> None:
 
 
 def test_nothing_without_the_key(healthy: Stack) -> None:
-    """Without the key, and on routes that are none of OpenAI's, nothing is to be had from outside."""
+    """Without the key, and on routes outside OpenAI's API, a client outside the container gets nothing but /health."""
     with healthy.openai("sk-wrong-" + "x" * 20) as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
     routes = {"/v1/models": 401, "/invocations": 404, "/docs": 404, "/metrics": 404, "/health": 200}
@@ -76,7 +76,7 @@ def test_nothing_without_the_key(healthy: Stack) -> None:
 
 
 def test_no_rights_inside(healthy: Stack) -> None:
-    """Not root, no capability, no new privileges, Docker's seccomp filter; for PID 1 and whatever is started later."""
+    """PID 1 and every later process run as non-root, without capabilities or new privileges, with Docker's seccomp."""
     uid = str(os.getuid() or 10001)
     expected = f"{uid} 0000000000000000 1 2"
     assert healthy.python(HARDENING) == expected
@@ -85,13 +85,13 @@ def test_no_rights_inside(healthy: Stack) -> None:
 
 
 def test_nothing_to_write_on(healthy: Stack) -> None:
-    """The root file system, the profile and the key are read-only; /tmp runs no programs."""
+    """The root file system, the profile and the key are read-only, and /tmp is mounted noexec."""
     assert healthy.python(WRITABLE) == ""
     assert healthy.python(PROGRAM_IN_TMP) == "Permission denied"
 
 
 def test_first_process_reaps(healthy: Stack) -> None:
-    """A process that loses its parent is reaped by PID 1 when it ends: no zombie stays."""
+    """PID 1 reaps orphaned processes, so that no zombie remains."""
     code, _ = healthy.run("bash", "-c", "(sleep 0.2 &) ; exit 0")
     assert code == 0
     time.sleep(1)
@@ -102,7 +102,7 @@ def test_first_process_reaps(healthy: Stack) -> None:
 
 
 def test_other_tenant(healthy: Stack, make_stack: Callable[..., Stack], note: Note) -> None:
-    """A second tenant on the host: the same file, another name and port, a key of its own that servekit made."""
+    """A second tenant on the host uses the same file with another name and port, and servekit generates its key."""
     other = make_stack("b")
     other.compose("up", "--detach", "--wait")
     assert other.health == "healthy"

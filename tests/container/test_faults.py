@@ -1,4 +1,4 @@
-"""What breaks, in a container: what clients see, the exit code, and the time until Docker has it healthy again."""
+"""Faults in a container: what clients see, the exit code, and the time until Docker reports it healthy again."""
 
 import os
 import shlex
@@ -31,7 +31,7 @@ while True:
 
 
 class Stream:
-    """A client that reads a long answer meanwhile: what it got, and how it ended."""
+    """A client that reads a long answer in the background: what it received, and how it ended."""
 
     def __init__(self, stack: Stack, tokens: int) -> None:
         self.pieces, self.finish, self.error, self.ended_s = 0, "", "", 0.0
@@ -52,7 +52,7 @@ class Stream:
         self.ended_s = time.monotonic()
 
     def seen(self, since_s: float) -> str:
-        """Say what the client saw, once its stream has ended."""
+        """Return what the client saw, once its stream has ended."""
         self._thread.join(60)
         assert not self._thread.is_alive(), "the client still waits"
         how = self.error or f"finish_reason {self.finish or 'none'}"
@@ -60,14 +60,14 @@ class Stream:
 
 
 def healthy_again(stack: Stack, since_s: float, ident: int) -> float:
-    """Wait until another life of the container is healthy; return the seconds since `since_s`."""
+    """Wait until a new start of the container is healthy; return the seconds since `since_s`."""
     wait_until(lambda: stack.container.attrs["State"]["Pid"] not in {0, ident}, within_s=60, what="a new start")
     stack.until_health("healthy")
     return time.monotonic() - since_s
 
 
 def start_again(stack: Stack) -> float:
-    """Start a container that was stopped; return the seconds until it is healthy."""
+    """Start a stopped container; return the seconds until it is healthy."""
     began = time.monotonic()
     stack.container.start()
     stack.until_health("healthy")
@@ -80,7 +80,7 @@ def start_again(stack: Stack) -> float:
     ids=["EngineCore", "worker", "servekit"],
 )
 def test_killed_process(healthy: Stack, note: Note, what: str, exit_code: str, said: str) -> None:
-    """A part of the endpoint is killed: the client learns it, the container ends with the code, and comes back."""
+    """When a part of the endpoint is killed, the client gets an error, and the container exits and restarts."""
     stream, pid = Stream(healthy, 15000), healthy.container.attrs["State"]["Pid"]
     with healthy.ends() as ends:
         began = time.monotonic()
@@ -94,7 +94,7 @@ def test_killed_process(healthy: Stack, note: Note, what: str, exit_code: str, s
 
 
 def test_killed_container(healthy: Stack, note: Note) -> None:
-    """The container's first process is killed from the host: Docker starts it again."""
+    """When the container's first process is killed from the host, Docker restarts it."""
     if os.getuid():
         pytest.skip("only root may kill a container's process from the host")
     stream, pid = Stream(healthy, 15000), healthy.container.attrs["State"]["Pid"]
@@ -109,7 +109,7 @@ def test_killed_container(healthy: Stack, note: Note) -> None:
 
 
 def test_memory_limit(healthy: Stack, note: Note) -> None:
-    """The kernel kills the worker at the container's memory limit: the log says so, exit 5."""
+    """When the kernel kills the worker at the container's memory limit, the log reports it and the exit code is 5."""
     pid, worker = healthy.container.attrs["State"]["Pid"], healthy.process("VLLM::Worker")
     code, output = healthy.run("bash", "-c", f"echo 1000 >/proc/{worker}/oom_score_adj")
     assert code == 0, output
@@ -124,7 +124,7 @@ def test_memory_limit(healthy: Stack, note: Note) -> None:
 
 
 def test_hung_engine(healthy: Stack, note: Note) -> None:
-    """A stopped EngineCore is found by the requests that wait for it: exit 6, and a new start."""
+    """A stopped EngineCore is detected because requests wait for it: exit code 6, then a restart."""
     stream, pid = Stream(healthy, 15000), healthy.container.attrs["State"]["Pid"]
     with healthy.ends() as ends:
         began = time.monotonic()
@@ -137,7 +137,7 @@ def test_hung_engine(healthy: Stack, note: Note) -> None:
 
 
 def test_wedged_servekit_is_unhealthy(healthy: Stack, note: Note) -> None:
-    """servekit itself stopped: its probes go unanswered and Docker says `unhealthy`; continued, `healthy` again."""
+    """While servekit is stopped, its probes time out and Docker reports `unhealthy`; continued, `healthy` again."""
     began = time.monotonic()
     healthy.kill(SERVEKIT, "STOP")
     try:
@@ -152,7 +152,7 @@ def test_wedged_servekit_is_unhealthy(healthy: Stack, note: Note) -> None:
 
 
 def test_stop_during_a_stream(healthy: Stack, note: Note) -> None:
-    """`docker stop` while an answer is written: the answer comes whole, exit 0; a start finds the caches."""
+    """`docker stop` lets a running answer complete and exits with 0, and the next start reuses the caches."""
     stream = Stream(healthy, 300)
     before = healthy.python("import os; print(os.stat('/var/cache/servekit/bytecode').st_ino)")
     began = time.monotonic()
@@ -167,7 +167,7 @@ def test_stop_during_a_stream(healthy: Stack, note: Note) -> None:
 
 
 def test_stop_during_the_start(healthy: Stack, note: Note) -> None:
-    """`docker stop` while the engine loads ends in seconds, with 0."""
+    """`docker stop` while the engine loads exits within seconds, with 0."""
     healthy.container.restart(timeout=60)
     wait_until(lambda: "starting: imports" in healthy.log(5), within_s=30, what="the engine's start")
     assert healthy.health == "starting"
@@ -181,7 +181,7 @@ def test_stop_during_the_start(healthy: Stack, note: Note) -> None:
 
 
 def test_daemon_restart(healthy: Stack, note: Note) -> None:
-    """The Docker daemon is restarted: the endpoint drains, and is there again without a hand."""
+    """When the Docker daemon restarts, the endpoint drains and comes back by itself."""
     command = os.environ.get("CONTAINER_TESTS_RESTART")
     if not command:
         reason = "restarting Docker would disturb others: CONTAINER_TESTS_RESTART names the command"
@@ -197,7 +197,7 @@ def test_daemon_restart(healthy: Stack, note: Note) -> None:
 
 
 def test_second_start_is_quicker(healthy: Stack, make_stack: Callable[..., Stack], note: Note) -> None:
-    """A container made anew finds the compile caches in its volume; figures of both starts, side by side."""
+    """A recreated container finds the compile caches in its volume; the table has the figures of both starts."""
     fresh = make_stack("fresh")
     fresh.compose("up", "--detach", "--wait")
     first = fresh.ready_after_s()

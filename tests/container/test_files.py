@@ -1,4 +1,4 @@
-"""The Compose files as Compose resolves them: every combination valid, nothing that could drift apart."""
+"""The Compose files as Compose resolves them: every combination is valid, and no two places can drift apart."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ COMBINATIONS = [
 FIXED_IN_THE_IMAGE = {
     *("config", "engine", "engine_patches", "target", "state_dir", "cache_dir", "tls_cert", "tls_key"),
 }
-"""Settings that are no business of .env: paths inside the container, and what the image was built for."""
+"""Settings that do not belong in .env: paths inside the container, and what the image was built for."""
 
 
 Resolve = Callable[..., dict[str, Any]]
@@ -38,7 +38,7 @@ Resolve = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def resolve(client: docker.DockerClient, tmp_path: Path) -> Resolve:
-    """Let Compose resolve the project as a user has it, without what this machine puts in its images' place."""
+    """Resolve the project with Compose as on a user's host, without this machine's replacement images."""
 
     def ask(files: tuple[str, ...] = ("compose.yaml",), profile: str = "", **env: str) -> dict[str, Any]:
         name = f"servekit-test-{secrets.token_hex(3)}"
@@ -52,7 +52,7 @@ def resolve(client: docker.DockerClient, tmp_path: Path) -> Resolve:
 
 @pytest.mark.parametrize(("files", "profile"), COMBINATIONS)
 def test_every_combination_is_valid(resolve: Resolve, files: tuple[str, ...], profile: str) -> None:
-    """Each combination of files and profiles resolves, and none lets a container have more than it needs."""
+    """Each combination of files and profiles resolves, and no container gets more rights than it needs."""
     for name, service in resolve(files, profile)["services"].items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -66,7 +66,7 @@ def test_every_combination_is_valid(resolve: Resolve, files: tuple[str, ...], pr
 
 
 def test_grace_is_longer_than_the_drain(resolve: Resolve) -> None:
-    """Stop grace > servekit's own end > drain, in compose.yaml and in what the Dockerfile says."""
+    """Stop grace > servekit's own stop deadline > drain, in compose.yaml and in the Dockerfile's advice."""
     drain_s = Settings.model_fields["drain_s"].default
     grace_s = seconds_of(resolve()["services"]["servekit"]["stop_grace_period"])
     assert grace_s > drain_s + STOP_MARGIN_S > drain_s
@@ -76,7 +76,7 @@ def test_grace_is_longer_than_the_drain(resolve: Resolve) -> None:
 
 
 def test_every_setting_can_be_set(resolve: Resolve) -> None:
-    """Every setting that .env may hold reaches the container, and the example explains it; nothing else is in there."""
+    """Every setting that .env may hold reaches the container and is explained in the example, which holds no others."""
     variables = {variable_of(name) for name in Settings.model_fields if name not in FIXED_IN_THE_IMAGE}
     published = {"SERVEKIT_HOST", "SERVEKIT_PORT", "SERVEKIT_OBSERVE_HOST", "SERVEKIT_OBSERVE_PORT"}
     service = resolve()["services"]["servekit"]
@@ -88,7 +88,7 @@ def test_every_setting_can_be_set(resolve: Resolve) -> None:
 
 
 def test_example_shows_the_defaults(resolve: Resolve) -> None:
-    """With every line of .env.example switched on the project is the one without .env, but for what has no default."""
+    """Enabling every line of .env.example gives the same project as no .env, except for settings without a default."""
     lines = re.findall(r"^# ?([A-Z_]+=\S+)", (ROOT / ".env.example").read_text(), re.MULTILINE)
     shown = dict(line.split("=", 1) for line in lines if not line.startswith(("COMPOSE_", "SERVEKIT_API_KEYS_FILE")))
     plain, full = resolve(profile="*"), resolve(profile="*", **shown)
@@ -102,7 +102,7 @@ def test_example_shows_the_defaults(resolve: Resolve) -> None:
 
 
 def test_second_tenant_is_the_same_file(resolve: Resolve) -> None:
-    """Another project, GPU, port and key: nothing of the two is shared."""
+    """Two tenants with different project, GPU, port and key share nothing."""
     first = resolve()
     second = resolve(ENDPOINT_GPU="1", SERVEKIT_API_KEYS_FILE="./b.keys")
     devices = [
@@ -116,14 +116,14 @@ def test_second_tenant_is_the_same_file(resolve: Resolve) -> None:
 
 
 def test_own_image_is_tagged_with_the_version(resolve: Resolve) -> None:
-    """The image's tag is servekit's version, on the CPU with a mark of its own."""
+    """The image's tag is servekit's version, with the suffix -cpu for the CPU."""
     assert resolve()["services"]["servekit"]["image"] == f"servekit:{__version__}"
     on_cpu = resolve(("compose.yaml", "compose.cpu.yaml"))
     assert on_cpu["services"]["servekit"]["image"] == f"servekit:{__version__}-cpu"
 
 
 def test_images_are_pinned() -> None:
-    """No image is taken by a moving tag."""
+    """No image has a moving tag."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     images = [service["image"] for service in compose["services"].values()]
     images += re.findall(r"^ARG \w*BASE_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

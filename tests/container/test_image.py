@@ -1,4 +1,4 @@
-"""The image as it was built: nobody's rights, nothing left behind, the engine's packages untouched."""
+"""The built image: it runs without rights, holds no leftovers, and leaves the engine's packages unchanged."""
 
 import json
 import re
@@ -21,13 +21,13 @@ print("\\n".join(sorted(f"{each.name}=={each.version}" for each in metadata.dist
 
 
 def run(client: docker.DockerClient, image: str, *command: str, **options: Any) -> str:
-    """Run a program of the image and return what it prints."""
+    """Run a program of the image and return its output."""
     output: bytes = client.containers.run(image, list(command), remove=True, **options)
     return output.decode().strip()
 
 
 def test_engine_has_the_same_packages(client: docker.DockerClient, image: str) -> None:
-    """Between the engine's stage and the finished image no package of the engine's came, went or moved."""
+    """The finished image has the same packages of the engine, in the same versions, as the engine's stage."""
     build_image("servekit-test:engine", "engine-cpu")
     before, after = (
         run(client, each, "-c", FREEZE, entrypoint="/opt/vllm/bin/python") for each in ("servekit-test:engine", image)
@@ -37,7 +37,7 @@ def test_engine_has_the_same_packages(client: docker.DockerClient, image: str) -
 
 
 def test_newer_packages_go_before_the_engines(client: docker.DockerClient, image: str) -> None:
-    """What the engine imports as Pillow is the one of the patches' folder, as servekit starts it."""
+    """With the environment that servekit gives it, the engine imports Pillow from the patches' folder."""
     environment = json.loads(run(client, image, "plan", "--format", "json"))["environment"]
     program = "import PIL._imaging; print(PIL.__version__, PIL._imaging.__file__)"
     path = {"PYTHONPATH": environment["PYTHONPATH"]}
@@ -47,7 +47,7 @@ def test_newer_packages_go_before_the_engines(client: docker.DockerClient, image
 
 
 def test_builds_on_a_base_image_of_its_own(client: docker.DockerClient, image: str) -> None:
-    """On BASE_IMAGE, as on vLLM's own image, the same steps give an image for the GPU; without one it says so."""
+    """With ENGINE=cuda, the same steps on BASE_IMAGE build an image for the GPU, which reports a missing GPU."""
     assert image
     build_image("servekit-test:engine", "engine-cpu")
     build_image("servekit-test:cuda", "servekit", ENGINE="cuda", BASE_IMAGE="servekit-test:engine")
@@ -59,7 +59,7 @@ def test_builds_on_a_base_image_of_its_own(client: docker.DockerClient, image: s
 
 
 def test_metadata(client: docker.DockerClient, image: str) -> None:
-    """User, signal, health check, labels and start command stand in the image."""
+    """The image defines user, stop signal, health check, labels and start command."""
     config = client.images.get(image).attrs["Config"]
     assert config["User"] == "10001:0"
     assert config["StopSignal"] == "SIGTERM"
@@ -74,7 +74,7 @@ def test_metadata(client: docker.DockerClient, image: str) -> None:
 
 
 def test_nothing_is_left_behind(client: docker.DockerClient, image: str) -> None:
-    """No compiler, no installer, no package lists, no cache; nothing of servekit may be written by its user."""
+    """No compiler, installer, package list or cache remains, and the image's user cannot write to servekit's files."""
     program = (
         "command -v gcc cc g++ clang uv pip; "
         "find /root/.cache /tmp /var/lib/apt/lists /var/cache/servekit /var/lib/servekit /models -mindepth 1; "
@@ -84,7 +84,7 @@ def test_nothing_is_left_behind(client: docker.DockerClient, image: str) -> None
 
 
 def test_commands_need_no_writable_root(client: docker.DockerClient, image: str) -> None:
-    """`check`, `plan` and `--version` run with a read-only root, without network, rights or a home."""
+    """`check`, `plan` and `--version` work with a read-only root, without network, capabilities or a home folder."""
     strict = {"read_only": True, "network_mode": "none", "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
     assert run(client, image, "--version", **strict).startswith(f"servekit {__version__}, for vLLM 0.20.2")
     assert "all valid" in run(client, image, "check", "--profile-only", **strict)
@@ -93,13 +93,13 @@ def test_commands_need_no_writable_root(client: docker.DockerClient, image: str)
 
 
 def test_any_user_of_group_0(client: docker.DockerClient, image: str) -> None:
-    """Another user of group 0 may use the folders that volumes are mounted on, as OpenShift and key files need."""
+    """Any user of group 0 may write to the folders for volumes, as OpenShift and key files require."""
     program = "touch /var/lib/servekit/a /var/cache/servekit/a /models/a && id -u"
     assert run(client, image, "-c", program, entrypoint="/bin/bash", user="4711:0") == "4711"
 
 
 def test_bill_of_materials(client: docker.DockerClient, image: str) -> None:
-    """`make sbom` lists what really is installed, by name and version."""
+    """`make sbom` lists every installed package by name and version."""
     subprocess.run(["make", "-s", "sbom"], cwd=ROOT, check=True, capture_output=True)  # noqa: S607 - as a user does
     listed = set()
     for part in ("servekit", "engine-patches", "engine-cpu"):
@@ -115,7 +115,7 @@ def test_bill_of_materials(client: docker.DockerClient, image: str) -> None:
 
 @pytest.mark.parametrize("name", ["SERVEKIT_PROT", "SERVEKIT_PORT"])
 def test_wrong_variables_end_with_2(client: docker.DockerClient, image: str, name: str) -> None:
-    """A mistake in a variable ends the container with 2 and names it."""
+    """A mistake in a variable makes the container exit with 2 and name the variable."""
     with pytest.raises(docker.errors.ContainerError) as caught:
         run(client, image, environment={name: "x"})
     assert caught.value.exit_status == 2

@@ -1,4 +1,4 @@
-"""What stands beside the endpoint: an internal network, Caddy in front, Prometheus behind."""
+"""What runs beside the endpoint: an internal network, Caddy in front, Prometheus behind."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ def offline(make_stack: Callable[..., Stack], tmp_path_factory: pytest.TempPathF
 
 
 def test_no_way_out(offline: Stack) -> None:
-    """Mounted weights are served without a network; the container reaches nothing, and no port of it is published."""
+    """Mounted weights are served without a network: the container reaches nothing, and publishes no port."""
     assert "reached" not in offline.python(OUTSIDE)
     settings = offline.container.attrs["NetworkSettings"]
     assert not any(settings["Ports"].values())
@@ -56,7 +56,7 @@ def test_no_way_out(offline: Stack) -> None:
 
 
 def test_caddy_in_front(offline: Stack) -> None:
-    """Caddy serves the endpoint by HTTPS; without the key, and for servekit's own routes, nothing is to be had."""
+    """Caddy serves the endpoint over HTTPS and gives nothing away without the key or on servekit's own routes."""
     (caddy,) = offline.containers("caddy")
     port = int(caddy.attrs["NetworkSettings"]["Ports"]["443/tcp"][0]["HostPort"])
     with httpx.Client(base_url=f"https://localhost:{port}", verify=False) as https:  # noqa: S501 - its own authority
@@ -78,7 +78,7 @@ def _answers(https: httpx.Client) -> bool:
 
 
 def test_prometheus_of_the_profile(healthy: Stack) -> None:
-    """Prometheus in its container scrapes the endpoint in its own: every panel and every recording rule has data."""
+    """Prometheus in its container scrapes the endpoint in another: every panel and every recording rule has data."""
     healthy.compose("--profile", "observability", "up", "--detach", "prometheus")
     url = f"http://127.0.0.1:{healthy.prometheus_port}"
     wait_until(lambda: _up(url), within_s=60, what="the target")
@@ -92,5 +92,5 @@ def test_prometheus_of_the_profile(healthy: Stack) -> None:
 def _up(url: str) -> bool:
     try:
         return [each["value"] for each in ask(url, 'up{job="servekit"}')] == [1]
-    except (OSError, ValueError):  # not there yet; or there, and still reading its own data
+    except (OSError, ValueError):  # not up yet, or up and still reading its own data
         return False

@@ -1,4 +1,4 @@
-"""The expressions of the shipped dashboard and rules, as Prometheus is asked them."""
+"""The expressions of the shipped dashboard and rules, in the form in which Prometheus evaluates them."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 VARIABLES: Mapping[str, str] = {"$__rate_interval": "1m", "$__range": "10m", "$__interval": "15s", "$instance": ".+"}
-"""What Grafana puts in the place of its variables; `$instance` is the choice "All"."""
+"""The values of Grafana's variables; `$instance` is the choice "All"."""
 
 NVML_ROW = "GPU (needs NVML)"
 NVML_GROUP = "servekit-energy"
-"""The dashboard's row and the group of recording rules that are empty where there is no NVML."""
+"""The dashboard's row and the group of recording rules that are empty without NVML."""
 
 OF_PROMETHEUS = frozenset({"up", "ALERTS"})
-"""Series that Prometheus makes itself."""
+"""Series that Prometheus itself generates."""
 
 _LABEL_LISTS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 _LITERALS = re.compile(r'"(?:\\.|[^"\\])*"')
@@ -28,15 +28,15 @@ _WORDS = frozenset({"and", "or", "unless", "bool", "offset", "by", "without", "o
 
 @dataclass(frozen=True)
 class Expression:
-    """One PromQL expression, and where it stands."""
+    """One PromQL expression, and where it is used."""
 
     where: str
-    """ROW / PANEL of a dashboard, or the name a rule gives its result."""
+    """ROW / PANEL of a dashboard, or the name of a rule's result."""
     text: str
     needs_nvml: bool
-    """Whether it is rightly empty without a GPU."""
+    """Whether it is empty without a GPU."""
     by_default: bool = True
-    """False where it is empty also on a healthy endpoint: the condition of an alert."""
+    """False if it is also empty on a healthy endpoint: the condition of an alert."""
 
 
 def expressions(path: Path, variables: Mapping[str, str] = VARIABLES) -> list[Expression]:
@@ -50,7 +50,7 @@ def expressions(path: Path, variables: Mapping[str, str] = VARIABLES) -> list[Ex
 
 
 def panels(dashboard: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each panel with the title of the row it stands in."""
+    """Yield each panel with the title of its row."""
     row = ""
     for panel in dashboard["panels"]:
         if panel["type"] == "row":

@@ -1,4 +1,4 @@
-"""A real Prometheus of a test's own on loopback, and how to ask one."""
+"""A real Prometheus on loopback for one test, and functions to query it."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def program(name: str) -> str:
-    """Return the path of `prometheus` or `promtool`; skip the test where it is not installed."""
+    """Return the path of `prometheus` or `promtool`; skip the test if it is not installed."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"Debian's {name} is not installed: scripts/install.sh servers")
@@ -60,9 +60,9 @@ def scraping(target: str, folder: Path, *, every_s: int) -> Iterator[str]:
 
 
 def ask(url: str, expression: str) -> list[dict[str, Any]]:
-    """Return the series an expression has now, as `{"metric": labels, "value": number}`; NaN is no value.
+    """Return an expression's current series as `{"metric": labels, "value": number}`, without NaN values.
 
-    Raises ValueError with Prometheus' own words when it does not take the expression.
+    Raises ValueError with Prometheus' message if it rejects the expression.
     """
     result = _get(url, "/api/v1/query", {"query": expression})["result"]
     series = [{"metric": each["metric"], "value": float(each["value"][1])} for each in result]
@@ -70,19 +70,19 @@ def ask(url: str, expression: str) -> list[dict[str, Any]]:
 
 
 def alerts(url: str) -> dict[str, str]:
-    """Return the alerts that are pending or firing, each with that word."""
+    """Return the alerts that are pending or firing, each with its state."""
     return {each["labels"]["alertname"]: each["state"] for each in _get(url, "/api/v1/alerts")["alerts"]}
 
 
 def rule_errors(url: str) -> dict[str, str]:
-    """Return the rules whose last evaluation failed, or has not happened, each with Prometheus' words."""
+    """Return the rules that have not been evaluated, or whose last evaluation failed, each with Prometheus' message."""
     groups = _get(url, "/api/v1/rules")["groups"]
     every = [rule for group in groups for rule in group["rules"]]
     return {rule["name"]: rule.get("lastError") or rule["health"] for rule in every if rule["health"] != "ok"}
 
 
 def names(url: str) -> set[str]:
-    """Return the name of every series Prometheus has seen."""
+    """Return the name of every series that Prometheus has stored."""
     return set(_get(url, "/api/v1/label/__name__/values"))
 
 

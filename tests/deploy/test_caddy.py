@@ -1,4 +1,4 @@
-"""The shipped Caddyfile in front of a server, with the real Caddy."""
+"""The shipped Caddyfile, run by the real Caddy in front of a test server."""
 
 import http.server
 import os
@@ -20,13 +20,13 @@ CHUNK_EVERY_S = 0.3
 
 
 class Upstream(http.server.BaseHTTPRequestHandler):
-    """Streams an answer in parts, and remembers the headers of the last request."""
+    """Streams an answer in parts, and stores the headers of the last request."""
 
     protocol_version = "HTTP/1.1"
     seen: dict[str, str] = {}  # noqa: RUF012 - shared on purpose
 
     def do_POST(self) -> None:
-        """Read the whole body, then send a part every so often."""
+        """Read the whole body, then send one part at a time."""
         Upstream.seen = dict(self.headers.items())
         self.rfile.read(int(self.headers.get("content-length", 0)))
         self.send_response(200)
@@ -40,12 +40,12 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def caddy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Run Caddy with the shipped file on loopback; yields its address and the log."""
+    """Run Caddy with the shipped file on loopback; yields its address and its authority's certificate."""
     program = shutil.which("caddy")
     if program is None:
         pytest.skip("needs caddy: apt-get install caddy")
@@ -89,7 +89,7 @@ def client(caddy: tuple[str, Path]) -> Iterator[httpx.Client]:
 
 
 def test_stream_is_not_held_back(client: httpx.Client) -> None:
-    """Each part of a streamed answer goes out when it comes, not at the end."""
+    """Caddy forwards each part of a streamed answer when it arrives, not at the end."""
     times: list[float] = []
     with client.stream("POST", "/v1/chat/completions", content=b"{}") as answer:
         assert answer.status_code == 200
@@ -100,7 +100,7 @@ def test_stream_is_not_held_back(client: httpx.Client) -> None:
 
 
 def test_private_token_is_taken_away(client: httpx.Client) -> None:
-    """What only servekit may send does not pass, the client's key does."""
+    """Caddy removes the header that only servekit may send, and forwards the client's key."""
     headers = {"X-Servekit-Token": "stolen", "Authorization": "Bearer sk-1"}
     assert client.post("/v1/completions", content=b"{}", headers=headers).status_code == 200
     sent = {name.lower(): value for name, value in Upstream.seen.items()}
@@ -114,7 +114,7 @@ def test_large_body_is_refused(client: httpx.Client) -> None:
 
 
 def test_http2_is_spoken(caddy: tuple[str, Path]) -> None:
-    """Clients that can speak HTTP/2 do."""
+    """Clients that support HTTP/2 use it."""
     address, authority = caddy
     command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_version}", "--cacert", str(authority), "-d", "{}"]
     made = subprocess.run([*command, f"{address}/v1/completions"], capture_output=True, text=True, check=True)
@@ -122,7 +122,7 @@ def test_http2_is_spoken(caddy: tuple[str, Path]) -> None:
 
 
 def test_log_holds_no_key(client: httpx.Client, caddy: tuple[str, Path]) -> None:
-    """The access log names the request and not the key."""
+    """The access log contains the request but not the key."""
     log = caddy[1].parents[4] / "log"
     client.post("/v1/responses", content=b"{}", headers={"Authorization": "Bearer sk-very-secret"})
     wait_until(lambda: b"/v1/responses" in log.read_bytes(), what="the log line")

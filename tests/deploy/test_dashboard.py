@@ -1,4 +1,4 @@
-"""The shipped Grafana files: they fit together, panels are complete, expressions parse and read what exists."""
+"""The shipped Grafana files: they fit together, panels are complete, and expressions parse and read existing series."""
 
 import itertools
 import json
@@ -31,20 +31,20 @@ DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
 
 @pytest.fixture(scope="module")
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
+    """The dashboard, parsed as Grafana does."""
     body = json.loads(DASHBOARD.read_text())
     assert isinstance(body, dict)
     return body
 
 
 def provisioned(kind: str) -> Iterator[dict[str, Any]]:
-    """Yield what the provisioning files of one kind hold."""
+    """Yield the contents of the provisioning files of one kind."""
     for path in sorted((GRAFANA / "provisioning" / kind).glob("*.yml")):
         yield from yaml.safe_load(path.read_text())["datasources" if kind == "datasources" else "providers"]
 
 
 def test_every_expression_parses(tmp_path: Path) -> None:
-    """Prometheus' own parser takes every expression of the dashboard, once Grafana's variables are replaced."""
+    """Prometheus' own parser accepts every expression of the dashboard, once Grafana's variables are replaced."""
     every = expressions(DASHBOARD)
     assert len(every) > 40
     written = [{"record": f"expression:{number}", "expr": each.text} for number, each in enumerate(every)]
@@ -54,7 +54,7 @@ def test_every_expression_parses(tmp_path: Path) -> None:
 
 
 def test_every_name_of_servekit_exists() -> None:
-    """What the dashboard and the rules read of servekit's is exported by the code, the GPU's families included."""
+    """Every series of servekit's that the dashboard and the rules read is exported by the code, the GPU's included."""
     exported = names_of_servekit()
     recorded = {rule.where for rule in rules(FOLDER / "rules") if rule.by_default}
     read = {
@@ -68,7 +68,7 @@ def test_every_name_of_servekit_exists() -> None:
 
 
 def names_of_servekit() -> set[str]:
-    """Return every name servekit's own collectors give, with a guard that answers and an L4 that tells everything."""
+    """Return every name that servekit's collectors export, given a guard that answers and an L4 that reports all."""
     plan = build_plan(load_profile(ROOT / "vllm_config.yaml"), read_settings({"target": "cpu"}, {}), {})
     board = StatusStore()
     board.enter(State.STARTING, "")
@@ -86,7 +86,7 @@ def names_of_servekit() -> set[str]:
 
 
 def test_names_are_found_in_an_expression() -> None:
-    """Only what is read as a series counts: no function, label, duration, string or word of the language."""
+    """Only series names are found: no function, label, duration, string or keyword."""
     text = (
         'sum by (le, a) (rate(x:y_z{b="c{d}", e=~"f"}[5m])) / on (g) group_left (h) min_over_time(i[1m]) > 0 or j * 2'
     )
@@ -94,7 +94,7 @@ def test_names_are_found_in_an_expression() -> None:
 
 
 def test_every_panel_is_complete(dashboard: dict[str, Any]) -> None:
-    """Each says what it shows, in which unit, from the chosen data source; those without NVML empty say so."""
+    """Each panel has a description, a unit and the chosen data source; those that are empty without NVML say so."""
     for row, panel in panels(dashboard):
         title = panel["title"]
         assert row, title
@@ -107,7 +107,7 @@ def test_every_panel_is_complete(dashboard: dict[str, Any]) -> None:
 
 
 def test_gpu_figures_stand_in_their_row() -> None:
-    """What needs NVML is read in that row and nowhere else, so that an empty panel is told from a broken one."""
+    """Series that need NVML appear in that row only, so that a panel without a GPU does not look broken."""
     nvml = {rule.where for rule in rules(FOLDER / "rules") if rule.needs_nvml}
     for each in expressions(DASHBOARD):
         reads = {name for name in metric_names(each.text) if name.startswith("servekit_gpu_") or name in nvml}
@@ -115,7 +115,7 @@ def test_gpu_figures_stand_in_their_row() -> None:
 
 
 def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
-    """Every panel has an id and a place of its own on the 24 columns."""
+    """Every panel has a unique id, and no two overlap on the 24 columns."""
     every = dashboard["panels"]
     ids = [panel["id"] for panel in every]
     assert len(ids) == len(set(ids))
@@ -128,7 +128,7 @@ def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
 
 
 def test_rates_follow_the_time_range(dashboard: dict[str, Any]) -> None:
-    """No fixed window in the dashboard: a small time range needs a small one, and never less than four scrapes."""
+    """No expression has a fixed window: it follows the time range, and is never shorter than four scrapes."""
     for _, panel in panels(dashboard):
         for target in panel["targets"]:
             windows = [part.partition("]")[0] for part in target["expr"].split("[")[1:]]
@@ -139,7 +139,7 @@ def test_rates_follow_the_time_range(dashboard: dict[str, Any]) -> None:
 
 
 def test_files_fit_together(dashboard: dict[str, Any]) -> None:
-    """The dashboard's first data source is the provisioned one, and its address the shipped configuration's own."""
+    """The dashboard's default data source is the provisioned one, with the address from the shipped configuration."""
     (source,) = provisioned("datasources")
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
     assert variables["datasource"]["current"]["value"] == source["uid"] == "servekit-prometheus"

@@ -1,4 +1,4 @@
-"""Clients of every kind, so that every figure of the dashboard has something to tell."""
+"""Clients of every kind, so that every figure of the dashboard gets a value."""
 
 import threading
 import time
@@ -15,12 +15,12 @@ SCRAPE_EVERY_S = 2
 
 
 def without_data(url: str, wanted: Iterable[Expression]) -> list[str]:
-    """Return the expressions that have no value in the Prometheus at `url`, each with where it stands."""
+    """Return the expressions that have no value in the Prometheus at `url`, each with where it is used."""
     return [f"{each.where}: {each.text}" for each in wanted if not ask(url, each.text)]
 
 
 def with_load(url: str, key: str, missing: Callable[[], list[str]], *, within_s: float = 45) -> None:
-    """Let clients come until nothing is missing any more; fail with what still is."""
+    """Run clients until nothing is missing; on a timeout, fail with what still is."""
     end = time.monotonic() + within_s
     over = threading.Event()
     with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60) as client:
@@ -38,9 +38,9 @@ def with_load(url: str, key: str, missing: Callable[[], list[str]], *, within_s:
 
 
 def _visit(client: openai.OpenAI, url: str, over: threading.Event) -> None:
-    """Chat, stream, show an image, show too many, and knock without a key and at a door that is not there."""
+    """Chat, stream, send an image, send too many, and request without a key and on a route that does not exist."""
     while not over.is_set():
-        for _ in range(6):  # few are refused beside them, or ServekitRefusing would rightly wait to fire
+        for _ in range(6):  # keeps the share of refusals low: otherwise ServekitRefusing would rightly become pending
             client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
         for _ in client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=24, stream=True

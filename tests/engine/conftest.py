@@ -14,7 +14,7 @@ from tests.harness.shared import share
 def make_endpoint(
     cache: Path, *flags: str, environ: dict[str, str] | None = None, program: Sequence[str] = SERVEKIT
 ) -> Endpoint:
-    """Start an endpoint on the embedded demo, whose caches and state are in `cache`; not ready yet."""
+    """Start an endpoint on the embedded demo, with its caches and state in `cache`; return before it is ready."""
     own = {"SERVEKIT_ENGINE": str(ENGINE), "SERVEKIT_CACHE_DIR": str(cache), "SERVEKIT_STATE_DIR": str(cache)}
     settings = clean_environment() | own | (environ or {})
     return Endpoint(["--target", "cpu", *flags], settings, program=program).start()
@@ -22,14 +22,14 @@ def make_endpoint(
 
 @pytest.fixture(scope="session")
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache folder for all tests, so that the demo checkpoint is built once."""
+    """One cache folder for all tests, so that the demo checkpoint is built only once."""
     assert ENGINE.exists(), f"{ENGINE} is missing: `make install` puts the CPU engine there"
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def serve(engine_cache: Path) -> Iterator[Callable[..., Endpoint]]:
-    """Start endpoints of this test's own; all are ended, and nothing of them may be left."""
+    """Start endpoints for one test; afterwards end them all, and fail if a process is left."""
     started: list[Endpoint] = []
 
     def start(*flags: str, environ: dict[str, str] | None = None) -> Endpoint:
@@ -43,7 +43,7 @@ def serve(engine_cache: Path) -> Iterator[Callable[..., Endpoint]]:
 
 @pytest.fixture(scope="session")
 def endpoint(engine_cache: Path) -> Iterator[Endpoint]:
-    """One ready endpoint that all tests of serving share."""
+    """One ready endpoint that all serving tests share."""
     with share("endpoint", make_endpoint(engine_cache)) as endpoint:
         endpoint.until_ready()
         yield endpoint
@@ -51,6 +51,6 @@ def endpoint(engine_cache: Path) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session")
 def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
-    """The official client on the shared endpoint; without its retries, so that no connection may be lost."""
+    """The official client on the shared endpoint, with retries off, so that a lost connection fails the test."""
     with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=60) as client:
         yield client

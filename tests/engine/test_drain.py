@@ -1,4 +1,4 @@
-"""Clients that never pause while the real engine is told to stop: each gets a whole answer or an honest refusal."""
+"""Clients that never pause while the real engine gets SIGTERM: each gets a complete answer or a proper refusal."""
 
 import json
 import signal
@@ -29,12 +29,12 @@ CLIENTS = 12
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_requests_in_the_moment_of_the_stop(serve: Serve, attempt: int) -> None:
-    """SIGTERM under fire: no answer is empty, none is cut, and the endpoint ends with 0."""
+    """SIGTERM under load: no answer is empty or cut, and the endpoint exits with 0."""
     endpoint = serve()
     endpoint.until_ready()
     with under_fire(endpoint) as answers:
         endpoint.until(lambda: answers["whole"] >= 2 * CLIENTS, "answers")
-        time.sleep(0.1 * attempt)  # at another point of the clients' rounds each time
+        time.sleep(0.1 * attempt)  # at a different point of the clients' rounds each time
         endpoint.process.send_signal(signal.SIGTERM)
         assert endpoint.end(90) == 0, endpoint.lines[-20:]
     told = "\n".join(f"{count:6} {answer}" for answer, count in answers.most_common())
@@ -46,7 +46,7 @@ def test_requests_in_the_moment_of_the_stop(serve: Serve, attempt: int) -> None:
 
 @contextmanager
 def under_fire(endpoint: Endpoint) -> Iterator[Counter[str]]:
-    """Let clients ask in turns for text and about images, streamed and not; yield what became of it, growing."""
+    """Let clients send text and images in turn, streamed and not; yield a live counter of the results."""
     answers: Counter[str] = Counter()
     over = threading.Event()
 
@@ -73,7 +73,7 @@ def under_fire(endpoint: Endpoint) -> Iterator[Counter[str]]:
 
 
 def request(client: httpx.Client, path: str, *, stream: bool) -> str:
-    """Send one request; return `whole`, a status, `closed` where the connection ended before any answer, or a text."""
+    """Send one request; return `whole`, a status, `closed` if the connection ended without an answer, or an error."""
     body = {"model": "gemma4-demo", "max_tokens": TOKENS, "ignore_eos": True, "stream": stream, **KINDS[path]}
     if stream:
         body["stream_options"] = {"include_usage": True}
@@ -92,7 +92,7 @@ def request(client: httpx.Client, path: str, *, stream: bool) -> str:
 
 
 def is_whole(text: str, *, stream: bool) -> bool:
-    """Tell whether an answer has all its tokens and says why it ended."""
+    """Return whether an answer has all its tokens and a finish reason."""
     if not stream:
         answer = json.loads(text)
         return bool(

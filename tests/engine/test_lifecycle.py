@@ -1,4 +1,4 @@
-"""Every ending of the real engine: by signal in each phase, by death, by mistake; and nothing stays."""
+"""How the real engine ends: by a signal in each phase, by death, by a mistake; and no process is left."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def test_sigterm_while_it_starts(serve: Serve, phase: str) -> None:
 
 
 def test_drain_of_a_running_stream(serve: Serve) -> None:
-    """SIGTERM lets a running stream end whole; readiness falls at once; new connections are refused; exit code 0."""
+    """SIGTERM lets a running stream complete, turns readiness off, refuses new connections and exits with 0."""
     endpoint = serve("--drain-s", "60")
     endpoint.until_ready()
     client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=90)
@@ -69,7 +69,7 @@ def test_drain_of_a_running_stream(serve: Serve) -> None:
 
 
 def test_ctrl_c_stops_an_idle_endpoint(serve: Serve) -> None:
-    """Ctrl-C (SIGINT) drains too, and with nothing running it is over soon."""
+    """Ctrl-C (SIGINT) drains too, and exits quickly if no request runs."""
     endpoint = serve()
     endpoint.until_ready()
     below = descendants(endpoint.process.pid)
@@ -79,7 +79,7 @@ def test_ctrl_c_stops_an_idle_endpoint(serve: Serve) -> None:
 
 @pytest.mark.parametrize("victim", ["core", "worker", "server", "keeper"])
 def test_killed_engine(serve: Serve, victim: str) -> None:
-    """Whichever process of the engine is killed, servekit says 5 soon, never vLLM's 0, and leaves nothing behind."""
+    """Whichever engine process is killed, servekit soon exits with 5, never vLLM's 0, and leaves no process behind."""
     endpoint = serve()
     endpoint.until_ready()
     processes = endpoint.roles()
@@ -87,7 +87,7 @@ def test_killed_engine(serve: Serve, victim: str) -> None:
     headers = {"Authorization": f"Bearer {endpoint.key}"}
     body = {"model": "gemma4-demo", "prompt": "a secret", "max_tokens": 8000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{endpoint.url}/v1/completions", headers=headers, json=body, timeout=60) as stream:
-        lines = stream.iter_lines()  # kept: without it the stream would be closed
+        lines = stream.iter_lines()  # kept: without a reference the stream would be closed
         next(lines)
         os.kill(processes[victim], signal.SIGKILL)
         assert endpoint.end(within_s=30) == 5
@@ -101,7 +101,7 @@ def test_killed_engine(serve: Serve, victim: str) -> None:
 
 
 def test_killed_servekit_leaves_no_engine(serve: Serve) -> None:
-    """SIGKILL of servekit itself takes the whole engine with it."""
+    """When servekit itself gets SIGKILL, the whole engine ends too."""
     endpoint = serve()
     endpoint.until_line("starting: weights")
     below = descendants(endpoint.process.pid)
@@ -114,7 +114,7 @@ def test_killed_servekit_leaves_no_engine(serve: Serve) -> None:
 
 
 def test_taken_port(serve: Serve) -> None:
-    """A port that somebody listens on is told before anything is started, even when vLLM's own bind would succeed."""
+    """A port in use is reported before anything is started, even when vLLM's own bind would succeed."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
@@ -125,7 +125,7 @@ def test_taken_port(serve: Serve) -> None:
 
 
 def test_missing_model(serve: Serve) -> None:
-    """A checkpoint that is not there is a failed start with the engine's own reason and a remedy."""
+    """A missing checkpoint is a failed start with the engine's own reason and a remedy."""
     endpoint = serve("--model", "/nowhere/model")
     code = endpoint.end(90)
     assert code in {3, 4}
@@ -133,7 +133,7 @@ def test_missing_model(serve: Serve) -> None:
 
 
 def test_json_log(serve: Serve) -> None:
-    """With --log-format json every line is one JSON object, the engine's included."""
+    """With --log-format json every line is one JSON object, the engine's lines included."""
     endpoint = serve("--log-format", "json")
     endpoint.until_line("Initializing a V1 LLM engine")
     assert endpoint.stop() == 0
@@ -143,7 +143,7 @@ def test_json_log(serve: Serve) -> None:
 
 @pytest.mark.parametrize("victim", ["core", "worker"])
 def test_stopped_engine_is_found(serve: Serve, victim: str) -> None:
-    """An engine that stands still under a request, its /health green, is found within the hang time and a tick: 6."""
+    """An engine that stalls while /health stays green is detected within the hang time and a tick: exit code 6."""
     endpoint = serve("--hang-s", "12")
     endpoint.until_ready()
     below = descendants(endpoint.process.pid)
@@ -166,7 +166,7 @@ def test_stopped_engine_is_found(serve: Serve, victim: str) -> None:
 
 
 def test_https_by_the_engine(serve: Serve, tmp_path: Path) -> None:
-    """With a certificate of one's own the endpoint speaks HTTPS, and servekit knows the server by that certificate."""
+    """With the operator's certificate the endpoint serves HTTPS, and servekit verifies the server by it."""
     chain, key = make_certificate(tmp_path)
     endpoint = serve("--tls-cert", str(chain), "--tls-key", str(key))
     endpoint.until_ready()

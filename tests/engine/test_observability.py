@@ -1,4 +1,4 @@
-"""A real Prometheus with the shipped configuration on the real engine: every figure is there, no alert is false."""
+"""A real Prometheus with the shipped configuration on the real engine: every figure has data, and no alert is false."""
 
 import signal
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.harness.endpoint import Endpoint
 
 
 def test_prometheus_reads_everything(serve: Callable[..., Endpoint], tmp_path: Path) -> None:
-    """Under load every rule and every panel beside the GPU's has a value and nothing alerts; stopped, it is down."""
+    """Under load every rule and panel except the GPU's has a value and no alert fires; a stop raises ServekitDown."""
     program("prometheus")  # skip before the engine starts
     endpoint = serve()
     with scraping(endpoint.observe_url.removeprefix("http://"), tmp_path, every_s=SCRAPE_EVERY_S) as url:
@@ -22,7 +22,7 @@ def test_prometheus_reads_everything(serve: Callable[..., Endpoint], tmp_path: P
         every = [each for each in (*rules(FOLDER / "rules"), *expressions(DASHBOARD)) if each.by_default]
         wanted = [each for each in every if not each.needs_nvml]
         assert len(wanted) > 60
-        # A counter that appears with 1 has not risen for Prometheus: the share of refusals takes a second one.
+        # Prometheus sees no increase in a counter that first appears with 1: the share of refusals needs a second one.
         refused = Expression("refused", "instance:servekit_requests_refused:ratio_rate5m > 0", needs_nvml=False)
         with_load(endpoint.url, endpoint.key, lambda: without_data(url, [*wanted, refused]))
 

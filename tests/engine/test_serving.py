@@ -1,4 +1,4 @@
-"""What clients get from the real engine that servekit started from vllm_config.yaml."""
+"""What clients get from the real engine, started by servekit from vllm_config.yaml."""
 
 import base64
 import json
@@ -35,19 +35,19 @@ def png(width: int = 64, height: int = 48, shade: int = 120) -> str:
 
 
 def look_at(images: int) -> list[ChatCompletionContentPartParam]:
-    """Return the content of a message with so many images."""
+    """Return the content of a message with this many images."""
     parts: list[ChatCompletionContentPartParam] = [{"type": "text", "text": "What is this?"}]
     parts += [{"type": "image_url", "image_url": {"url": png(shade=40 * n)}} for n in range(images)]
     return parts
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """The one model is listed under its served name."""
+    """/v1/models lists the one model under its served name."""
     assert [model.id for model in client.models.list()] == [MODEL]
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    """A chat completion has as many tokens as asked for, and some text."""
+    """A chat completion has as many tokens as requested, and some text."""
     answer = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=16, temperature=0
     )
@@ -57,7 +57,7 @@ def test_chat(client: openai.OpenAI) -> None:
 
 
 def test_streamed_chat_is_the_same_text(client: openai.OpenAI) -> None:
-    """Streamed, the answer comes in several pieces that add up to the text that comes in one piece."""
+    """A streamed answer arrives in several pieces that join to the same text as the unstreamed answer."""
 
     def ask(*, stream: bool) -> str:
         options = {"max_tokens": 24, "temperature": 0, "seed": 1}
@@ -81,7 +81,7 @@ def test_completion(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_images(client: openai.OpenAI, images: int) -> None:
-    """One to three images are taken, and each adds its tokens to the prompt."""
+    """One to three images are accepted, and each adds its tokens to the prompt."""
     answer = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": look_at(images)}], max_tokens=4
     )
@@ -90,7 +90,7 @@ def test_images(client: openai.OpenAI, images: int) -> None:
 
 
 def test_four_images_are_refused(client: openai.OpenAI) -> None:
-    """A fourth image is the client's mistake: 400 with the limit in words."""
+    """A fourth image is a client error: 400 with the limit in the message."""
     with pytest.raises(openai.BadRequestError, match=r"At most 3 image\(s\)"):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": look_at(4)}], max_tokens=4)
 
@@ -98,20 +98,20 @@ def test_four_images_are_refused(client: openai.OpenAI) -> None:
 @pytest.mark.advisory("CVE-2026-114053", "CVE-2026-116179", "CVE-2026-105758", "CVE-2026-105760")
 @pytest.mark.advisory("CVE-2026-126396", "CVE-2026-114052")
 def test_video_and_audio_are_refused(client: openai.OpenAI) -> None:
-    """The modalities the model card does not have are closed."""
+    """Modalities that the model card does not list are turned off."""
     audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}
     with pytest.raises(openai.BadRequestError, match=r"At most 0 audio"):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": [audio]}], max_tokens=4)  # type: ignore[list-item, misc]
 
 
 def test_unknown_model_is_refused(client: openai.OpenAI) -> None:
-    """Another model name is 404."""
+    """An unknown model name is 404."""
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "x"}])
 
 
 def test_too_long_a_prompt_is_refused(client: openai.OpenAI) -> None:
-    """A prompt beyond max-model-len is 400 and does no harm."""
+    """A prompt longer than max-model-len is 400 and does no harm."""
     with pytest.raises(openai.BadRequestError):
         client.completions.create(model=MODEL, prompt=[20] * 20_001, max_tokens=1)
 
@@ -126,7 +126,7 @@ def test_curl(endpoint: Endpoint) -> None:
 
 
 def test_probes_and_status(endpoint: Endpoint) -> None:
-    """The ready endpoint is live and ready, and its status holds phases, contract and the deviation of this target."""
+    """The ready endpoint is live and ready, and its status holds phases, contract and this target's deviation."""
     assert endpoint.observe("/livez")[0] == 200
     assert endpoint.observe("/readyz") == (200, "ready\n")
     status = endpoint.status()
@@ -143,14 +143,14 @@ def test_probes_and_status(endpoint: Endpoint) -> None:
 
 
 def test_probe_command(endpoint: Endpoint) -> None:
-    """`servekit probe` says the same by its exit code."""
+    """`servekit probe` returns the same verdict as its exit code."""
     for question in ("live", "ready"):
         flags = ["probe", question, "--observe-port", str(endpoint.observe_port)]
         assert subprocess.run([sys.executable, "-m", "servekit.cli.main", *flags], check=False).returncode == 0
 
 
 def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI) -> None:
-    """One scrape holds servekit's families and the engine's, no family twice, and the engine really runs as planned."""
+    """One scrape holds servekit's and the engine's families, each once, and the engine runs as planned."""
     client.completions.create(model=MODEL, prompt="x", max_tokens=1)
     families = list(text_string_to_metric_families(endpoint.observe("/metrics")[1]))
     names = [family.name for family in families]
@@ -167,26 +167,26 @@ def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI
 
 
 def test_warm_up_is_what_the_engine_takes(endpoint: Endpoint) -> None:
-    """The batches servekit asks for before it is ready come whole from the real engine."""
+    """The real engine answers the batches of servekit's warm-up completely."""
     client = EngineClient(endpoint.url, {"Authorization": f"Bearer {endpoint.key}"})
     assert client.warm_up(MODEL) == 16 * (3 + 16) + 2
 
 
 def test_log_tells_the_start(endpoint: Endpoint) -> None:
-    """The log has the deviation once, the phases as they come, the timeline, and the engine's own lines."""
+    """The log has the deviation once, the phases as they begin, the timeline, and the engine's own lines."""
     text = "\n".join(endpoint.lines)
     assert text.count("deviation from the contract: kv-cache-dtype is auto instead of fp8_e4m3") == 1
     assert "servekit | starting: weights" in text
     assert "servekit | ready after" in text
     assert "engine   | (EngineCore pid=" in text
-    # torch.cpu._is_avx512_supported, by which vLLM chooses its compiled part, asks for these flags too.
+    # torch.cpu._is_avx512_supported, by which vLLM chooses its compiled extension, requires these flags too.
     own = "avx512bw" in Path("/proc/cpuinfo").read_text()
     kernel = "CPUWNA16LinearKernel" if own else "UnpackedW4A16LinearKernel"
     assert f"Using {kernel}" in text, "the quantized weights run through a kernel for W4A16"
 
 
 def test_second_instance_is_refused(endpoint: Endpoint) -> None:
-    """On the same port, where vLLM would start and split the connections, servekit says 3 within seconds."""
+    """On a port in use, where vLLM would start and split the connections, servekit exits with 3 within seconds."""
     environ = {"PATH": "/usr/bin:/bin", "SERVEKIT_ENGINE": str(ENGINE)}
     taken = str(endpoint.observe_port)
     flags = ["serve", "--target", "cpu", "--port", str(endpoint.port), "--observe-port", taken]
@@ -204,7 +204,7 @@ def test_second_instance_is_refused(endpoint: Endpoint) -> None:
 
 
 def test_key_rotation_without_restart(endpoint: Endpoint) -> None:
-    """A new key is valid within two seconds, the kept one stays so, and another is refused in OpenAI's form."""
+    """A new key is valid within two seconds, the kept one stays valid, and another is refused in OpenAI's format."""
     old = endpoint.key
     flags = ["key", "--new", "--keep-old", "--state-dir", str(endpoint.state_dir)]
     subprocess.run([sys.executable, "-m", "servekit.cli.main", *flags], check=True, capture_output=True)

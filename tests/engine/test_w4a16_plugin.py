@@ -67,7 +67,7 @@ print("ANSWER", json.dumps(answer))
 
 @pytest.fixture(scope="module")
 def answer(root: Path) -> dict[str, Any]:
-    """What the plugin does with one layer under the engine's own Python."""
+    """The plugin's result for one layer, computed with the engine's own Python."""
     python = root / ".venv-engine" / "bin" / "python"
     done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=120)
     assert "ANSWER" in done.stdout, done.stderr[-3000:]
@@ -77,7 +77,7 @@ def answer(root: Path) -> dict[str, Any]:
 
 
 def test_product_is_that_of_the_unpacked_weights(answer: dict[str, Any]) -> None:
-    """The result differs from double precision by the rounding of BF16 alone, as that of vLLM's own kernel does."""
+    """The result differs from double precision only by BF16 rounding, like that of vLLM's own kernel."""
     assert answer["error"] < 0.005
     assert answer["own_error"] is None or answer["own_error"] < 0.02
 
@@ -89,5 +89,5 @@ def test_vllms_own_kernel_is_kept_where_it_runs(answer: dict[str, Any]) -> None:
 
 
 def test_zero_points_are_refused(answer: dict[str, Any]) -> None:
-    """Weights the plugin does not know are not multiplied wrongly."""
+    """The plugin rejects weights of an unknown format instead of multiplying them wrongly."""
     assert answer["zero_points"] is False

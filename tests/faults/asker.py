@@ -1,11 +1,11 @@
-"""Ask one probe without a pause: a program of its own, so that nothing of the tests' own work delays it.
+"""Poll one probe without a pause, in a separate program, so that the tests' own work does not delay it.
 
 usage: asker.py HOST PORT PATH
 
-It runs before others where it may (nice -10), and prints one JSON object a line: `{"state", "status"}` for each answer
-that differs from the one before, `{"seconds", "served_s", "waited_s"}` for each question that took longer than any
-before: as the asker measured it, as servekit measured it (its `Server-Timing`), and how much of it the asker itself
-waited for a core. It ends when its standard input does.
+It raises its priority if permitted (nice -10), and prints JSON objects, one per line: `{"state", "status"}` for each
+answer that differs from the previous one, and `{"seconds", "served_s", "waited_s"}` for each request slower than all
+before it. These are the time the asker measured, the time servekit measured (its `Server-Timing`), and the time the
+asker itself waited for a core. It exits when its standard input is closed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _TIMEOUT_S = 10
 
 
 def main(host: str, port: int, path: str) -> None:
-    """Ask until nobody listens any more."""
+    """Poll until the standard input is closed."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     last, slowest_s = None, 0.0
@@ -47,14 +47,14 @@ def main(host: str, port: int, path: str) -> None:
 
 
 def ask(host: str, port: int, path: str) -> bytes:
-    """Return a whole answer, headers and body; raises OSError where there is none."""
+    """Return a complete answer, headers and body; raises OSError if there is none."""
     with socket.create_connection((host, port), timeout=_TIMEOUT_S) as connection:
         connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def queued() -> float:
-    """Return the seconds this process was ready to run and did not (proc(5) calls the file schedstat)."""
+    """Return the seconds that this process was ready to run but waited for a core (schedstat in proc(5))."""
     return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
 
 

@@ -1,4 +1,4 @@
-"""Faults that are found before an engine is started."""
+"""Faults that servekit finds before it starts an engine."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from tests.faults.provoke import send
 
 
 def with_profile(change: Callable[[str], str]) -> Prepare:
-    """Start with the project's profile, changed."""
+    """Start with the project's profile after a change."""
 
     def prepare(launch: Launch) -> None:
         path = launch.folder / "profile.yaml"
@@ -24,7 +24,7 @@ def with_profile(change: Callable[[str], str]) -> Prepare:
 
 
 def folder_is_a_file(variable: str) -> Prepare:
-    """Start with a folder that cannot be created, because a file is in its way."""
+    """Start with a folder that cannot be created, because a file has its parent's name."""
 
     def prepare(launch: Launch) -> None:
         (launch.folder / "file").touch()
@@ -47,7 +47,7 @@ def with_keys(content: str | None) -> Prepare:
 
 
 def with_checkpoint(damage: Callable[[Launch], None]) -> Prepare:
-    """Start with a copy of the demo checkpoint, damaged."""
+    """Start with a damaged copy of the demo checkpoint."""
 
     def prepare(launch: Launch) -> None:
         shutil.copytree(next(launch.cache.glob("gemma4-*")), launch.folder / "model")
@@ -65,7 +65,7 @@ def cut_shard(launch: Launch) -> None:
 
 
 def port_taken(which: str) -> Prepare:
-    """Start with a port that somebody listens on, who would share it."""
+    """Start with a port that another process listens on with SO_REUSEPORT."""
 
     def prepare(launch: Launch) -> None:
         taken = launch.things.enter_context(socket.socket())
@@ -78,7 +78,7 @@ def port_taken(which: str) -> Prepare:
 
 
 def beside_another(launch: Launch) -> None:
-    """Start a second endpoint of the same user on the port of a first one, which must not be disturbed."""
+    """Start a second endpoint of the same user on the port of a first one; the first one must go on undisturbed."""
     first = start_first(launch)
     first.until_says("ready")
 
@@ -90,7 +90,7 @@ def beside_another(launch: Launch) -> None:
 
 
 def beside_one_that_loads(launch: Launch) -> None:
-    """Start a second endpoint with the state folder of a first one that still loads, and must not notice."""
+    """Start a second endpoint with the state folder of a first one that still loads and must be unaffected."""
     first = start_first(launch, "--load-s", "3")
     launch.environ["SERVEKIT_STATE_DIR"] = first.environ["SERVEKIT_STATE_DIR"]
     first.until_says("starting (weights)")
@@ -107,7 +107,7 @@ def beside_one_that_loads(launch: Launch) -> None:
 
 
 def start_first(launch: Launch, *faults: str) -> Launch:
-    """Start the endpoint whose port the second one wants."""
+    """Start the first endpoint, whose port the second one uses too."""
     folder = launch.folder / "first"
     folder.mkdir()
     first = Launch(Fault("the first", (), 0, "", faults=faults), folder, launch.cache, launch.things)
@@ -117,12 +117,12 @@ def start_first(launch: Launch, *faults: str) -> Launch:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Return the files below a folder."""
+    """Return the contents of the files below a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def engine_is(content: str) -> Prepare:
-    """Start with a program of this content in place of the engine."""
+    """Start with this script in place of the engine."""
 
     def prepare(launch: Launch) -> None:
         path = launch.folder / "program"
@@ -134,7 +134,7 @@ def engine_is(content: str) -> Prepare:
 
 
 def stop_while_preparing(launch: Launch) -> Check:
-    """Send SIGTERM while the demo checkpoint is built: no engine may be started afterwards."""
+    """Send SIGTERM while the demo checkpoint is built; no engine may start afterwards."""
     send(signal.SIGTERM, at="starting (preflight)")(launch)
 
     def check() -> None:
@@ -144,7 +144,7 @@ def stop_while_preparing(launch: Launch) -> Check:
 
 
 def empty_cache(launch: Launch) -> None:
-    """Start with nothing built yet."""
+    """Start with an empty cache."""
     launch.environ["SERVEKIT_CACHE_DIR"] = str(launch.folder / "cache")
 
 

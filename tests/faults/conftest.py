@@ -1,4 +1,4 @@
-"""The fault suite: each fault a real `servekit serve`; the table of what was seen comes from tests/summary.py."""
+"""The fault suite: each fault is a real `servekit serve`; tests/summary.py prints the table of the results."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def launch(cache: Path, tmp_path: Path) -> Iterator[Callable[[Fault], Launch]]:
-    """Start into a fault; whatever is left of it at the end is ended."""
+    """Start servekit with a fault; at the end, kill what is left of it."""
     with contextlib.ExitStack() as things:
 
         def start(fault: Fault) -> Launch:

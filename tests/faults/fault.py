@@ -1,4 +1,4 @@
-"""One fault: how to start into it, how to provoke it, and everything the endpoint must say and do about it."""
+"""One fault: how to start with it, how to provoke it, and everything the endpoint must report and do about it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ STOPPED_EARLY = (STARTING, DRAINING, STOPPED)
 
 
 def by_itself(_: "Launch") -> None:
-    """Wait for nothing: the fault comes without anybody's doing."""
+    """Provoke nothing: the fault occurs by itself."""
 
 
 def as_it_is(_: "Launch") -> None:
@@ -34,31 +34,31 @@ class Fault:
 
     name: str
     states: tuple[str, ...]
-    """The states in order; what both probes must answer follows from them."""
+    """The states in order; they determine what both probes must answer."""
     exit_code: int
-    """As subprocess has it: negative for a signal."""
+    """As in subprocess: negative for a signal."""
     message: str
-    """Part of a line of the log, or of the message on standard error."""
+    """Part of a log line, or of the message on standard error."""
     engine: str = "fake"
-    """fake; real: vLLM 0.20.2 on the CPU; none: it never comes to that."""
+    """fake; real: vLLM 0.20.2 on the CPU; none: no engine is started."""
     faults: tuple[str, ...] = ()
     """Flags of the fake engine."""
     flags: tuple[str, ...] = ()
     """Flags of `servekit serve`."""
     environ: Mapping[str, str] = field(default_factory=dict)
     prepare: Prepare = as_it_is
-    """Called before the start: may change flags and environment, and occupy what the fault needs."""
+    """Called before the start: may change flags and environment, or occupy a port."""
     provoke: Provoke = by_itself
-    """Called after the start; may return a check for after the end."""
+    """Called after the start; may return a check to run after the end."""
     within_s: float = 30
-    """How long after the provocation the process may take to end."""
+    """How long the process may take to end after the provocation."""
 
 
 def readiness_in(state: str) -> int:
-    """Return what /readyz answers in a state."""
+    """Return the status of /readyz in a state."""
     return 200 if state == READY else 503
 
 
 def liveness_in(state: str) -> int:
-    """Return what /livez answers in a state."""
+    """Return the status of /livez in a state."""
     return 503 if state == FAILED else 200

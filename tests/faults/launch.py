@@ -1,4 +1,4 @@
-"""A `servekit serve` into a fault: a real process, both its probes written down, its log, and whatever it leaves."""
+"""A real `servekit serve` with a fault: its log, the recorded answers of both probes, and the processes it leaves."""
 
 import contextlib
 import os
@@ -26,13 +26,13 @@ MODEL = "gemma4-demo"
 
 
 class Launch(Endpoint):
-    """One start: `prepare` may change `flags` and `environ` until `start` is called."""
+    """One start; `prepare` may change `flags` and `environ` until `start` is called."""
 
     def __init__(self, fault: Fault, folder: Path, cache: Path, things: contextlib.ExitStack) -> None:
         self.folder, self.cache, self.things = folder, cache, things
         self.mark = uuid.uuid4().hex
         self.check: Check | None = None
-        """What `prepare` wants to be seen after the end."""
+        """A check that `prepare` wants to run after the end."""
         engine = ENGINE if fault.engine == "real" else self.wrap(FAKE, fault.faults)
         own = {
             "SERVEKIT_ENGINE": str(engine),
@@ -43,37 +43,37 @@ class Launch(Endpoint):
         super().__init__(
             ["--target", "cpu", *fault.flags], clean_environment() | own | dict(fault.environ), model=MODEL
         )
-        self.wanted_observe_port = free_port()  # known beforehand: the probes are asked before servekit answers
+        self.wanted_observe_port = free_port()  # chosen in advance: the probes are polled before servekit answers
         self.probes = Probes()
 
     def wrap(self, program: Path, arguments: Sequence[str], *, interpreter: str = f"{sys.executable} -I") -> Path:
-        """Write a program that calls `program` with what it is given and `arguments`; return its path."""
+        """Write a program that calls `program` with its own arguments and `arguments`; return its path."""
         path = self.folder / f"engine-{program.stem}"
         path.write_text(f'#!/bin/sh\nexec {interpreter} {program} "$@" {shlex.join(arguments)}\n')
         path.chmod(0o755)
         return path
 
     def start(self) -> Self:
-        """Start servekit, and write down what its probes answer from now on."""
+        """Start servekit, and record the answers of its probes from now on."""
         super().start()
         self.probes.begin(self.observe_url, self.pid)
         return self
 
     def until_says(self, answer: str, within_s: float = 150) -> None:
-        """Wait until /readyz begins with this answer: `ready`, `draining`, `starting (weights)`; also in the notes."""
+        """Wait until /readyz begins with `answer`, such as `starting (weights)`, and both probes have recorded it."""
         self.until(lambda: self.observe("/readyz")[1].startswith(answer), answer, within_s)
         state = answer.split(maxsplit=1)[0]
         for noted in (self.probes.ready, self.probes.live):
             self.until(lambda noted=noted: any(seen == state for seen, _ in noted), f"noted {state}", 10)  # type: ignore[misc]
 
     def in_flight(self) -> int:
-        """Return the requests in the engine, as the metrics report them."""
+        """Return the number of requests in the engine, as the metrics report it."""
         lines = self.observe("/metrics")[1].splitlines()
         found = [line for line in lines if line.startswith("servekit_guard_in_flight ")]
         return int(float(found[0].split()[1])) if found else -1
 
     def ask(self, count: int, **fields: object) -> list[int]:
-        """Send requests at once, wait until all run, and return a list that their HTTP statuses will come into."""
+        """Send requests in parallel, wait until all run, and return a list that collects their HTTP statuses."""
         answers: list[int] = []
         body = {"model": MODEL, "prompt": "Once", "max_tokens": 5} | fields
 
@@ -93,7 +93,7 @@ class Launch(Endpoint):
         return answers
 
     def pid_of(self, role: str) -> int:
-        """Return the process id of a process of the engine: keeper, server, core or worker."""
+        """Return the process id of one of the engine's processes: keeper, server, core or worker."""
         return self.roles()[role]
 
     def end(self, within_s: float = 60) -> int:
@@ -103,14 +103,14 @@ class Launch(Endpoint):
         return code
 
     def left(self, within_s: float = 3) -> list[str]:
-        """Return the processes that outlive servekit, after a moment for them to go."""
+        """Return the processes that still run `within_s` after servekit's end."""
         end = time.monotonic() + within_s
         while (pids := self._living()) and time.monotonic() < end:
             time.sleep(0.05)
         return [f"{pid}: {command_line(pid)}" for pid in pids]
 
     def close(self) -> None:
-        """Kill whatever still runs of it."""
+        """Kill every process of this start that still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -122,7 +122,7 @@ class Launch(Endpoint):
 
     def _living(self) -> list[int]:
         marked = [pid for pid in all_processes() if pid != os.getpid() and _has_mark(pid, self.mark)]
-        # vLLM's processes write their titles over their environment: these are known from having been seen.
+        # vLLM's processes overwrite their environment with their titles, so these are known only from earlier scans.
         return [pid for pid in {*marked, *self.probes.processes} if is_running(pid)]
 
 

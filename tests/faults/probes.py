@@ -1,4 +1,4 @@
-"""What /livez and /readyz answer over time, asked without a pause by one program each."""
+"""The answers of /livez and /readyz over time, each polled without a pause by its own program."""
 
 import json
 import subprocess
@@ -14,36 +14,36 @@ _PROCESSES_INTERVAL_S = 0.25
 _TIMEOUT_S = 15
 
 Answer = tuple[str, int]
-"""The state a probe's text names, and its HTTP status."""
+"""The state that a probe's text names, and its HTTP status."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """How long one question took."""
+    """How long one request to a probe took."""
 
     seconds: float = 0.0
-    """As the asker saw it."""
+    """As the asker measured it."""
     served_s: float = 0.0
-    """From the moment servekit took the connection to its answer, as servekit measured it."""
+    """From servekit's accept of the connection to its answer, as servekit measured it."""
     waited_s: float = 0.0
-    """Of `seconds`, what the asker itself stood in the queue for a core."""
+    """The part of `seconds` that the asker itself waited for a core."""
 
 
 class Probes:
-    """The answers of both probes in order, repetitions left out, and the question that took longest."""
+    """The answers of both probes in order, without repetitions, and the slowest request."""
 
     def __init__(self) -> None:
         self.live: list[Answer] = []
         self.ready: list[Answer] = []
         self.slowest = Question()
         self.processes: set[int] = set()
-        """Every process below servekit that was seen."""
+        """Every process below servekit that any scan has found."""
         self._over = threading.Event()
         self._askers: list[subprocess.Popen[str]] = []
         self._threads: list[threading.Thread] = []
 
     def begin(self, url: str, pid: int) -> None:
-        """Ask the server at `url` from now on, and watch the processes below `pid`."""
+        """Start to poll the server at `url`, and to scan the processes below `pid`."""
         host, _, port = url.removeprefix("http://").partition(":")
         self._askers = [_start(host, port, path) for path in ("/livez", "/readyz")]
         self._threads = [
@@ -55,7 +55,7 @@ class Probes:
             thread.start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._over.set()
         for asker in self._askers:
             assert asker.stdin is not None

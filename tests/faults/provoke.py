@@ -1,4 +1,4 @@
-"""How faults are provoked: verbs that the tables put together."""
+"""How to provoke faults: functions that the tables combine."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from tests.harness.http import get
 
 
 def send(*numbers: signal.Signals, at: str = "ready", after_s: float = 0) -> Provoke:
-    """Send servekit signals as soon as /readyz begins with `at`, each after the state has answered the one before."""
+    """Send servekit signals once /readyz begins with `at`, each after the state has changed for the previous one."""
 
     def provoke(launch: Launch) -> None:
         launch.until_says(at)
@@ -28,7 +28,7 @@ def send(*numbers: signal.Signals, at: str = "ready", after_s: float = 0) -> Pro
 
 
 def send_with_requests(count: int, *numbers: signal.Signals, answered: bool, **fields: object) -> Provoke:
-    """Send signals while `count` requests run; afterwards all of them must be answered, or none."""
+    """Send signals while `count` requests run; afterwards either all or none of them must have been answered."""
 
     def provoke(launch: Launch) -> Check:
         launch.until_says("ready")
@@ -52,7 +52,7 @@ def send_with_requests(count: int, *numbers: signal.Signals, answered: bool, **f
 
 
 def request_when_ready(after_s: float = 0.0, count: int = 1) -> Provoke:
-    """Send requests some seconds after the endpoint has become ready."""
+    """Send requests some seconds after the endpoint becomes ready."""
 
     def provoke(launch: Launch) -> None:
         launch.until_says("ready")
@@ -63,7 +63,7 @@ def request_when_ready(after_s: float = 0.0, count: int = 1) -> Provoke:
 
 
 def kill(role: str, number: signal.Signals = signal.SIGKILL, *, at: str = "ready") -> Provoke:
-    """Send a process of the engine a signal as soon as /readyz begins with `at`."""
+    """Send a signal to one of the engine's processes as soon as /readyz begins with `at`."""
 
     def provoke(launch: Launch) -> None:
         launch.until_says(at)
@@ -73,7 +73,7 @@ def kill(role: str, number: signal.Signals = signal.SIGKILL, *, at: str = "ready
 
 
 def stays_ready(during: Callable[[Launch], None], number: signal.Signals = signal.SIGTERM) -> Provoke:
-    """Do something that is no fault: readiness and liveness stay green throughout; then stop the endpoint."""
+    """Do something that is not a fault: readiness and liveness stay green throughout; then stop the endpoint."""
 
     def provoke(launch: Launch) -> None:
         launch.until_says("ready")
@@ -86,7 +86,7 @@ def stays_ready(during: Callable[[Launch], None], number: signal.Signals = signa
 
 
 def wait(seconds: float) -> Callable[[Launch], None]:
-    """Let time go by."""
+    """Wait."""
     return lambda _: time.sleep(seconds)
 
 
@@ -106,7 +106,7 @@ def hold_connections(count: int) -> Callable[[Launch], None]:
 
 
 def scrape_a_mute_engine(launch: Launch) -> None:
-    """Scrape while the engine's own metrics never come; the probes answer all the same."""
+    """Scrape while the engine's own metrics never answer; the probes must still answer."""
     threads = [threading.Thread(target=get, args=(f"{launch.observe_url}/metrics", 20), daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -115,7 +115,7 @@ def scrape_a_mute_engine(launch: Launch) -> None:
 
 
 def refused(launch: Launch) -> bool:
-    """Tell whether the endpoint takes no new connection."""
+    """Return whether the endpoint refuses new connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", launch.port), timeout=2):
         return False
     return True

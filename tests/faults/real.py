@@ -1,4 +1,4 @@
-"""Faults on the real engine that tests/engine does not have already."""
+"""Faults on the real engine that tests/engine does not cover."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from tests.harness.server import ENGINE, PATCHES
 
 
 def drain_streams(launch: Launch) -> Check:
-    """Send SIGTERM while 8 streams run: all end whole, nobody new is let in, liveness stays green."""
+    """Send SIGTERM while 8 streams run: all complete, new connections are refused, liveness stays green."""
     launch.until_says("ready")
     body = {"model": MODEL, "prompt": "Once", "max_tokens": 400, "stream": True, "ignore_eos": True}
     body["stream_options"] = {"include_usage": True}  # one event may hold several tokens
@@ -36,7 +36,7 @@ def drain_streams(launch: Launch) -> Check:
 
 
 def other_flags(launch: Launch) -> None:
-    """Put a program between that starts the real engine with fewer sequences and without prefix caching."""
+    """Use a script as the engine that starts the real one with fewer sequences and without prefix caching."""
     path = launch.folder / "engine"
     path.write_text(f'#!/bin/sh\nexec {ENGINE} "$@" --max-num-seqs 256 --no-enable-prefix-caching\n')
     path.chmod(0o755)
@@ -44,7 +44,7 @@ def other_flags(launch: Launch) -> None:
 
 
 def other_shapes(launch: Launch) -> None:
-    """Let config.json promise an MLP of another width than the weights have."""
+    """Make config.json declare another MLP width than the weights have."""
     path = launch.folder / "model" / "config.json"
     config = json.loads(path.read_text())
     config["text_config"]["intermediate_size"] *= 2

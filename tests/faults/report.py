@@ -1,4 +1,4 @@
-"""What was seen of each fault, as a table: for the end of the run, and for the page that keeps it."""
+"""The results of the faults as a table: printed at the end of the run, and written into a documentation page."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _MESSAGE_CHARACTERS = 110
 
 @dataclass(frozen=True)
 class Row:
-    """One fault as it went."""
+    """The result of one fault."""
 
     name: str
     engine: str
@@ -40,7 +40,7 @@ class Row:
     message: str
 
     def cells(self) -> tuple[str, ...]:
-        """Return one text for each column."""
+        """Return one text per column."""
         parts = (self.slowest.seconds, self.slowest.served_s, self.slowest.waited_s)
         slowest = (f"{1000 * part:.0f} ms" if self.ready else "" for part in parts)
         return (
@@ -60,9 +60,9 @@ def lines(rows: Sequence[Cells]) -> list[str]:
 
 
 def write(page: Path, rows: Sequence[Cells]) -> None:
-    """Put the rows into the table of a Markdown page, between its two marks: those of the same faults are replaced.
+    """Write the rows into a Markdown page's table, between its two marks; replace only the rows of the same faults.
 
-    So a run of some of the faults leaves the others as they were. Raises ValueError where the page has no marks.
+    So a run of some faults leaves the other rows unchanged. Raises ValueError if the page has no marks.
     """
     text = page.read_text(encoding="utf-8")
     head, begin, rest = text.partition(_BEGIN)
@@ -80,7 +80,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _key(line: str) -> str:
-    """Return the fault and the engine of a row."""
+    """Return a row's fault and engine."""
     return "|".join(line.split("|")[1:3])
 
 
@@ -94,6 +94,6 @@ def _statuses(answers: Sequence[tuple[str, int]]) -> str:
 
 
 def _short(message: str) -> str:
-    # Folders of the run are nobody's business.
+    # Hide the run's temporary folders.
     text = re.sub(r"/\S*/(?=[^/\s]+)", ".../", message.removeprefix("servekit | ").removeprefix("ERROR: "))
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[: _MESSAGE_CHARACTERS - 3]}..."

@@ -1,4 +1,4 @@
-"""Faults of a running endpoint: the engine dies, hangs, or only seems to."""
+"""Faults of a running endpoint: the engine dies or hangs, or only appears to."""
 
 import os
 import signal
@@ -31,12 +31,12 @@ def kill_servekit(launch: Launch) -> None:
 
 
 def hang_up_the_log(launch: Launch) -> None:
-    """Close the pipe servekit writes its log to after the first line, as `| head -1` does."""
+    """Close the pipe of servekit's log after the first line, as `| head -1` does."""
     launch.lines_wanted = 1
 
 
 def stand_still(launch: Launch) -> None:
-    """Stop the engine's server until the endpoint is not ready for it, and let it go on."""
+    """Stop the engine's server until the endpoint turns not ready, then continue it."""
     launch.until_says("ready")
     server = launch.pid_of("server")
     os.kill(server, signal.SIGSTOP)
@@ -47,7 +47,7 @@ def stand_still(launch: Launch) -> None:
 
 
 def stop_soon(launch: Launch) -> Check:
-    """Stop an endpoint whose log nobody reads."""
+    """Stop an endpoint whose log has no reader."""
     stays_ready(wait(0.5))(launch)
 
     def check() -> None:

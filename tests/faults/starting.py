@@ -1,4 +1,4 @@
-"""Faults of a start: the engine ends, hangs, or is not what was planned."""
+"""Faults of a start: the engine ends, hangs, or runs with other values than planned."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ from tests.faults.fault import NOT_STARTED, STOPPED_EARLY, Fault
 from tests.faults.launch import Launch
 from tests.faults.provoke import send
 
-# What vLLM 0.20.2 or torch prints, and the part of it and of the remedy that the reason must contain.
+# What vLLM 0.20.2 or torch prints, and the parts of it and of the remedy that the reason must contain.
 _CAUSES = {
     "memory of the card": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB",
@@ -39,7 +39,7 @@ _CAUSES = {
     ),
 }
 
-# What the engine may run with instead of what was planned, and how the item is named.
+# Values that the engine may run with instead of the planned ones, by the name of the contract's item.
 _LIES: dict[str, dict[str, object]] = {
     "kv-cache-dtype": {"kv_cache_dtype": "fp8_e5m2"},
     "quantization": {"quantization": None},
@@ -58,7 +58,7 @@ _LIES: dict[str, dict[str, object]] = {
 
 
 def send_twice_while_loading(launch: Launch) -> None:
-    """Send SIGTERM and at once another."""
+    """Send SIGTERM twice in a row."""
     launch.until_says("starting (warm-up)")
     for _ in range(2):
         launch.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Faults of the end: signals, drains that finish, run out, or are cut short."""
+"""Faults of a stop: signals, and drains that finish, time out or are cut short."""
 
 import signal
 from signal import SIGHUP, SIGINT, SIGTERM
@@ -48,7 +48,7 @@ FAULTS = (
         "SIGTERM, and the guard does not answer",
         *(DRAINED, 0, "SIGTERM: drained"),
         faults=("--deaf-to-drain",),
-        flags=("--drain-s", "4"),  # half of it is waited for the guard
+        flags=("--drain-s", "4"),  # servekit waits half of it for the guard
         provoke=send(SIGTERM),
         within_s=30,
     ),

@@ -1,4 +1,4 @@
-"""Every fault in the tables: states, both probes over time, exit code, message, and no process left."""
+"""Every fault in the tables: states, both probes over time, exit code, message, and no process left behind."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from tests.faults.report import Row
 
 _FAULTS = (*before_start.FAULTS, *starting.FAULTS, *serving.FAULTS, *stopping.FAULTS, *real.FAULTS)
 _SLOWEST_S = 10.0
-"""A probe that hangs, not one that is slow: how fast they are is measured by benchmarks/soak.py."""
+"""Detects a probe that hangs, not one that is slow: benchmarks/soak.py measures how fast the probes are."""
 
 
 def _parameter(fault: Fault) -> object:
@@ -23,7 +23,7 @@ def _parameter(fault: Fault) -> object:
 
 @pytest.mark.parametrize("fault", [_parameter(fault) for fault in _FAULTS])
 def test_fault(fault: Fault, launch: Callable[[Fault], Launch], record_property: Callable[[str, object], None]) -> None:
-    """The endpoint reports this fault correctly as long as it lives, ends as it must, and leaves nothing."""
+    """The endpoint reports this fault correctly while it lives, exits as expected, and leaves no process behind."""
     made = launch(fault)
     check = fault.provoke(made)
     began_s = time.monotonic()
@@ -48,9 +48,9 @@ def test_fault(fault: Fault, launch: Callable[[Fault], Launch], record_property:
 
 
 def _assert_answers(seen: Sequence[Answer], expected: Sequence[Answer]) -> None:
-    """Compare the answers over time: none unexpected, in this order, and ready is among them where it was.
+    """Compare the answers over time: none is unexpected, the order is right, and `ready` is present if expected.
 
-    Any other state may last for less than the pause between two questions.
+    Any other state may be shorter than the pause between two requests, and so be missing.
     """
     assert [answer for answer in expected if answer in seen] == list(seen)
     assert [READY in answer for answer in seen].count(True) == [READY in answer for answer in expected].count(True)

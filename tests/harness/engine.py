@@ -1,4 +1,4 @@
-"""The CPU engine without servekit: vLLM's own server on a small model, with or without the guard inside."""
+"""The CPU engine without servekit: vLLM's own server on a small model, with or without the guard in it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ CPU_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""No compilation, no reports, no network."""
+"""No compilation, no usage reports, no network."""
 
 
 def bare_engine(

@@ -1,8 +1,8 @@
 """Which tests go to one worker of pytest-xdist: those that share an engine, or the Docker Engine.
 
-A worker starts such an engine once, and `tests/conftest.py` ends it after the last of its tests. The scheduler knows of
-a test its id alone, so the id decides. (xdist's own `xdist_group` marks get lost with pytest 9.2: it looks for them in
-an attribute that nodes no longer have.)
+A worker starts such an engine once, and `tests/conftest.py` stops it after the last of its tests. The scheduler knows
+only a test's id, so the id determines the group. (xdist's own `xdist_group` marks get lost with pytest 9.2, because
+xdist looks for them in an attribute that nodes no longer have.)
 """
 
 from typing import TYPE_CHECKING
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
 
 CONTAINER, WIDE, DEMO, GUARDED = "container", "wide_endpoint", "endpoint", "engine"
-"""The longest first; of an engine, the name of its fixture."""
+"""The slowest first; for an engine, the name of its fixture."""
 _OWN_STARTS = ("tests/engine/test_lifecycle.py", "tests/engine/test_drain.py", "tests/faults/")
-"""Each of these tests starts an engine of its own, which takes minutes in all: they go to whoever is free."""
+"""Each of these tests starts its own engine, which takes minutes in all: any free worker may run them."""
 
 
 def group_of(nodeid: str) -> str:
-    """Return the name of the group of a test: a shared engine, a file, or the test alone."""
+    """Return the name of a test's group: a shared engine, a file, or the test alone."""
     file, _, name = nodeid.partition("::")
     if file.startswith("tests/container/"):
         return CONTAINER
@@ -34,7 +34,7 @@ def group_of(nodeid: str) -> str:
 
 
 def rank_of(nodeid: str) -> int:
-    """Return where a test stands in the order of the run: groups of minutes, other engines, everything else."""
+    """Return a test's rank in the order of the run: the slowest groups, then other engines, then everything else."""
     group = group_of(nodeid)
     shared = (CONTAINER, WIDE, DEMO, GUARDED)
     if group in shared:

@@ -1,16 +1,16 @@
-"""Ports for servers that must know theirs before they start."""
+"""Ports for servers that need to know theirs before they start."""
 
 import random
 import socket
 
 _RANGE = range(15_000, 32_000)
-"""Below the ports that the kernel gives to others: no outgoing connection and no port 0 takes one in between."""
+"""Below the kernel's ephemeral range, so that no outgoing connection and no bind to port 0 takes one in between."""
 _CHANCE = random.SystemRandom()
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that nobody listens on, and that this process has not had before."""
+    """Return a TCP port on loopback that is free and that this process has not been given before."""
     while True:
         port = _CHANCE.choice(_RANGE)
         with socket.socket() as probe:

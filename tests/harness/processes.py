@@ -1,4 +1,4 @@
-"""Processes as /proc shows them: which live, who is whose child, memory in bytes, processor time in seconds."""
+"""Processes from /proc: which run, parents and children, memory in bytes, processor time in seconds."""
 
 import os
 from collections.abc import Iterable
@@ -10,29 +10,29 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory: `rss_bytes` counts pages shared with other processes in full, `pss_bytes` a part of them."""
+    """Resident memory: `rss_bytes` counts shared pages in full, `pss_bytes` only this process's share of them."""
 
     rss_bytes: int
     pss_bytes: int
 
 
 def processes_of_group(group: int) -> list[int]:
-    """Return the living processes (no zombies) of a process group."""
+    """Return the running processes of a process group, without zombies."""
     return [pid for pid in all_processes() if (fields := _stat(pid)) and int(fields[2]) == group and _lives(fields)]
 
 
 def children_of(parent: int) -> list[int]:
-    """Return the living children of a process."""
+    """Return the running children of a process."""
     return [pid for pid in all_processes() if (fields := _stat(pid)) and int(fields[1]) == parent and _lives(fields)]
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process lives and is no zombie."""
+    """Return whether a process is running, not a zombie."""
     return _lives(_stat(pid))
 
 
 def all_processes() -> list[int]:
-    """Return the process ids of this machine."""
+    """Return all process ids of this machine."""
     return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
 
 
@@ -47,7 +47,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the processor time these processes have used so far, threads included; the dead count nothing."""
+    """Return the processor time that these processes have used so far, threads included; dead processes count as 0."""
     ticks = 0
     for pid in pids:
         fields = _stat(pid)
@@ -56,7 +56,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def busy_seconds() -> float:
-    """Return the processor time all programs of this machine have used so far (proc_stat(5): user, nice, system)."""
+    """Return the processor time that all programs here have used so far (proc_stat(5): user, nice, system)."""
     user, nice, system = (PROC / "stat").read_text().splitlines()[0].split()[1:4]
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
@@ -76,7 +76,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def command_line(pid: int) -> str:
-    """Return the words a process was started with or has named itself; empty for one that has ended."""
+    """Return a process's arguments or the title it has set; empty if it has ended."""
     try:
         return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -88,7 +88,7 @@ def _lives(fields: list[str]) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of proc_pid_stat(5) after the program's name, from the state on; none for the dead."""
+    """Return the fields of proc_pid_stat(5) after the program's name, from the state on; empty for a dead process."""
     try:
         return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

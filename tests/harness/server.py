@@ -25,7 +25,7 @@ class HarnessError(AssertionError):
 
 
 class Server:
-    """One process that serves, once `start` has been called; everything below it counts as its own."""
+    """A server process once `start` has been called, including all processes below it."""
 
     process: "subprocess.Popen[str]"
     started_s: float
@@ -43,13 +43,13 @@ class Server:
         self.port, self.url, self.model, self.log = port, f"http://127.0.0.1:{port}", model, log
         self.lines: list[str] = []
         self.lines_wanted: int | None = None
-        """Hang up on the output after so many lines."""
+        """Close the output pipe after this many lines."""
         self.seen: set[int] = set()
         """Every process below this one that `processes` has found so far."""
         self._reader = threading.Thread(target=self._read, daemon=True)
 
     def start(self) -> Self:
-        """Start the process at the top of the checkout."""
+        """Start the process in the root folder of the repository."""
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
             self.argv,
@@ -71,7 +71,7 @@ class Server:
 
     @property
     def key(self) -> str:
-        """The clients' key; empty where the server asks for none."""
+        """The clients' key; empty if the server needs none."""
         return ""
 
     @property
@@ -81,11 +81,11 @@ class Server:
 
     @property
     def output(self) -> str:
-        """Everything the server has printed so far."""
+        """All output of the server so far."""
         return "\n".join(list(self.lines))
 
     def until(self, condition: Callable[[], object], what: str, within_s: float = START_S) -> float:
-        """Wait for a condition while the process lives; return the server's age. Raises HarnessError."""
+        """Wait for a condition while the process runs; return the server's age. Raises HarnessError."""
         end = time.monotonic() + within_s
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -99,19 +99,19 @@ class Server:
         self.until(lambda: any(part in line for line in list(self.lines)), f"line with {part!r}", within_s)
 
     def until_ready(self, within_s: float = START_S) -> None:
-        """Wait until the server says that it is well."""
+        """Wait until the server reports that it is healthy."""
         self.until(self.is_ready, "readiness", within_s)
 
     def is_ready(self) -> bool:
-        """Tell whether clients may send requests."""
+        """Return whether clients may send requests."""
         return self.is_alive()
 
     def is_alive(self) -> bool:
-        """Tell whether the engine says on its health route that it is well."""
+        """Return whether the engine's health route reports that it is healthy."""
         return get(f"{self.url}/health")[0] == 200
 
     def processes(self) -> dict[int, str]:
-        """Return what lives below this process now: process id to command line."""
+        """Return the processes below this one now: process id to command line."""
         found = {pid: command_line(pid) for pid in descendants(self.pid)}
         self.seen |= set(found)
         return found
@@ -133,7 +133,7 @@ class Server:
         return self.end(within_s)
 
     def close(self) -> None:
-        """End the server in order, then kill what is left: a vLLM server that was killed leaves its EngineCore."""
+        """Stop the server gracefully, then kill what is left: a killed vLLM server leaves its EngineCore behind."""
         self.processes()
         self.process.terminate()
         try:
@@ -144,7 +144,7 @@ class Server:
         self._reader.join(10)
 
     def __enter__(self) -> Self:
-        """Lend the server."""
+        """Return the server."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +152,7 @@ class Server:
         self.close()
 
     def sweep(self) -> None:
-        """Kill this process, and every one that was ever seen below it."""
+        """Kill this process and every process ever found below it."""
         for pid in (*self.seen, self.pid):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -161,7 +161,7 @@ class Server:
         self.process.wait()
 
     def finish(self) -> None:
-        """Kill the server if it still runs. Raises HarnessError where a process below it goes on living."""
+        """Kill the server if it still runs. Raises HarnessError if a process below it survives."""
         self.processes()
         if self.process.poll() is None:
             self.process.kill()
@@ -173,7 +173,7 @@ class Server:
             time.sleep(0.05)
 
     def written(self, line: str) -> str:
-        """Return a line as it goes into the log."""
+        """Return a line in the log's format."""
         return line
 
     def _read(self) -> None:

@@ -1,6 +1,6 @@
-"""Engines that many tests share: each ends as soon as the last of its tests is over, not at the end of the session.
+"""Engines that many tests share: each stops after the last of its tests, not at the end of the session.
 
-So a worker that goes on with tests that start their own engine holds one engine's memory, not two.
+So a worker that continues with tests that start their own engine holds one engine's memory, not two.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _shared: dict[str, Server] = {}
 
 @contextmanager
 def share(name: str, server: _Kind) -> Iterator[_Kind]:
-    """Lend a server under the name of its fixture; it is ended by `end_shared` or at the end of the block."""
+    """Yield a server under the name of its fixture; `end_shared` or the end of the block stops it."""
     _shared[name] = server
     try:
         yield server
@@ -24,6 +24,6 @@ def share(name: str, server: _Kind) -> Iterator[_Kind]:
 
 
 def end_shared(name: str) -> None:
-    """End the server that is shared under this name, if there is one."""
+    """Stop the server shared under this name, if there is one."""
     if server := _shared.pop(name, None):
         server.close()

@@ -1,4 +1,4 @@
-"""The status page of an endpoint that a test writes on, and a real browser to look at it with."""
+"""The status page of an endpoint that a test controls, and a real browser to view it."""
 
 import base64
 import shutil
@@ -34,7 +34,7 @@ FLAGS = (
 
 @dataclass
 class Engine:
-    """What the engine's server reports about itself: its own metrics, and the guard's counters in the registry."""
+    """What the engine's server reports: its own metrics, and the guard's counters in the registry."""
 
     up: bool = True
     tokens: int = 1_204_311
@@ -42,13 +42,13 @@ class Engine:
     refused: dict[str, int] = field(default_factory=lambda: {"unauthorized": 9, "too_busy": 5})
     gpu: bool = False
     answers: threading.Event = field(default_factory=threading.Event)
-    """Cleared, the engine lets whoever asks wait."""
+    """If cleared, the engine delays its answers."""
 
     def __post_init__(self) -> None:
         self.answers.set()
 
     def __call__(self) -> str:
-        """Give the metrics in vLLM's form."""
+        """Return the metrics in vLLM's format."""
         if not self.up:
             raise ProbeError("refused")
         if not self.answers.wait(20):
@@ -64,7 +64,7 @@ class Engine:
         )
 
     def collect(self) -> Iterator[Metric]:
-        """Give the guard's counters, and a GPU's meter where there is one."""
+        """Return the guard's counters, and a GPU's metrics if there is one."""
         if not self.up:
             return
         requests = CounterMetricFamily("servekit_guard_requests", "...", labels=["route", "outcome"])
@@ -90,7 +90,7 @@ class Clock:
 
 @dataclass
 class Site:
-    """A served status page and what stands behind it."""
+    """A status page that is served, and the objects behind it."""
 
     plan: Plan
     store: StatusStore
@@ -105,11 +105,11 @@ class Site:
         return f"{self.server.url}/"
 
     def server_again(self) -> Server:
-        """Make the server anew on the port it had."""
+        """Recreate the server on the same port."""
         return Server(self.endpoints, "127.0.0.1", int(self.server.url.rpartition(":")[2]))
 
     def load(self, *, until: Phase = Phase.VERIFY) -> None:
-        """Go through the phases of a start, each as long as on a GPU, up to `until`."""
+        """Go through the phases of a start up to `until`, each as long as on a GPU."""
         self.store.enter(State.STARTING, "checking and preparing")
         for phase, seconds in START.items():
             self.store.enter_phase(phase)
@@ -153,7 +153,7 @@ MET = (
 
 @pytest.fixture
 def target() -> Target:
-    """What the page's engine runs on; the CPU has a deviation to show."""
+    """The target of the page's engine; the CPU has a deviation to show."""
     return Target.CUDA
 
 
@@ -179,7 +179,7 @@ def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
 
 
 class Browser:
-    """Headless Chromium with the few questions the tests ask."""
+    """Headless Chromium with the few functions that the tests need."""
 
     def __init__(self, profile: Path) -> None:
         options = ChromeOptions()
@@ -190,8 +190,8 @@ class Browser:
         self.driver = Chrome(options=options, service=Service(str(DRIVER)))
 
     def open(self, url: str, *, width: int = 1200, height: int = 900, dark: bool = False, script: bool = True) -> None:
-        """Load a page on a screen of this size (CSS pixels) and forget what the last one wrote to the console."""
-        # A page apart first, so that nothing of the last one asks on.
+        """Load a page with this viewport (CSS pixels) and discard the previous page's console messages."""
+        # Load another page first, so that the previous page stops polling.
         self.driver.get("about:blank")
         self._command(
             "Emulation.setDeviceMetricsOverride",
@@ -207,21 +207,21 @@ class Browser:
         self.driver.get(url)
 
     def text(self, selector: str = "body") -> str:
-        """Return what a person reads there."""
+        """Return the visible text."""
         return str(self.ask(f"document.querySelector({selector!r}).innerText"))
 
     def ask(self, expression: str) -> Any:
-        """Evaluate an expression in the page, also where the page itself may run no script."""
+        """Evaluate an expression in the page, even if the page itself may run no script."""
         answer = self._command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def picture(self) -> bytes:
-        """Return what the screen shows as PNG."""
+        """Return a screenshot as PNG."""
         return base64.b64decode(self._command("Page.captureScreenshot")["data"])
 
     def console(self) -> list[str]:
-        """Return what was written to the console since the last call."""
+        """Return the console messages since the last call."""
         return [str(entry["message"]) for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
     def _command(self, name: str, **parameters: object) -> Any:
@@ -240,6 +240,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser; away from the page before its server goes."""
+    """The browser; it leaves the page before the page's server stops."""
     yield chromium
     chromium.driver.get("about:blank")

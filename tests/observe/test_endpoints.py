@@ -1,4 +1,4 @@
-"""servekit's own server: truthful in every state, over real HTTP."""
+"""servekit's own server: correct answers in every state, over real HTTP."""
 
 import json
 import socket
@@ -42,7 +42,7 @@ def store() -> StatusStore:
 
 
 class EngineMetrics:
-    """The engine's metrics, or none of them."""
+    """The engine's metrics, or none."""
 
     up = True
 
@@ -54,13 +54,13 @@ class EngineMetrics:
 
 @pytest.fixture
 def engine_metrics() -> EngineMetrics:
-    """The engine's metrics, which a test may take away."""
+    """The engine's metrics, which a test may turn off."""
     return EngineMetrics()
 
 
 @pytest.fixture
 def server(plan: Plan, store: StatusStore, engine_metrics: EngineMetrics) -> Iterator[Server]:
-    """The server on a port the system chose."""
+    """The server on a port that the kernel chose."""
     registry = make_registry(lambda: status_families(plan, store.read(), time.monotonic()))
     endpoints = Endpoints(plan, store, registry, engine_metrics)
     with Server(endpoints, "127.0.0.1", 0) as server:
@@ -92,7 +92,7 @@ def get(url: str, method: str = "GET") -> tuple[int, str]:
 def test_probes_in_every_state(
     server: Server, store: StatusStore, state: State, live: int, ready: int, text: str
 ) -> None:
-    """Liveness stays green until servekit fails; readiness is green only while requests are welcome."""
+    """Liveness stays green until servekit fails; readiness is green only while it accepts requests."""
     store.enter_phase(Phase.WEIGHTS)
     store.enter(state, "why")
     assert get(f"{server.url}/livez")[0] == live
@@ -102,7 +102,7 @@ def test_probes_in_every_state(
 
 
 def test_an_answer_says_how_long_servekit_took(plan: Plan, store: StatusStore) -> None:
-    """The time counts from the connection, so that it includes the wait for a thread."""
+    """The measured time begins with the connection, so that it includes the wait for a thread."""
 
     class Late(Endpoints):
         def answer(self, method: str, path: str) -> tuple[str, str, bytes]:
@@ -118,7 +118,7 @@ def test_an_answer_says_how_long_servekit_took(plan: Plan, store: StatusStore) -
 
 
 def test_probe_without_a_server(free_port: int) -> None:
-    """Where nobody answers, the answer is no, with the address."""
+    """If the server does not answer, the probe is negative and names the address."""
     answer, reason = query_server(f"http://127.0.0.1:{free_port}", "live")
     assert not answer
     assert f"no servekit answers on http://127.0.0.1:{free_port}" in reason
@@ -137,7 +137,7 @@ def test_status_has_everything(server: Server, store: StatusStore) -> None:
 
 
 def test_metrics_are_one_valid_target(server: Server, store: StatusStore) -> None:
-    """servekit's families come first, then the engine's, and Prometheus' own parser takes them as one page."""
+    """servekit's families come first, then the engine's, and Prometheus' own parser accepts them as one page."""
     store.enter(State.READY, "the engine answers")
     items = (ContractItem("max-num-seqs", 1024, 1024), ContractItem("kv-cache-dtype", "fp8_e4m3", "auto"))
     store.record(contract=items)
@@ -156,7 +156,7 @@ def test_metrics_are_one_valid_target(server: Server, store: StatusStore) -> Non
 
 
 def test_metrics_without_an_engine(server: Server, engine_metrics: EngineMetrics) -> None:
-    """An engine that does not answer takes none of servekit's own metrics away, and one of them reports it."""
+    """If the engine does not answer, all of servekit's own metrics stay, and one of them reports it."""
     engine_metrics.up = False
     samples = scrape(server)
     assert samples["servekit_engine_scrape_success{}"] == 0
@@ -166,14 +166,14 @@ def test_metrics_without_an_engine(server: Server, engine_metrics: EngineMetrics
 
 
 def test_what_is_not_here(server: Server) -> None:
-    """Another path is 404 and names those there are; another method is 405; HEAD has no body."""
+    """Another path is 404 and lists the existing ones; another method is 405; HEAD has no body."""
     assert get(f"{server.url}/healthz") == (404, "not found; the paths are /livez /readyz /status /metrics /\n")
     assert get(f"{server.url}/livez", "POST") == (405, "only GET and HEAD are allowed\n")
     assert get(f"{server.url}/livez", "HEAD") == (200, "")
 
 
 def test_taken_port_is_explained(server: Server, plan: Plan, store: StatusStore) -> None:
-    """A port somebody listens on is a clear refusal."""
+    """A port in use is a clear error."""
     endpoints = Endpoints(plan, store, make_registry(), EngineMetrics())
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(PreflightError, match=f"127.0.0.1:{port}: servekit's own server cannot listen here: Address"):
@@ -197,7 +197,7 @@ def _series(name: str, labels: dict[str, str]) -> str:
 def test_clients_that_say_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A connection that stays idle and one that is reset print nothing, and the next request is answered."""
+    """Idle and reset connections log nothing, and the next request is answered."""
     monkeypatch.setattr(_QuietHandler, "timeout", 0.05)
     address = ("127.0.0.1", server.server_port)
     with socket.create_connection(address) as idle:
@@ -211,7 +211,7 @@ def test_clients_that_say_nothing(
 
 
 def test_the_host_has_no_name(plan: Plan, store: StatusStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server binds without a question to DNS, which may take seconds to answer."""
+    """The server binds without a DNS lookup, which may take seconds."""
     monkeypatch.setattr(socket, "getfqdn", lambda _: pytest.fail("asked for the host's name"))
     endpoints = Endpoints(plan, store, make_registry(), lambda: "")
     with Server(endpoints, "127.0.0.1", 0) as running:

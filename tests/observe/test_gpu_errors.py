@@ -1,4 +1,4 @@
-"""The errors that a GPU reports: which are counted, how they are described, and that a lost GPU ends nothing."""
+"""The errors that a GPU reports: which are counted, how they are described, and that a lost GPU breaks nothing."""
 
 from collections.abc import Callable
 
@@ -18,14 +18,14 @@ def nvml() -> FakeNvml:
 
 @pytest.fixture
 def errors(nvml: FakeNvml) -> GpuErrors:
-    """Return a running listener, at second 100."""
+    """Return a running listener at second 100."""
     made = GpuErrors([GPU], Nvml(nvml), clock=lambda: 100.0)
     made.start()
     return made
 
 
 def test_an_xid_is_counted_and_named(nvml: FakeNvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """An Xid comes with its meaning where it is known; the count and the last number are kept."""
+    """A known Xid is reported with its meaning, and the count and the last number are kept."""
     assert errors.xids() == {GPU: (0, None)}
     nvml.happen(XID, 31)
     nvml.happen(XID, 79)
@@ -39,7 +39,7 @@ def test_an_xid_is_counted_and_named(nvml: FakeNvml, errors: GpuErrors, eventual
 def test_an_xid_of_a_gpu_that_no_longer_answers(
     nvml: FakeNvml, errors: GpuErrors, eventually: Callable[..., None]
 ) -> None:
-    """A GPU that has fallen off the bus cannot be asked for its UUID; its Xid is counted all the same."""
+    """A GPU that has fallen off the bus returns no UUID, but its Xid is still counted."""
     nvml.failures["nvmlDeviceGetUUID"] = pynvml.NVML_ERROR_GPU_IS_LOST
     nvml.happen(XID, 79)
     eventually(lambda: errors.xids() == {GPU: (1, 79)}, what="the Xid")
@@ -47,7 +47,7 @@ def test_an_xid_of_a_gpu_that_no_longer_answers(
 
 
 def test_ecc_errors(nvml: FakeNvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """An uncorrectable error belongs to the cause of a death and is no Xid; corrected errors are not listened to."""
+    """An uncorrectable error is part of the cause of a death but not an Xid; corrected errors are not subscribed to."""
     nvml.happen(DOUBLE_BIT)
     eventually(errors.describe, what="the description")
     assert errors.describe() == f"uncorrectable ECC error on {GPU}, 0 s before"
@@ -58,7 +58,7 @@ def test_ecc_errors(nvml: FakeNvml, errors: GpuErrors, eventually: Callable[...,
 
 
 def test_a_lost_gpu_is_recorded_once(nvml: FakeNvml, errors: GpuErrors, eventually: Callable[..., None]) -> None:
-    """NVML reports a lost GPU at each wait; it is one error, and the thread does not spin."""
+    """NVML reports a lost GPU at each wait, but servekit counts one error and its thread does not spin."""
     for _ in range(3):
         nvml.events.put(pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST))
     eventually(errors.describe, what="the description")
@@ -70,7 +70,7 @@ def test_a_lost_gpu_is_recorded_once(nvml: FakeNvml, errors: GpuErrors, eventual
     "silent", ["nvmlInit", "nvmlEventSetCreate", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetSupportedEventTypes"]
 )
 def test_without_events_nothing_is_reported(silent: str) -> None:
-    """A driver that lacks a call reports no Xid, not even a count of none."""
+    """With a driver that lacks a call, no Xid is reported, not even a count of 0."""
     nvml = FakeNvml(silent)
     errors = GpuErrors([GPU], Nvml(nvml))
     errors.start()
@@ -80,7 +80,7 @@ def test_without_events_nothing_is_reported(silent: str) -> None:
 
 
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No nvidia-ml-py, no report and no error."""
+    """Without nvidia-ml-py there is no report and no error."""
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
     errors = GpuErrors([GPU], Nvml())
     assert (errors.xids(), errors.describe()) == ({}, "")

@@ -1,4 +1,4 @@
-"""The GPU's metric families: what NVML reports, in base units, and nothing that it does not report."""
+"""The GPU's metric families: what NVML reports, in base units, and nothing else."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,21 +18,21 @@ Read = Callable[[], Iterable[Metric]]
 
 
 def page(read: Read) -> list[str]:
-    """Return the samples that Prometheus would read, without the GPU's own labels."""
+    """Return the samples that Prometheus would read, without the GPU's labels."""
     lines = generate_latest(make_registry(read)).decode().splitlines()
     labels = (f'gpu="{GPU}",', 'name="NVIDIA L4"')
     return [line.replace(labels[0], "").replace(labels[1], "") for line in lines if line.startswith("servekit_gpu")]
 
 
 def reader(library: FakeNvml) -> Read:
-    """Return the families of one L4 at each call, as `servekit serve` reads them."""
+    """Return a function that reads the families of one L4, as `servekit serve` does."""
     nvml = Nvml(library)
     errors = GpuErrors([GPU], nvml)
     return lambda: gpu_families([L4], errors.xids(), nvml)
 
 
 def test_every_value_in_base_units() -> None:
-    """Millijoules become joules and milliwatts watts; a power cap is no slowdown; the last Xid is absent at first."""
+    """Millijoules become joules and milliwatts watts; a power cap is not a slowdown; there is no last Xid at first."""
     assert page(reader(FakeNvml())) == [
         "servekit_gpu_energy_joules_total{} 81234.567",
         "servekit_gpu_power_watts{} 71.5",
@@ -55,7 +55,7 @@ def test_every_value_in_base_units() -> None:
 
 
 def test_an_xid_is_a_count_and_a_number(eventually: Callable[..., None]) -> None:
-    """An Xid raises the counter, and its number is the last one's."""
+    """An Xid increments the counter, and its number becomes the last one."""
     library = FakeNvml()
     errors = GpuErrors([GPU], Nvml(library))
     errors.start()
@@ -66,7 +66,7 @@ def test_an_xid_is_a_count_and_a_number(eventually: Callable[..., None]) -> None
 
 
 def test_what_nvml_does_not_report_is_absent() -> None:
-    """A value that this GPU does not have is no series, never a zero."""
+    """A value that this GPU does not have gives no series, never a zero."""
     silent = (
         "nvmlDeviceGetTotalEnergyConsumption",
         "nvmlDeviceGetTemperature",
@@ -83,7 +83,7 @@ def test_what_nvml_does_not_report_is_absent() -> None:
 
 
 def test_a_lost_gpu_takes_nothing_else_away() -> None:
-    """A GPU that is lost has no values, but its Xids stay, and the scrape goes on."""
+    """A lost GPU has no values, but its Xids stay and the scrape still works."""
     library = FakeNvml()
     read = reader(library)
     library.failures["nvmlDeviceGetHandleByUUID"] = pynvml.NVML_ERROR_GPU_IS_LOST
@@ -91,7 +91,7 @@ def test_a_lost_gpu_takes_nothing_else_away() -> None:
 
 
 def test_nothing_without_a_gpu() -> None:
-    """Without a visible GPU there are no families, and none is estimated."""
+    """Without a visible GPU there are no families and no estimates."""
     library = FakeNvml()
     assert page(lambda: gpu_families([], GpuErrors([], Nvml(library)).xids(), Nvml(library))) == []
     assert library.calls == []

@@ -11,28 +11,28 @@ from servekit.serve.watch.probe import EngineClient, ProbeError
 
 
 class Engine(EngineClient):
-    """An engine whose guard answers with these counters, or not at all."""
+    """An engine whose guard returns these counters, or does not answer."""
 
     def __init__(self, counters: Mapping[str, Any] | None) -> None:
         super().__init__("http://127.0.0.1:9")
         self.counters = counters
 
-    def get(self, path: str, *, timeout_s: float = 5) -> dict[str, Any]:  # noqa: ARG002 - it answers at once
-        """Answer for the guard."""
+    def get(self, path: str, *, timeout_s: float = 5) -> dict[str, Any]:  # noqa: ARG002 - it answers immediately
+        """Return the guard's counters."""
         if self.counters is None:
             raise ProbeError(path)
         return dict(self.counters)
 
 
 def page(counters: Mapping[str, Any] | None) -> list[str]:
-    """Return the lines Prometheus would read."""
+    """Return the lines that Prometheus would read."""
     registry = make_registry(lambda: guard_families(Engine(counters), 7))
     lines = generate_latest(registry).decode().splitlines()
     return [line for line in lines if line.startswith(("servekit_guard", "servekit_canary"))]
 
 
 def test_every_counter_of_the_guard() -> None:
-    """Requests by route and outcome, what is in flight, and the state of the keys."""
+    """The families count requests by route and outcome, requests in flight, and the keys."""
     counters = {
         "requests": [
             {"route": "/v1/chat/completions", "outcome": "allowed", "count": 12},
@@ -72,5 +72,5 @@ def test_every_counter_of_the_guard() -> None:
 
 
 def test_nothing_is_made_up_without_an_engine() -> None:
-    """While no engine answers, only servekit's own metric is there."""
+    """While no engine answers, only servekit's own metric remains."""
     assert page(None) == ["servekit_canary_tokens_total 7.0"]

@@ -1,4 +1,4 @@
-"""The status page as it is sent: complete without a script, and nothing in it can become markup."""
+"""The status page as sent: complete without a script, and no value can become markup."""
 
 import base64
 import hashlib
@@ -34,12 +34,12 @@ class Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
+        """Record a tag."""
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
-        """Note text."""
+        """Record text."""
         if self.tags and self.tags[-1] in {"script", "style"} and self.tags[-1] not in self.bodies:
             self.bodies[self.tags[-1]] = data
         else:
@@ -47,14 +47,14 @@ class Page(HTMLParser):
 
 
 def read(site: "Site") -> Page:
-    """Ask for the page."""
+    """Fetch the page."""
     with urllib.request.urlopen(site.url, timeout=5) as answer:
         return Page(answer.read().decode())
 
 
 @pytest.mark.parametrize("state", State)
 def test_page_shows_the_state(site: "Site", state: State) -> None:
-    """Every state stands on the page with its reason, as the page comes from the server."""
+    """The page from the server shows every state with its reason."""
     site.load(until=Phase.WEIGHTS)
     site.store.enter(state, "this is why", exit_code=7 if state is State.FAILED else None)
     page = read(site)
@@ -64,7 +64,7 @@ def test_page_shows_the_state(site: "Site", state: State) -> None:
 
 
 def test_page_shows_contract_and_start(site: "Site") -> None:
-    """Before the engine has reported, the contract is open; later each item shows whether it is met."""
+    """Before the engine has reported, the contract is pending; later each item shows whether it is met."""
     page = " ".join(read(site).words.split())
     assert "kv-cache-dtype fp8_e4m3 not checked yet open" in page
     assert "limit-mm-per-prompt image 3, audio 0, video 0 not checked yet open" in page
@@ -80,14 +80,14 @@ def test_page_shows_contract_and_start(site: "Site") -> None:
 
 @pytest.mark.parametrize("target", [Target.CPU])
 def test_page_shows_deviations(site: "Site", target: Target) -> None:
-    """A deviation stands there with its reason."""
+    """The page shows a deviation with its reason."""
     assert target is Target.CPU
     page = " ".join(read(site).words.split())
     assert "kv-cache-dtype: auto instead of fp8_e4m3 the CPU engine has no FP8 KV cache" in page
 
 
 def test_bars_stay_inside(site: "Site") -> None:
-    """The bars of the timeline follow each other from the left edge to the right one."""
+    """The bars of the timeline join without gaps from the left edge to the right one."""
     site.become_ready()
     with urllib.request.urlopen(site.url, timeout=5) as answer:
         bars = re.findall(r'<rect x="([\d.]+)" width="([\d.]+)"', answer.read().decode())
@@ -111,7 +111,7 @@ def test_values_stay_text(site: "Site", served_name: str) -> None:
 
 
 def test_nothing_foreign_and_nothing_inline(site: "Site") -> None:
-    """The page loads nothing, has no inline handler or style, and its policy names exactly its script and its style."""
+    """The page loads nothing, has no inline handler or style, and its policy lists exactly its script and its style."""
     site.become_ready()
     page = read(site)
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in {"style", "src"}]
@@ -139,7 +139,7 @@ def test_page_does_not_ask_the_engine(site: "Site") -> None:
 
 
 def test_figures_name_metrics_that_exist(site: "Site", root: Path) -> None:
-    """Each figure of the page is a metric that docs or the engine's table know, in the scrape under that very name."""
+    """Each figure of the page is a metric that docs or the engine's table define, and has that name in the scrape."""
     site.engine.gpu = True
     wanted = re.findall(r'data-(?:metric|limit)="([^"]+)"', (root / "src/servekit/observe/page.html").read_text())
     with urllib.request.urlopen(f"{site.url}metrics", timeout=5) as answer:

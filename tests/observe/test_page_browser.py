@@ -1,4 +1,4 @@
-"""The status page in a real browser: it follows the endpoint, fits a telephone, runs nothing foreign, ages openly."""
+"""The status page in a real browser: it follows the endpoint, fits a phone, runs no injected code, shows its age."""
 
 import base64
 import os
@@ -19,8 +19,8 @@ Eventually = Callable[..., None]
 WIDTH_OF_CONTENT = "document.documentElement.scrollWidth"
 EVIL = """</title><script>document.documentElement.dataset.ran = "1"</script><img src="x" onerror="document.documentElement.dataset.ran = '2'">"""  # noqa: E501 - one value
 
-# Text whose contrast with the paper is below the 4.5 that WCAG 2.2 (1.4.3) asks for; colours go through a canvas, which
-# knows every notation.
+# Text whose contrast with the background is below the 4.5 that WCAG 2.2 (1.4.3) requires; a canvas converts the
+# colours, because it parses every notation.
 LOW_CONTRAST = """
 (() => {
   const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -49,7 +49,7 @@ LOW_CONTRAST = """
 def test_page_in_every_state(
     site: "Site", browser: "Browser", eventually: Eventually, state: State, width: int, *, dark: bool
 ) -> None:
-    """State, reason, contract and figures can be read on a telephone and a desktop, light and dark, without errors."""
+    """State, reason, contract and figures are readable on a phone and a desktop, light and dark, without errors."""
     site.become_ready()
     site.store.record(
         contract=(*site.store.read().contract, ContractItem("a-key-with-a-long-name", "x" * 60, "y" * 60))
@@ -70,7 +70,7 @@ def test_page_in_every_state(
 
 
 def test_page_follows_the_endpoint(site: "Site", browser: "Browser", eventually: Eventually) -> None:
-    """A change of state comes to the open page, title and contract with it, where a screen reader hears it."""
+    """A change of state appears in the open page, its title and contract, and in a live region for screen readers."""
     site.load(until=Phase.WEIGHTS)
     browser.open(site.url)
     assert browser.text("[data-state]") == "starting (weights)"
@@ -87,7 +87,7 @@ def test_page_follows_the_endpoint(site: "Site", browser: "Browser", eventually:
 
 
 def test_page_tells_rates(site: "Site", browser: "Browser", eventually: Eventually) -> None:
-    """Tokens per second come from the counter; without the engine there are no values, and the page says so."""
+    """The page derives tokens per second from the counter; without the engine it shows no values and a note."""
     site.become_ready()
     site.engine.gpu = True
     site.engine.tokens_per_reading = 4000
@@ -104,7 +104,7 @@ def test_page_tells_rates(site: "Site", browser: "Browser", eventually: Eventual
 
 
 def test_hung_engine_does_not_delay_the_state(site: "Site", browser: "Browser", eventually: Eventually) -> None:
-    """While the engine lets a scrape wait, the state still follows within a tick, and its old figures go."""
+    """While the engine delays a scrape, the state still updates within a tick, and the old figures disappear."""
     site.become_ready()
     browser.open(site.url)
     eventually(lambda: "37" in browser.text(".figures"), what="the figures")
@@ -121,7 +121,7 @@ def test_hung_engine_does_not_delay_the_state(site: "Site", browser: "Browser", 
 def test_injected_script_does_not_run(
     site: "Site", browser: "Browser", eventually: Eventually, served_name: str
 ) -> None:
-    """Markup in a name, a reason or a contract value is read as text, at first and when the script takes it over."""
+    """Markup in a name, a reason or a contract value is shown as text, on load and when the script updates it."""
     site.store.enter(State.STARTING, served_name)
     browser.open(site.url)
     assert served_name in browser.text()
@@ -135,7 +135,7 @@ def test_injected_script_does_not_run(
 
 
 def test_policy_stops_what_slips_through(site: "Site", browser: "Browser", eventually: Eventually) -> None:
-    """Were markup ever let in, the policy would still run and load none of it."""
+    """Even if markup got in, the policy would still run and load none of it."""
     browser.open(site.url)
     browser.ask("""
         const script = document.createElement("script");
@@ -148,7 +148,7 @@ def test_policy_stops_what_slips_through(site: "Site", browser: "Browser", event
 
 
 def test_page_ages_openly(site: "Site", browser: "Browser", eventually: Eventually) -> None:
-    """When servekit is gone the page says since when, shows no figure as live, and recovers when it is back."""
+    """When servekit is gone the page shows since when, shows no figure as live, and recovers when it is back."""
     site.become_ready()
     browser.open(site.url)
     eventually(lambda: "37" in browser.text(".figures"), what="the figures")
@@ -167,7 +167,7 @@ def test_page_ages_openly(site: "Site", browser: "Browser", eventually: Eventual
 
 
 def test_page_without_a_script(site: "Site", browser: "Browser") -> None:
-    """Where scripts are off, the state as of a moment can be read, and the way to the figures."""
+    """Without scripts the page shows the state at one moment, and a link to the figures."""
     site.become_ready()
     browser.open(site.url, script=False)
     text = browser.text()
@@ -179,7 +179,7 @@ def test_page_without_a_script(site: "Site", browser: "Browser") -> None:
 
 
 def test_picture_for_the_docs(site: "Site", browser: "Browser", eventually: Eventually, tmp_path: Path) -> None:
-    """The picture of docs is drawn from the page itself: STATUS_PAGE_PNG=docs/status-page.png writes it there."""
+    """The picture in docs is a screenshot of the page: STATUS_PAGE_PNG=docs/status-page.png writes it there."""
     site.become_ready()
     site.engine.gpu = True
     site.engine.tokens_per_reading = 2714

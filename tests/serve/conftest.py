@@ -1,4 +1,4 @@
-"""What the tests of supervision share: plans for the fake engine, and a supervisor that runs in a thread."""
+"""Fixtures for the tests of supervision: plans for the fake engine, and a supervisor that runs in a thread."""
 
 import sys
 import threading
@@ -63,7 +63,7 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
 
 @dataclass
 class Run:
-    """A supervisor at work in a thread."""
+    """A supervisor that runs in a thread."""
 
     plan: Plan
     board: StatusStore
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """The status of this moment."""
+        """The current status."""
         return self.board.read()
 
     def end(self, within_s: float = 20) -> ExitCode:
@@ -85,7 +85,7 @@ class Run:
 
 @pytest.fixture
 def supervise(make_plan: Callable[..., Plan]) -> Iterator[Callable[..., Run]]:
-    """Supervise the fake engine with the given faults; whatever still runs at the end of the test is stopped."""
+    """Supervise the fake engine with the given faults; at the end of the test, stop whatever still runs."""
     runs: list[Run] = []
 
     def start(*faults: str, **named: Any) -> Run:

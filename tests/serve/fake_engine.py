@@ -1,39 +1,39 @@
-"""A program that stands in for `vllm serve` where a fault must be provoked; what it does well, vLLM 0.20.2 does so too.
+"""A fake `vllm serve` that provokes faults; without a fault it behaves like vLLM 0.20.2.
 
 usage: fake_engine.py serve MODEL --served-model-name NAME --host HOST --port PORT [--FAULT [VALUE]] [anything else]
 
-It prints the lines servekit knows a start by, answers /health, /v1/models, /v1/completions and /metrics, finishes the
-requests that run when SIGTERM comes, and ends with 0. Its faults:
+It prints the lines by which servekit recognises the phases of a start, answers /health, /v1/models, /v1/completions and
+/metrics, finishes the running requests on SIGTERM, and exits with 0. Its faults:
 
   --load-s S            load for S seconds before it listens
   --lose-sigterm        ignore SIGTERM while it loads, as vLLM does while it initialises
   --ignore-sigterm      ignore SIGTERM always
-  --never-listen        load for ever
-  --fail-with TEXT      print a traceback that ends in TEXT while loading, then vLLM's own last words, and exit 1
-  --end-loading         end as the next three say while it loads
+  --never-listen        load forever
+  --fail-with TEXT      print a traceback that ends in TEXT while loading, then vLLM's own last lines, and exit with 1
+  --end-loading         end while it loads, as set by --exit-code or --die-by
   --exit-after S        exit S seconds after its warm-up, with --exit-code (0 by default)
-  --die-by SIGNAL       kill itself by this signal number instead, after --exit-after
-  --sick-after S        answer /health with 503 from S seconds after its warm-up, and go on
+  --die-by SIGNAL       kill itself with this signal number instead, after --exit-after
+  --sick-after S        answer /health with 503 from S seconds after its warm-up, and keep running
   --sick                answer /health with 503 always
-  --slow-health-s S     take S seconds for each answer of /health, once it has made a token
+  --slow-health-s S     take S seconds for each answer of /health, once it has generated a token
   --mute-metrics-after S    never answer /metrics from S seconds after its warm-up
-  --wedge               never make a token
+  --wedge               never generate a token
   --complain            print an exception that it survives, with each token but the first
   --complain-loading    print an exception that it survives while it loads
-  --late-s S            let S seconds go by before a request reaches the core; one that is not there when SIGTERM
-                        comes is answered with nothing, as vLLM 0.20.2 does
-  --deaf-to-drain       never answer servekit's question at the beginning of a drain, and refuse nothing
+  --late-s S            delay each request by S seconds before it reaches the core; a request still on its way at
+                        SIGTERM gets an empty answer, as with vLLM 0.20.2
+  --deaf-to-drain       never answer servekit's request at the beginning of a drain, and refuse nothing
   --no-guard            answer servekit's own routes with 404
-  --crash-on-sigterm    kill itself by SIGSEGV when SIGTERM comes
-  --wrong-name          serve another model name than asked for
+  --crash-on-sigterm    kill itself with SIGSEGV on SIGTERM
+  --wrong-name          serve another model name than the requested one
   --no-token            answer a generation with no token
   --no-batch            answer a request with several prompts with 500
   --slow-request-s S    take S seconds for each generation
-  --wedge-after S       make no token and move no counter from S seconds after its warm-up, but for a batch of
-                        prompts, which servekit sends before it is ready; /health stays 200
-  --runs-with-kv-cache-dtype X    the cache type it reports, whatever it was asked for
-  --runs-with JSON      an object of what else it reports, whatever it was asked for; may be given again
-  --orphan PIDFILE      leave a child in a session of its own that never ends; its pid goes into PIDFILE
+  --wedge-after S       generate no token and change no counter from S seconds after its warm-up, except for a batch
+                        of prompts, which servekit sends before it is ready; /health stays 200
+  --runs-with-kv-cache-dtype X    report this cache type, whatever the arguments set
+  --runs-with JSON      report these other values too, whatever the arguments set; may be repeated
+  --orphan PIDFILE      leave a child in its own session that never ends; write its pid to PIDFILE
   --flood N             print N long lines and one without an end
   --flood-while-serving print long lines from its first token on, without a pause
 """
@@ -86,14 +86,14 @@ def main() -> None:
 
 
 def end(options: argparse.Namespace) -> None:
-    """End without a word."""
+    """Exit silently."""
     if options.die_by:
         os.kill(os.getpid(), options.die_by)
     os._exit(options.exit_code)
 
 
 def parse() -> argparse.Namespace:
-    """Return the options; what vLLM would know and this does not is passed over."""
+    """Return the options; ignore those that only vLLM knows."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("command")
     parser.add_argument("model")
@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(options: argparse.Namespace) -> None:
-    """Print the lines of a start and take the time it takes."""
+    """Print the lines of a start, and take the requested time."""
     lines = (
         "(EngineCore pid=1) INFO 11-23 12:16:27 [core.py:109] Initializing a V1 LLM engine (v0.20.2) with config: ...",
         "(Worker pid=2) INFO 11-23 12:16:41 [cpu_model_runner.py:101] Starting to load model /m...",
@@ -160,7 +160,7 @@ def load(options: argparse.Namespace) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """The routes servekit asks, on a thread each."""
+    """The routes that servekit uses, one thread per request."""
 
     daemon_threads = True
 
@@ -175,7 +175,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def is_past(self, seconds: float | None) -> bool:
-        """Whether so many seconds have passed since the warm-up; never for None."""
+        """Return whether this many seconds have passed since the warm-up; never true for None."""
         return seconds is not None and time.monotonic() - self.warm_s > seconds
 
     def start(self) -> None:
@@ -183,7 +183,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self, drain_s: float) -> None:
-        """Stop listening, let what runs finish for `drain_s`, and end as vLLM does: with 0, drained or not."""
+        """Stop listening, let running requests finish for `drain_s`, and exit like vLLM: with 0, drained or not."""
         self.stopping = True
         self.shutdown()
         self.socket.close()
@@ -195,7 +195,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers like vLLM where servekit looks."""
+    """Answers like vLLM on the routes that servekit uses."""
 
     server: Server
     protocol_version = "HTTP/1.1"
@@ -248,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"{}")
 
     def do_POST(self) -> None:
-        """Generate, slowly if asked to; servekit's own requests, one token or a batch, are never slow."""
+        """Generate, slowly if requested; servekit's own requests, one token or a batch, are never slow."""
         options = self.server.options
         if self.path == "/_servekit/drain":
             self.drain()
@@ -277,7 +277,7 @@ class Handler(BaseHTTPRequestHandler):
             if options.complain and self.server.made:
                 print("ValueError: a client's mistake", flush=True)
             self.server.made += made
-            if "structured_outputs" in request:  # the last request of the warm-up: servekit calls it ready now
+            if "structured_outputs" in request:  # the last request of the warm-up: servekit now reports ready
                 self.server.warm_s = min(self.server.warm_s, time.monotonic())
             self.answer(200, json.dumps({"usage": {"completion_tokens": made}}).encode())
         finally:
@@ -285,14 +285,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.running -= 1
 
     def reach_core(self) -> bool:
-        """Go the way to the core; return whether it took the request."""
+        """Pass a request to the core; return whether it was accepted."""
         time.sleep(self.server.options.late_s)
         with self.server.lock:
             self.server.late -= 1
         return not self.server.stopping
 
     def drain(self) -> None:
-        """Do as the guard does: refuse what is new, and answer when the core has all that was let in before."""
+        """Do as the guard does: refuse new requests, and answer once the core has all requests admitted before."""
         while self.server.options.deaf_to_drain:
             time.sleep(0.05)
         with self.server.lock:
@@ -306,13 +306,13 @@ class Handler(BaseHTTPRequestHandler):
         """Send one answer."""
         self.send_response(status)
         if self.server.stopping:
-            self.send_header("connection", "close")  # as uvicorn does; the base class closes with it
+            self.send_header("connection", "close")  # like uvicorn; the base class then closes the connection
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":

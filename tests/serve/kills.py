@@ -1,4 +1,4 @@
-"""servekit killed by SIGKILL at a moment of its start: what survives it."""
+"""servekit killed by SIGKILL at a moment of its start: which processes survive."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_engine.py")
 WITHIN_S = 5.0
-"""Time in which the kernel and the keeper must have ended everything."""
+"""Time within which the kernel and the keeper must have ended everything."""
 
 
 def survivors(moment_s: float | None, folder: Path, cache: Path) -> tuple[bool, list[str]]:
     """Start servekit and kill it after `moment_s`, or as soon as the engine runs.
 
-    Return whether the stand-in for vLLM ran by then, and the command lines of what still runs after WITHIN_S, which is
-    killed. `cache` holds the demo checkpoint, or it is built first.
+    Return whether the fake vLLM ran by then, and the command lines of the processes that still run after WITHIN_S;
+    these are killed. If `cache` does not hold the demo checkpoint, servekit builds it first.
     """
     mark = uuid.uuid4().hex
     engine = folder / "engine"
@@ -54,7 +54,7 @@ def _has_engine(mark: str) -> bool:
 
 
 def _marked(mark: str) -> dict[int, str]:
-    """Return the running processes whose environment has the mark, with their command lines."""
+    """Return the running processes that have the mark in their environment, with their command lines."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""How the end of an engine is described, and which cause its output names."""
+"""How the end of an engine is described, and which cause is found in its output."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from servekit.serve.status import Phase
     ],
 )
 def test_exit_is_described(code: int, text: str) -> None:
-    """An exit code is named as such, a signal by number and name."""
+    """An exit code is described as one, a signal by number and name."""
     assert describe_exit(code) == text
 
 
@@ -46,7 +46,7 @@ CAUSES = {
 
 @pytest.mark.parametrize(("lines", "cause"), CAUSES.values(), ids=CAUSES)
 def test_cause_is_the_innermost_exception(lines: list[str], cause: str) -> None:
-    """The first exception that is no mere consequence is the cause; a known one comes with its remedy."""
+    """The first exception that is not just a consequence is the cause; a known one comes with its remedy."""
     assert find_cause(lines).startswith(cause)
 
 
@@ -65,7 +65,7 @@ TIDYING = [
 
 
 def test_an_exception_of_the_tidying_up_is_no_cause() -> None:
-    """What a process raises while it ends has not ended the engine; the next traceback of the same process counts."""
+    """An exception that a process raises while it exits is not the cause; the next traceback of that process is."""
     assert find_cause(TIDYING) == ""
     other = "(EngineCore pid=30) ValueError: the reason"
     assert find_cause([*TIDYING[:3], other, *TIDYING[3:]]) == "ValueError: the reason"
@@ -74,7 +74,7 @@ def test_an_exception_of_the_tidying_up_is_no_cause() -> None:
 
 
 def test_tracebacks_that_follow_are_left_out() -> None:
-    """Of lines that come mixed only those of a consequence go: with their head, their frames and their exception."""
+    """In interleaved output only the lines of a consequence are dropped: its head, its frames and its exception."""
     core = [
         f"(EngineCore pid=3) {text}" for text in ("Traceback (most recent call last):", '  File "c", line 1, in run')
     ]
@@ -108,5 +108,5 @@ def test_no_cause_is_made_up() -> None:
     ],
 )
 def test_phase_of_a_line(line: str, phase: Phase | None) -> None:
-    """The engine's own lines announce the phases of its start."""
+    """The engine's own lines mark the phases of its start."""
     assert phase_of(line) is phase

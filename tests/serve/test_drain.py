@@ -1,4 +1,4 @@
-"""A requested stop: what is refused, what is finished, what is cut, and how that is counted."""
+"""Graceful shutdown: what is refused, what is finished, what is cut, and how it is counted."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from tests.serve.test_supervisor import Eventually, Supervise, generate, running
 
 
 def test_connections_of_a_port(free_port: int) -> None:
-    """Clients are counted while they hold on, and no longer."""
+    """Clients are counted only while they hold a connection."""
     with socket.create_server(("127.0.0.1", free_port)) as server:
         assert count_connections(free_port) == 0
         with socket.create_connection(("127.0.0.1", free_port)):
@@ -34,7 +34,7 @@ def test_connections_of_a_port(free_port: int) -> None:
 
 
 def test_connections_that_the_kernel_does_not_report(tmp_path: Path) -> None:
-    """Without the kernel's tables there is no count, rather than a zero."""
+    """Without the kernel's tables there is no count instead of a zero."""
     assert count_connections(80, proc=tmp_path) is None
 
 
@@ -50,13 +50,13 @@ def test_connections_that_the_kernel_does_not_report(tmp_path: Path) -> None:
     ],
 )
 def test_remaining(began_with: int | None, connections: int | None, count: int | None, text: str) -> None:
-    """The smaller count is logged, the one that is known where the other is not, and no number where neither is."""
+    """The smaller count is logged, or the only known one, or no number if neither is known."""
     assert fewest(began_with, connections) == count
     assert describe_requests(count) == text
 
 
 def test_drain_finishes_running_requests(supervise: Supervise, eventually: Eventually) -> None:
-    """A request that runs when SIGTERM comes is answered; readiness falls at once; the exit code is 0."""
+    """A request that runs when SIGTERM arrives is answered; readiness turns off immediately; the exit code is 0."""
     run = supervise("--slow-request-s", "1.0")
     until_ready(run, eventually)
     answers: list[int] = []
@@ -71,7 +71,7 @@ def test_drain_finishes_running_requests(supervise: Supervise, eventually: Event
 
 
 def test_drain_that_runs_out(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that cuts its requests when its own time is over ends with 0; servekit returns 8."""
+    """When an engine cuts its requests at its own deadline and exits with 0, servekit returns 8."""
     run = supervise("--slow-request-s", "30", drain_s=1)
     until_ready(run, eventually)
     threading.Thread(target=generate, args=(run,), daemon=True).start()
@@ -84,7 +84,7 @@ def test_drain_that_runs_out(supervise: Supervise, eventually: Eventually) -> No
 def test_second_signal_ends_the_drain(
     supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Asked twice, servekit does not wait: the running request is cut and the exit code is 8."""
+    """On a second signal servekit does not wait: the running request is cut and the exit code is 8."""
     run = supervise("--slow-request-s", "30", drain_s=60)
     until_ready(run, eventually)
     threading.Thread(target=generate, args=(run,), daemon=True).start()
@@ -110,7 +110,7 @@ def test_engine_that_ignores_sigterm_is_killed(
 
 
 def test_requests_in_the_moment_of_the_stop(supervise: Supervise, eventually: Eventually) -> None:
-    """Clients that never pause get whole answers or are refused; none is answered with nothing."""
+    """Clients that never pause get complete answers or are refused; none gets an empty answer."""
     run = supervise("--late-s", "0.2")
     until_ready(run, eventually)
     with clients(run, 8) as answers:
@@ -124,7 +124,7 @@ def test_requests_in_the_moment_of_the_stop(supervise: Supervise, eventually: Ev
 def test_a_guard_that_does_not_answer(
     supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A guard that is deaf to the drain delays the stop by half of the drain; nobody is promised anything then."""
+    """If the guard does not answer, the stop waits for half of the drain time, and requests may get empty answers."""
     run = supervise("--late-s", "0.2", "--deaf-to-drain")
     until_ready(run, eventually)
     with clients(run, 8) as answers:
@@ -138,7 +138,7 @@ def test_a_guard_that_does_not_answer(
 
 
 def test_second_signal_while_the_guard_is_asked(supervise: Supervise, eventually: Eventually) -> None:
-    """Asked twice, servekit does not wait for the guard's answer either."""
+    """On a second signal servekit does not wait for the guard's answer either."""
     run = supervise("--deaf-to-drain", drain_s=60)
     until_ready(run, eventually)
     began = time.monotonic()
@@ -150,7 +150,7 @@ def test_second_signal_while_the_guard_is_asked(supervise: Supervise, eventually
 
 
 def test_engine_that_dies_while_the_guard_is_asked(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that is killed before its SIGTERM ends the drain at once."""
+    """An engine that is killed before its SIGTERM ends the drain immediately."""
     run = supervise("--deaf-to-drain", drain_s=60)
     until_ready(run, eventually)
     run.supervisor.request_stop("SIGTERM")
@@ -163,7 +163,7 @@ def test_engine_that_dies_while_the_guard_is_asked(supervise: Supervise, eventua
 
 @contextmanager
 def clients(run: Run, count: int) -> Iterator[Counter[str]]:
-    """Let clients ask one after the other until the port is closed; yield what they were answered, growing."""
+    """Let clients send requests one after the other until the port is closed; yield a live counter of the results."""
     answers: Counter[str] = Counter()
 
     def ask() -> None:

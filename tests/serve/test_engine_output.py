@@ -1,4 +1,4 @@
-"""What is repeated of the engine's last lines, and what is taken for the cause of its end."""
+"""Which of the engine's last lines are repeated, and which one is taken as the cause of its end."""
 
 from pathlib import Path
 
@@ -15,18 +15,18 @@ TRACEBACK = [
 
 
 def tracebacks(count: int) -> list[str]:
-    """One for each of so many streams, at another time and with another request id."""
+    """One line per stream, each with another time and another request id."""
     return [line.replace("{n}", str(number)) for number in range(count) for line in TRACEBACK]
 
 
 def test_identical_tracebacks_appear_once() -> None:
-    """A block of lines that repeats, except for times and ids, appears once, with a count."""
+    """Repeats of a block of lines, equal except for times and ids, are collapsed into one copy and a count."""
     lines = ["before", *tracebacks(8), "after"]
     assert fold(lines) == ["before", *tracebacks(1), "... these 4 lines 7 more times", "after"]
 
 
 def test_one_line_again_and_again() -> None:
-    """A single line is folded too, and one repetition is written in the singular."""
+    """A single line is collapsed too, and one repetition is written in the singular."""
     assert fold(["a", "b", "b", "c", "c", "c"]) == [
         "a",
         "b",
@@ -37,7 +37,7 @@ def test_one_line_again_and_again() -> None:
 
 
 def test_different_lines_stay() -> None:
-    """Lines that do not repeat stay; a number that is no id makes another line."""
+    """Lines that do not repeat stay; lines that differ in a number other than an id are not equal."""
     lines = ["step 1", "step 2", "", "step 1", "RuntimeError: 7 of 9"]
     assert fold(lines) == lines
     assert fold([]) == []
@@ -53,7 +53,7 @@ def test_what_came_before_the_tracebacks_stays() -> None:
 
 
 def test_the_cause_since_a_moment() -> None:
-    """Lines before the moment are not looked at."""
+    """Lines from before the given moment are ignored."""
     now_s = [1.0]
     output = EngineOutput(clock=lambda: now_s[0])
     output.add("RuntimeError: survived")
@@ -65,7 +65,7 @@ def test_the_cause_since_a_moment() -> None:
 
 
 DEATHS = Path(__file__).parent / "deaths"
-"""Everything that vLLM 0.20.2 for the CPU printed from its readiness to its end, paths shortened."""
+"""All output of vLLM 0.20.2 for the CPU from readiness to exit, with shortened paths."""
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ DEATHS = Path(__file__).parent / "deaths"
     ],
 )
 def test_a_real_death(death: str, cause: str, repeated: str) -> None:
-    """The last lines of a death hold what came first, and nothing that only followed from it."""
+    """The last lines of a death hold its first error, and nothing that only followed from it."""
     lines = (DEATHS / f"{death}.txt").read_text().splitlines()
     assert any("Found no NVIDIA driver" in line for line in lines)
     output = EngineOutput()

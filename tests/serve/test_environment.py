@@ -1,4 +1,4 @@
-"""Which variables reach the engine: a verdict for each that vLLM knows, and those that Python must not get."""
+"""Which variables reach the engine: a verdict for each one vLLM reads, and those that Python must not get."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 
 def known_to_vllm(file: Path) -> list[str]:
-    """Return the keys of `environment_variables` in vLLM's envs.py, read without running it."""
+    """Return the keys of `environment_variables` in vLLM's envs.py, parsed without executing it."""
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "environment_variables":
             assert isinstance(node.value, ast.Dict)
@@ -22,7 +22,7 @@ def known_to_vllm(file: Path) -> list[str]:
 
 @pytest.mark.engine
 def test_every_variable_of_vllm_has_a_verdict() -> None:
-    """Each VLLM_ variable of the installed engine is named by a row that says why, and each such row names one."""
+    """Each VLLM_ variable of the installed engine has a row with a reason, and each such row has a variable."""
     [envs] = (ROOT / ".venv-engine").glob("lib/python3*/site-packages/vllm/envs.py")
     names = [name for name in known_to_vllm(envs) if name.startswith("VLLM_")]
     assert len(names) > 200
@@ -44,7 +44,7 @@ def test_every_variable_of_vllm_has_a_verdict() -> None:
     ],
 )
 def test_withheld(name: str) -> None:
-    """What changes Python, the loader or vLLM's guards does not pass, and the reason is known."""
+    """Variables that change Python, the loader or vLLM's guards are dropped, with a reason."""
     assert passing({name: "1", "PATH": "/bin"}) == {"PATH": "/bin"}
     assert withheld([name, "PATH"])[name]
 
@@ -58,19 +58,19 @@ def test_withheld(name: str) -> None:
     ],
 )
 def test_passes(name: str) -> None:
-    """What the engine needs, or may be tuned with, passes as it is."""
+    """Variables that the engine needs, or that tune it, pass unchanged."""
     assert passing({name: "1"}) == {name: "1"}
     assert withheld([name]) == {}
 
 
 def test_the_operator_lets_one_in() -> None:
-    """A named variable passes all the same; servekit's own and the key of vLLM's own guard never do."""
+    """A variable that is named explicitly still passes; servekit's own and the key of vLLM's own guard never do."""
     environ = {"LD_PRELOAD": "libjemalloc.so", "LD_AUDIT": "x", "VLLM_API_KEY": "k", "SERVEKIT_PORT": "1"}
     assert passing(environ, tuple(environ)) == {"LD_PRELOAD": "libjemalloc.so", "LD_AUDIT": "x"}
     assert passing(environ, ("LD_PRELOAD",)) == {"LD_PRELOAD": "libjemalloc.so"}
 
 
 def test_every_row_has_a_reason_and_only_the_last_is_a_net() -> None:
-    """No row is hidden behind one before it."""
+    """No row is shadowed by an earlier one."""
     assert all(row.why for row in TABLE)
     assert len({row.names for row in TABLE}) == len(TABLE)

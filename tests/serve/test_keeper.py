@@ -1,4 +1,4 @@
-"""The keeper where servekit dies in the first moments of a start."""
+"""The keeper when servekit dies in the first moments of a start."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ SLEEP = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); t
 
 @contextmanager
 def kept(pid_file: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    """A keeper of a process that writes its pid and sleeps; servekit's end of the lifeline, and the keeper."""
+    """A keeper of a process that writes its pid and sleeps: yields servekit's end of the lifeline, and the keeper."""
     ours, theirs = socket.socketpair()
     command = [
         sys.executable,
@@ -45,14 +45,14 @@ def kept(pid_file: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes
 
 
 def pid_of(pid_file: Path) -> int | None:
-    """The pid of the process that was kept; None where it never came so far."""
+    """The pid of the keeper's process, or None if it was never started."""
     text = pid_file.read_text() if pid_file.exists() else ""
     return int(text) if text else None
 
 
 @pytest.mark.parametrize("unread", [False, True], ids=["before the engine is started", "before its pid is read"])
 def test_servekit_dies_while_the_keeper_starts(tmp_path: Path, *, unread: bool) -> None:
-    """Nothing survives a servekit that is gone before the keeper starts the engine, or before it reads the pid."""
+    """No process survives if servekit dies before the keeper starts the engine, or before it reads the pid."""
     pid_file = tmp_path / "pid"
     with kept(pid_file) as (ours, process):
         if unread:
@@ -67,7 +67,7 @@ def test_servekit_dies_while_the_keeper_starts(tmp_path: Path, *, unread: bool) 
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """Nothing survives a servekit that is killed at ten moments of its start, the last as soon as the engine runs."""
+    """No process survives if servekit is killed at any of ten moments of its start, the last when the engine runs."""
     ensure_demo_model(tmp_path / "cache")
     moments = [*(0.15 * number for number in range(1, 10)), None]
     seen = {moment: survivors(moment, tmp_path, tmp_path / "cache") for moment in moments}

@@ -1,16 +1,16 @@
-"""What the log reports about the requests in flight at a death."""
+"""What the log reports about the requests in flight when the engine dies."""
 
 from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.guard import InFlight
 
 
 def flights(count: int) -> list[InFlight]:
-    """So many requests, the latest first, each a second older than the one before."""
+    """Return `count` requests, the latest first, each a second older than the one before."""
     return [InFlight(100.0 - age, f"r{age}", "/v1/completions", 22_000_000, "prompt(4)") for age in range(count)]
 
 
 def test_one_request() -> None:
-    """Id, route, size, age and fields of a request are one line."""
+    """Id, route, size, age and fields of a request fit on one line."""
     assert in_flight_lines(flights(1), 121.5) == [
         "in flight: 1 request, the latest first:",
         "  r0 /v1/completions, 22,000,000 bytes, for 21.5 s: prompt(4)",
@@ -18,12 +18,12 @@ def test_one_request() -> None:
 
 
 def test_nothing_in_flight_is_reported_too() -> None:
-    """Without a request in flight no request was the cause, and the log reports it."""
+    """If no request was in flight, the log reports that none was the cause."""
     assert in_flight_lines([], 1) == ["no client request was in flight"]
 
 
 def test_of_many_the_latest_and_the_oldest() -> None:
-    """At most twelve are named, the rest is counted."""
+    """At most twelve requests are named; the rest is counted."""
     lines = in_flight_lines(flights(100), 100)
     assert [line.split()[0] for line in lines[1:]] == [*(f"r{n}" for n in range(8)), "...", "r96", "r97", "r98", "r99"]
     assert lines[9] == "  ... 88 more"

@@ -22,7 +22,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
 
 
 def test_the_manager_follows_the_state(manager: tuple[socket.socket, dict[str, str]]) -> None:
-    """Each phase is a status line; READY=1 comes with the state ready, STOPPING=1 with a drain."""
+    """Each phase is a status line; the state ready sends READY=1, a drain STOPPING=1."""
     listening, environ = manager
     store = StatusStore(on_change=lambda status: notify(status, environ=environ))
     store.enter(State.STARTING, "checking and preparing")
@@ -39,5 +39,5 @@ def test_the_manager_follows_the_state(manager: tuple[socket.socket, dict[str, s
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": "/nowhere"}], ids=["none", "gone"])
 def test_no_manager_is_no_trouble(environ: dict[str, str]) -> None:
-    """Without a service manager, and with one that is gone, nothing happens."""
+    """Without a service manager, or after it has gone, nothing happens."""
     notify(Status(), environ=environ)

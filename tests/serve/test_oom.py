@@ -1,4 +1,4 @@
-"""The kernel's reports about memory: only new ones, only where they can be read."""
+"""The kernel's reports about memory: only new ones, and only from readable sources."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_kill_in_the_log_and_in_the_group(tmp_path: Path) -> None:
 
 
 def test_control_groups_of_version_1(tmp_path: Path) -> None:
-    """The first file that counts kills is used: version 1 has another one than version 2."""
+    """The first file that counts kills is used: cgroup version 1 has another one than version 2."""
     events = tmp_path / "memory.oom_control"
     events.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
     watcher = OomWatcher(tmp_path / "none", (tmp_path / "memory.events", events))
@@ -34,14 +34,14 @@ def test_control_groups_of_version_1(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    """Where the kernel reports nothing, neither does the watcher."""
+    """If the kernel reports nothing, neither does the watcher."""
     watcher = OomWatcher(tmp_path / "none", (tmp_path / "none",))
     assert watcher.read() == ""
     watcher.close()
 
 
 def test_real_files_of_this_machine() -> None:
-    """The kernel's own files can be opened and read without waiting, or are passed over."""
+    """The kernel's own files can be opened and read without blocking, or are skipped."""
     watcher = OomWatcher()
     assert isinstance(watcher.read(), str)
     watcher.close()

@@ -1,4 +1,4 @@
-"""The plan: everything decided from values, nothing done."""
+"""The plan: everything is computed from values, without side effects."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def plan(root: Path) -> "MakePlan":
 
 
 class MakePlan:
-    """Makes plans of a shipped profile."""
+    """A function that plans a shipped profile."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -42,7 +42,7 @@ class MakePlan:
 
 
 def test_cuda_renders_the_card(plan: MakePlan) -> None:
-    """On the GPU the profile goes to vLLM unchanged, the model is the card's, and nothing deviates."""
+    """On the GPU, vLLM gets the profile unchanged, the model is the card's, and there are no deviations."""
     made = plan(Target.CUDA, engine="/opt/vllm", port=8123, drain_s=30)
     assert made.argv[:5] == (
         "/opt/vllm",
@@ -69,7 +69,7 @@ def test_cuda_renders_the_card(plan: MakePlan) -> None:
 
 
 def test_the_structured_output_backend_is_fixed(plan: MakePlan, tmp_path: Path, root: Path) -> None:
-    """vLLM gets one structured output backend in one argument, with what else the profile says of it."""
+    """vLLM gets the structured output backend in one argument, with the profile's other settings for it."""
     made = plan(Target.CUDA)
     assert made.argv[made.argv.index("--structured-outputs-config") + 1] == '{"backend": "guidance"}'
     file = tmp_path / "p.yaml"
@@ -82,7 +82,7 @@ def test_the_structured_output_backend_is_fixed(plan: MakePlan, tmp_path: Path, 
 
 
 def test_cpu_deviates_by_name_and_starts_fast(plan: MakePlan) -> None:
-    """On the CPU the cache type is a named deviation, and what makes the start quick is listed."""
+    """On the CPU, the cache type is a named deviation, and the adjustments for a quick start are listed."""
     made = plan(Target.CPU)
     assert [(d.key, d.wanted, d.used) for d in made.deviations] == [("kv-cache-dtype", "fp8_e4m3", "auto")]
     assert made.arguments.contract["kv-cache-dtype"] == "auto"
@@ -94,7 +94,7 @@ def test_cpu_deviates_by_name_and_starts_fast(plan: MakePlan) -> None:
 
 
 def test_cpu_keeps_what_the_user_chose(plan: MakePlan, tmp_path: Path, root: Path) -> None:
-    """A value in the profile or the environment is not adjusted."""
+    """A value from the profile or the environment is not adjusted."""
     file = tmp_path / "p.yaml"
     file.write_text((root / "vllm_config.yaml").read_text() + "enforce-eager: false\n")
     made = plan(Target.CPU, file=str(file), environ={"VLLM_CPU_KVCACHE_SPACE": "4"})
@@ -117,7 +117,7 @@ def test_baseline_deviates_where_asked(plan: MakePlan) -> None:
 
 
 def test_model_and_name(plan: MakePlan, tmp_path: Path) -> None:
-    """The served name is the last part of the model's, unless it is given; a folder needs no hub."""
+    """The served name is the last part of the model's name unless it is given; a folder needs no hub."""
     (tmp_path / "my-model").mkdir()
     made = plan(Target.CUDA, model=str(tmp_path / "my-model"))
     assert made.served_name == "my-model"
@@ -126,14 +126,14 @@ def test_model_and_name(plan: MakePlan, tmp_path: Path) -> None:
 
 
 def test_grace_arithmetic(plan: MakePlan) -> None:
-    """servekit waits longer than vLLM drains, and says after how long it kills."""
+    """servekit waits longer than vLLM drains, and the plan states when it kills."""
     made = plan(Target.CUDA, drain_s=45)
     assert made.argv[made.argv.index("--shutdown-timeout") + 1] == "45"
     assert made.stop_s == 45 + STOP_MARGIN_S
 
 
 def test_secrets_are_masked_and_keys_stay_out(plan: MakePlan) -> None:
-    """No secret is shown, and vLLM never gets an API key, because it writes it into its cache and its log."""
+    """The plan shows no secret, and vLLM gets no API key, because it writes it into its cache and its log."""
     environ = {"HF_TOKEN": "hf_secret", "VLLM_API_KEY": "sk-1", "SERVEKIT_PORT": "8009", "CUDA_VISIBLE_DEVICES": "0"}
     made = plan(Target.CUDA, environ=environ)
     shown = json.dumps(made.describe())
@@ -147,7 +147,7 @@ def test_secrets_are_masked_and_keys_stay_out(plan: MakePlan) -> None:
 
 
 def test_what_is_withheld_is_in_the_plan_by_name(plan: MakePlan) -> None:
-    """The plan shows what passes of Python's and the loader's variables, and only the names of what does not."""
+    """The plan shows which of Python's and the loader's variables pass, and only the names of those that do not."""
     environ = {"PYTHONPATH": "/own", "PYTHONOPTIMIZE": "2", "LD_PRELOAD": "/x.so", "VLLM_SERVER_DEV_MODE": "secret"}
     made = plan(Target.CUDA, environ=environ)
     assert made.inherited == {"PYTHONPATH": "/own"}
@@ -162,7 +162,7 @@ def test_what_is_withheld_is_in_the_plan_by_name(plan: MakePlan) -> None:
 
 
 def test_telemetry_is_off_and_redirects_are_not_followed(plan: MakePlan) -> None:
-    """What vLLM does by default and an endpoint must not do is turned off."""
+    """vLLM's defaults that an endpoint must not have are turned off."""
     environment = plan(Target.CUDA).environment
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
     assert environment["DO_NOT_TRACK"] == "1"
@@ -170,7 +170,7 @@ def test_telemetry_is_off_and_redirects_are_not_followed(plan: MakePlan) -> None
 
 
 def test_target_is_detected(root: Path) -> None:
-    """Without a choice NVML decides; a choice is a choice."""
+    """NVML decides the target unless the operator has chosen one."""
     driver = GpuSurvey("580.95", (13, 0), ())
     profile = load_profile(root / "vllm_config.yaml")
 
@@ -192,7 +192,7 @@ def test_addresses_to_connect_to(host: str, reached: str) -> None:
 
 
 def test_newer_packages_go_between_the_guard_and_the_operators(plan: MakePlan, tmp_path: Path) -> None:
-    """The engine imports the guard first, then the newer packages, then what the operator's PYTHONPATH names."""
+    """The engine's PYTHONPATH has the guard first, then the newer packages, then the operator's folders."""
     made = plan(Target.CUDA, engine_patches=str(tmp_path))
     path = engine_environment(made, {"PYTHONPATH": "/mine"})["PYTHONPATH"]
     assert path.split(":") == [str(INSIDE), str(tmp_path), "/mine"]
@@ -200,7 +200,7 @@ def test_newer_packages_go_between_the_guard_and_the_operators(plan: MakePlan, t
 
 
 def test_newer_packages_are_found_beside_the_engine(tmp_path: Path) -> None:
-    """`make install` puts them beside the engine's environment; a folder that is set goes before; none is no folder."""
+    """The patches' folder is the configured one, else the one beside the engine from `make install`, else none."""
     program = tmp_path / ".venv-engine" / "bin" / "vllm"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""The engine as a process: it starts, its lines are read, it stops, and nothing of it stays."""
+"""The engine as a process: it starts, its lines are read, it stops, and no process of it is left."""
 
 import os
 import queue
@@ -20,25 +20,25 @@ PYTHON = sys.executable
 
 
 class Recorder:
-    """Records what an engine calls back with."""
+    """Records the engine's callbacks."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.exits: queue.Queue[int] = queue.Queue()
 
     def start(self, *argv: str) -> Engine:
-        """Start an engine that reports here."""
+        """Start an engine that calls back here."""
         engine = Engine(argv, dict(os.environ), on_line=self.lines.append, on_exit=self.exits.put)
         engine.start()
         return engine
 
     def exit_code(self) -> int:
-        """Wait for the end."""
+        """Wait for the exit code."""
         return self.exits.get(timeout=15)
 
 
 def test_lines_come_before_the_news_of_the_end() -> None:
-    """Every line is passed on, also those without an end or with broken bytes, and then the exit code comes."""
+    """Every line is passed on, even without an end or with invalid bytes, and then the exit code follows."""
     recorder = Recorder()
     program = (
         "import sys; print('one'); sys.stdout.buffer.write(b'tw\\xffo\\r\\n'); sys.stderr.write('three'); sys.exit(7)"
@@ -49,7 +49,7 @@ def test_lines_come_before_the_news_of_the_end() -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory() -> None:
-    """A flood without line ends is passed on in pieces."""
+    """A flood without line ends is passed on in chunks."""
     recorder = Recorder()
     recorder.start(PYTHON, "-c", "print('y' * 1_000_000, end='')")
     assert recorder.exit_code() == 0
@@ -58,14 +58,14 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
 
 
 def test_death_by_signal_has_its_own_code() -> None:
-    """The exit code is that of the leader, negative for a signal."""
+    """The exit code is the leader's, negative for a signal."""
     recorder = Recorder()
     recorder.start(PYTHON, "-c", "import os; os.kill(os.getpid(), 11)")
     assert recorder.exit_code() == -signal.SIGSEGV
 
 
 def test_missing_program_says_so() -> None:
-    """A program that is not there ends with 127 and a line that names it."""
+    """A missing program ends with 127 and a line that names it."""
     recorder = Recorder()
     recorder.start("/nowhere/vllm", "serve")
     assert recorder.exit_code() == 127
@@ -73,7 +73,7 @@ def test_missing_program_says_so() -> None:
 
 
 def test_sigterm_goes_to_the_leader_alone_and_once(tmp_path: Path) -> None:
-    """The leader's child receives nothing, and a second request is not passed on."""
+    """The leader's child gets no signal, and a second request is not passed on."""
     program = textwrap.dedent(f"""
         import signal, subprocess, sys, time
         received = []
@@ -102,7 +102,7 @@ def test_sigterm_goes_to_the_leader_alone_and_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own_session", [False, True])
 def test_no_child_outlives_its_leader(tmp_path: Path, *, own_session: bool) -> None:
-    """When the leader dies its children are killed, also one that has fled into a session of its own."""
+    """When the leader dies its children are killed, even one that has moved to its own session."""
     program = textwrap.dedent(f"""
         import os, pathlib, subprocess, sys
         sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -117,7 +117,7 @@ def test_no_child_outlives_its_leader(tmp_path: Path, *, own_session: bool) -> N
 
 
 def test_kill_ends_everything_at_once(eventually: Eventually) -> None:
-    """`kill` does not ask: a leader that ignores SIGTERM and its child are gone."""
+    """`kill` uses SIGKILL: a leader that ignores SIGTERM and its child are gone."""
     program = (
         "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
@@ -133,7 +133,7 @@ def test_kill_ends_everything_at_once(eventually: Eventually) -> None:
 
 
 def test_sweep_ends_an_engine_whose_keeper_is_stopped(eventually: Eventually) -> None:
-    """A keeper that does not run any more cannot obey; the whole group is killed instead."""
+    """A stopped keeper cannot act, so the whole process group is killed instead."""
     recorder = Recorder()
     engine = recorder.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)")
     eventually(lambda: recorder.lines == ["up"], what="the leader's line")
@@ -155,7 +155,7 @@ def test_a_killed_keeper_takes_the_engine_with_it(eventually: Eventually) -> Non
 
 
 def test_engine_ends_when_servekit_is_killed(eventually: Eventually) -> None:
-    """SIGKILL of the process that holds the lifeline ends the engine, fled children included."""
+    """SIGKILL of the process that holds the lifeline ends the engine, including children in other sessions."""
     holder = textwrap.dedent("""
         import os, time
         from servekit.serve.engine.process import Engine
@@ -178,7 +178,7 @@ def test_engine_ends_when_servekit_is_killed(eventually: Eventually) -> None:
 
 
 def test_keeper_finds_descendants_of_descendants() -> None:
-    """The list of descendants is the whole tree below a process."""
+    """The list of descendants is the whole process tree below a process."""
     sleeper = "import time; time.sleep(60)"
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{sleeper}']); {sleeper}"
     with subprocess.Popen([PYTHON, "-c", program]) as process:

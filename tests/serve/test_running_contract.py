@@ -1,4 +1,4 @@
-"""What the running engine says of itself against what was planned."""
+"""The running engine's reported values compared with the planned ones."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ EFFECTIVE: dict[str, Any] = {
     "mm_processor_cache_type": "lru",
     "kv_transfer_config": None,
 }
-"""What the guard reports of an engine with the contract's values."""
+"""The guard's report of an engine with the contract's values."""
 
 CONTRACT: dict[str, Any] = {
     "kv-cache-dtype": "fp8_e4m3",
@@ -36,19 +36,19 @@ CONTRACT: dict[str, Any] = {
 
 
 def differs(values: dict[str, Any], **effective: Any) -> str:
-    """Return what is not met of these values by an engine that differs in `effective` from the contract's."""
+    """Return what differs from these values in an engine that has `effective` in place of the contract's."""
     return broken(compare_contract(resolve(values, target="cuda"), "m", EFFECTIVE | effective))
 
 
 def pillow(effective: dict[str, Any], **limits: int) -> str:
-    """Return what is reported of the engine's image decoder where prompts may hold so much of each kind."""
+    """Return what differs in the engine's image decoder if prompts may hold this many of each modality."""
     values: dict[str, Any] = {"limit-mm-per-prompt": dict(limits)} if limits else {}
     items = compare_contract(resolve(values, target="cpu"), "model", effective)
     return broken([item for item in items if item.name == "pillow"])
 
 
 def test_the_contract_is_kept_and_each_part_of_it_can_break() -> None:
-    """An engine with the planned values keeps the contract; a part of another value, or none, breaks it."""
+    """An engine with the planned values meets the contract; a part with another value, or none, breaks it."""
     assert differs(CONTRACT) == ""
     for name in EFFECTIVE.keys() - {"multimodal", "head_dim", "global_head_dim", "max_model_len"}:
         assert differs(CONTRACT, **{name: {} if name == "limit_mm_per_prompt" else "another"}), name
@@ -58,7 +58,7 @@ def test_the_contract_is_kept_and_each_part_of_it_can_break() -> None:
 
 @pytest.mark.parametrize("key", ["max-num-seqs", "quantization", "kv-cache-dtype", "limit-mm-per-prompt"])
 def test_what_the_profile_leaves_out_is_vllms_to_choose(key: str) -> None:
-    """A key of the contract that is left out, as --deviate allows, demands nothing of the engine."""
+    """A contract key that is left out, as --deviate allows, requires nothing of the engine."""
     left = {each: value for each, value in CONTRACT.items() if each != key}
     chosen: dict[str, dict[str, Any]] = {
         "max-num-seqs": {"max_num_seqs": 256},
@@ -70,7 +70,7 @@ def test_what_the_profile_leaves_out_is_vllms_to_choose(key: str) -> None:
 
 
 def test_an_automatic_length_is_what_vllm_takes() -> None:
-    """With max-model-len auto any length is right, and one that the engine does not report is not."""
+    """With max-model-len auto any length is right, but a missing one is not."""
     automatic = CONTRACT | {"max-model-len": "auto"}
     assert differs(automatic, max_model_len=131_072) == ""
     assert "max-model-len: wanted auto" in differs(automatic, max_model_len=None)
@@ -86,7 +86,7 @@ def test_one_backend_is_demanded_of_two_head_sizes_only(heads: tuple[int | None,
 
 
 def test_a_model_of_text_alone_keeps_a_contract_without_images() -> None:
-    """It has no limits and no parts for images to report; where images are wanted, it breaks the contract."""
+    """A text-only model has no limits and no image parts to report; if images are wanted, it breaks the contract."""
     text = dict.fromkeys(("limit_mm_per_prompt", "enable_mm_embeds", "mm_processor_cache_type", "pillow"))
     closed = CONTRACT | {"limit-mm-per-prompt": {"image": 0, "audio": 0, "video": 0}}
     assert differs(closed, multimodal=False, **text) == ""
@@ -95,12 +95,12 @@ def test_a_model_of_text_alone_keeps_a_contract_without_images() -> None:
 
 @pytest.mark.parametrize("version", ["12.2.0", None])
 def test_an_old_image_decoder_breaks_the_contract(version: str | None) -> None:
-    """Where images may come, a Pillow with published holes, or none that is told, is not served with."""
+    """If images are allowed, a Pillow with published vulnerabilities or without a reported version is rejected."""
     wanted = f"pillow: wanted 13.0.0 or newer, the engine runs with {version}"
     assert pillow({"pillow": version}, image=3) == pillow({"pillow": version}) == wanted
     assert pillow({}, audio=0) == "pillow: wanted 13.0.0 or newer, the engine runs with None"
 
 
 def test_a_recent_image_decoder_keeps_the_contract() -> None:
-    """The floor or newer; and without images it does not matter."""
+    """The minimum version or a newer one passes; without images the version does not matter."""
     assert pillow({"pillow": "13.0.0"}, image=3) == pillow({"pillow": "13.2.1"}) == pillow({}, image=0) == ""

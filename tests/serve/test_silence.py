@@ -1,4 +1,4 @@
-"""When a server counts as silent: an answer that is late is an answer."""
+"""When a server counts as silent: a late answer is still an answer."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ SILENT_S = 0.4
 
 
 class Server(EngineClient):
-    """A server that answers each question when it is let."""
+    """A server that answers each request once the test lets it."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9")
@@ -21,7 +21,7 @@ class Server(EngineClient):
         self.asked = 0
 
     def health(self, *, timeout_s: float = 5) -> int | None:
-        """Answer as soon as it is let, however late."""
+        """Answer once the test allows it, however late."""
         self.asked += 1
         return 200 if self.let.wait(timeout_s) else None
 
@@ -33,7 +33,7 @@ def server() -> Server:
 
 @pytest.fixture
 def posted(server: Server) -> Iterator["queue.SimpleQueue[Silent | Recovered]"]:
-    """What is posted about the server, until the end of the test."""
+    """The events posted about the server until the end of the test."""
     over, events = threading.Event(), queue.SimpleQueue[Silent | Recovered]()
     Silence(server, SILENT_S, 60, events.put, over).start()
     yield events
@@ -44,7 +44,7 @@ def posted(server: Server) -> Iterator["queue.SimpleQueue[Silent | Recovered]"]:
 def test_silence_is_posted_once_and_its_end_too(
     server: Server, posted: "queue.SimpleQueue[Silent | Recovered]", eventually: Callable[..., None]
 ) -> None:
-    """Without an answer for that long the server is silent; the answer to the question that stood ends it."""
+    """Without an answer for that long the server is silent, until it answers the pending request."""
     assert posted.get(timeout=5) == Silent(SILENT_S)
     asked = server.asked
     with pytest.raises(queue.Empty):
@@ -58,7 +58,7 @@ def test_silence_is_posted_once_and_its_end_too(
 
 
 def test_late_answers_are_answers(server: Server, posted: "queue.SimpleQueue[Silent | Recovered]") -> None:
-    """A server that takes three quarters of the time for every answer is slow, not silent."""
+    """A server that uses three quarters of the time for every answer is slow, not silent."""
     original = server.let.wait
 
     server.let.wait = lambda timeout=None: original(SILENT_S / 2 if timeout else 0) or True  # type: ignore[method-assign]

@@ -31,7 +31,7 @@ def test_timeline_counts_each_phase_until_ready() -> None:
 
 
 def test_phases_only_go_forward() -> None:
-    """A phase announced late or twice does not turn the timeline back."""
+    """A phase announced late or twice does not move the timeline back."""
     store = StatusStore(Clock())
     assert store.enter_phase(Phase.WEIGHTS)
     assert not store.enter_phase(Phase.WEIGHTS)
@@ -40,7 +40,7 @@ def test_phases_only_go_forward() -> None:
 
 
 def test_a_failed_start_stops_the_timeline() -> None:
-    """A start that failed does not go on counting."""
+    """The duration of a failed start stops growing."""
     clock = Clock()
     store = StatusStore(clock)
     store.enter_phase(Phase.IMPORTS)
@@ -51,7 +51,7 @@ def test_a_failed_start_stops_the_timeline() -> None:
 
 
 def test_transitions_are_kept_with_time_and_reason() -> None:
-    """The history names each state with its time and reason, and a snapshot taken before does not change."""
+    """The history holds each state with its time and reason, and an earlier snapshot does not change."""
     store = StatusStore(Clock(), lambda: 12.5)
     before = store.read()
     store.enter(State.READY, "answers")
@@ -64,7 +64,7 @@ def test_transitions_are_kept_with_time_and_reason() -> None:
 
 
 def test_records_add_up() -> None:
-    """What is recorded about the engine is added to what is known."""
+    """New records about the engine are added to the existing ones."""
     store = StatusStore(Clock())
     store.record(engine_pid=7)
     items = (ContractItem("max-num-seqs", 1024, 1024),)
@@ -74,7 +74,7 @@ def test_records_add_up() -> None:
 
 
 def test_history_is_bounded() -> None:
-    """A server that is silent again and again does not fill the memory with its history."""
+    """A server that turns silent again and again does not fill the memory with its history."""
     store = StatusStore(Clock())
     for _ in range(500):
         store.enter(State.SILENT, "why")

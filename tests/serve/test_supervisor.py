@@ -1,4 +1,4 @@
-"""The life of an endpoint, provoked with an engine that misbehaves on demand."""
+"""The life cycle of an endpoint with an engine that misbehaves on demand."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ def until_ready(run: Run, eventually: Eventually) -> None:
 
 
 def test_start_and_stop(supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture) -> None:
-    """A healthy engine becomes ready through its phases, and SIGTERM ends it with 0."""
+    """A healthy engine goes through its phases to ready, and SIGTERM ends it with 0."""
     caplog.set_level(logging.INFO)
     run = supervise("--load-s", "0.4")
     until_ready(run, eventually)
@@ -46,7 +46,7 @@ def test_start_and_stop(supervise: Supervise, eventually: Eventually, caplog: py
 
 
 def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that loses SIGTERM while it initialises is ended all the same, with 0."""
+    """An engine that loses SIGTERM while it initialises is still ended, with 0."""
     run = supervise("--never-listen", "--lose-sigterm")
     eventually(lambda: run.status.phase is Phase.WARM_UP, what="the phase")
     pid = run.status.engine_pid
@@ -57,21 +57,21 @@ def test_sigterm_while_loading(supervise: Supervise, eventually: Eventually) -> 
 
 
 def test_asked_to_stop_before_the_start(supervise: Supervise) -> None:
-    """A stop that was asked for before the engine was started starts none."""
+    """A stop requested before the engine is started starts none."""
     run = supervise("--never-listen")
     run.supervisor.request_stop("SIGTERM")
     assert run.end() is ExitCode.STOPPED
 
 
 def test_deadline_of_the_start(supervise: Supervise) -> None:
-    """An engine that never listens is ended at the deadline, and the phase it was stuck in is named."""
+    """An engine that never listens is ended at the deadline, and the reason names the phase it was stuck in."""
     run = supervise("--never-listen", start_s=1)
     assert run.end() is ExitCode.START_FAILED
     assert "not ready within 1 s, last seen in phase warm-up" in run.status.reason
 
 
 def test_deadline_of_a_phase(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A phase that does not end is named, long before the time of the whole start is over."""
+    """A phase that does not end is named, long before the deadline of the whole start."""
     monkeypatch.setattr("servekit.serve.phases.PHASE_LIMITS_S", {Phase.WARM_UP: 1})
     run = supervise("--never-listen", start_s=600)
     assert run.end() is ExitCode.START_FAILED
@@ -98,7 +98,7 @@ def test_failed_start_names_the_cause(supervise: Supervise, caplog: pytest.LogCa
 
 
 def test_death_with_exit_code_zero(supervise: Supervise) -> None:
-    """An engine that ends with 0 without being asked has died: 5, never 0."""
+    """An engine that exits with 0 without a stop has died: 5, never 0."""
     run = supervise("--exit-after", "0.5")
     assert run.end() is ExitCode.ENGINE_DIED
     assert "exit code 0, which vLLM also returns when its EngineCore has died" in run.status.reason
@@ -107,7 +107,7 @@ def test_death_with_exit_code_zero(supervise: Supervise) -> None:
 def test_an_exception_long_ago_is_no_cause(
     supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine that is killed has not died of an exception that it survived."""
+    """An exception that the engine survived is not the reason when it is killed later."""
     run = supervise("--complain", "--exit-after", "1")
     until_ready(run, eventually)
     generate(run)
@@ -122,21 +122,21 @@ def test_an_exception_long_ago_is_no_cause(
 
 
 def test_an_exception_of_the_start_is_no_cause(supervise: Supervise) -> None:
-    """An engine that dies while serving has not died of what it survived before it was ready, however short ago."""
+    """What the engine survived before it was ready, however recently, is not the reason when it dies while serving."""
     run = supervise("--complain-loading", "--exit-after", "0.5", "--die-by", str(int(signal.SIGKILL)))
     assert run.end() is ExitCode.ENGINE_DIED
     assert run.status.reason.endswith("killed by signal 9 (SIGKILL): perhaps out of memory, or killed by hand")
 
 
 def test_an_exception_of_the_start_is_the_cause_of_a_failed_start(supervise: Supervise) -> None:
-    """Before it is ready, the same line is what the engine has ended of."""
+    """Before the engine is ready, the same exception is the reason for the failed start."""
     run = supervise("--complain-loading", "--end-loading", "--exit-code", "1")
     assert run.end() is ExitCode.START_FAILED
     assert "RuntimeError: Found no NVIDIA driver on your system" in run.status.reason
 
 
 def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
-    """An engine killed by SIGKILL is reported as such, and the child it leaves is killed."""
+    """An engine killed by SIGKILL is reported as killed, and its leftover child is killed."""
     run = supervise("--exit-after", "0.5", "--die-by", str(int(signal.SIGKILL)), "--orphan", str(tmp_path / "pid"))
     assert run.end() is ExitCode.ENGINE_DIED
     assert "killed by signal 9 (SIGKILL): perhaps out of memory" in run.status.reason
@@ -144,7 +144,7 @@ def test_death_by_signal(supervise: Supervise, tmp_path: Path) -> None:
 
 
 def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine that reports itself dead is no longer ready, and is killed when it does not end by itself."""
+    """An engine that reports itself dead turns not ready, and is killed if it does not exit by itself."""
     run = supervise("--sick-after", "1")
     until_ready(run, eventually)
     eventually(lambda: run.status.state is State.FAILED, within_s=5, what="the failure")
@@ -172,7 +172,7 @@ def test_health_that_turns_bad(supervise: Supervise, eventually: Eventually) -> 
 def test_never_ready_when_it_is_not_what_was_planned(
     supervise: Supervise, fault: str, code: ExitCode, reason: str
 ) -> None:
-    """An engine that serves something else, or generates nothing, never becomes ready."""
+    """An engine that serves another model, or generates nothing, never becomes ready."""
     run = supervise(fault)
     assert run.end() is code
     assert run.status.reason == reason
@@ -180,7 +180,7 @@ def test_never_ready_when_it_is_not_what_was_planned(
 
 
 def test_warm_before_it_is_ready(supervise: Supervise, eventually: Eventually) -> None:
-    """A ready endpoint has generated one token, two in JSON mode, and 16 for each of 3 and of 16 prompts at once."""
+    """Before it is ready, an endpoint generates one token, two in JSON mode, and 16 for each of 3 and of 16 prompts."""
     run = supervise()
     until_ready(run, eventually)
     made = urllib3.request("GET", f"{run.plan.url}/metrics").data.decode()
@@ -196,7 +196,7 @@ def test_contract_is_recorded(supervise: Supervise, eventually: Eventually) -> N
 
 
 def test_wedged_engine_with_a_request(supervise: Supervise, eventually: Eventually) -> None:
-    """An engine whose health is green but whose request makes no token is found within the hang time and a tick: 6."""
+    """An engine with green health that makes no token is detected within the hang time and a tick: exit code 6."""
     run = supervise("--wedge-after", "0.5", hang_s=2)
     until_ready(run, eventually)
     time.sleep(0.6)
@@ -210,7 +210,7 @@ def test_wedged_engine_with_a_request(supervise: Supervise, eventually: Eventual
 
 @pytest.mark.parametrize("fault", ["stands still", "mutes its metrics"])
 def test_mute_server(supervise: Supervise, eventually: Eventually, fault: str) -> None:
-    """A server that answers nothing is found within the hang time and a tick, however short that is."""
+    """A server that answers nothing is detected within the hang time and a tick, however short it is."""
     run = supervise(*(["--mute-metrics-after", "0"] if fault == "mutes its metrics" else []), hang_s=2)
     until_ready(run, eventually)
     began = time.monotonic()
@@ -224,7 +224,7 @@ def test_mute_server(supervise: Supervise, eventually: Eventually, fault: str) -
 def test_a_server_that_stands_still_for_a_while(
     supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that answers nothing is not ready, and alive; it is ready again as soon as it answers."""
+    """A server that does not answer turns not ready but stays live, and is ready again as soon as it answers."""
     run = supervise(silent_s=1)
     until_ready(run, eventually)
     pid = run.status.engine_pid
@@ -241,7 +241,7 @@ def test_a_server_that_stands_still_for_a_while(
 
 
 def test_a_silent_server_that_hangs(supervise: Supervise, eventually: Eventually) -> None:
-    """Silence only takes the readiness away; the hang time ends the engine."""
+    """Silence only turns readiness off; the hang time ends the engine."""
     run = supervise(silent_s=0.5, hang_s=2)
     until_ready(run, eventually)
     assert run.status.engine_pid is not None
@@ -252,7 +252,7 @@ def test_a_silent_server_that_hangs(supervise: Supervise, eventually: Eventually
 
 
 def test_late_health_is_no_silence(supervise: Supervise, eventually: Eventually) -> None:
-    """A server whose every answer is late, but within the time, stays ready."""
+    """A server that answers late, but within the time, stays ready."""
     run = supervise("--slow-health-s", "0.7", silent_s=1.5)
     until_ready(run, eventually)
     time.sleep(4)
@@ -261,7 +261,7 @@ def test_late_health_is_no_silence(supervise: Supervise, eventually: Eventually)
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_what_was_in_flight_at_the_end(supervise: Supervise, caplog: pytest.LogCaptureFixture, *, hangs: bool) -> None:
-    """A death and a hang name the requests in flight before the last line, and what the GPU reported is in that."""
+    """On a death or a hang the log names the requests in flight, then ends with a reason that has the GPU's report."""
     flight = InFlight(time.monotonic(), "req-7", "/v1/completions", 31, "prompt(4)")
     faults = ("--mute-metrics-after", "0") if hangs else ("--exit-after", "0.3")
     run = supervise(*faults, hang_s=1, in_flight=lambda: [flight], gpu_errors=lambda: "Xid 79 on GPU-1")
@@ -274,7 +274,7 @@ def test_what_was_in_flight_at_the_end(supervise: Supervise, caplog: pytest.LogC
 
 
 def test_a_slow_request_is_no_hang(supervise: Supervise, eventually: Eventually) -> None:
-    """A request that makes no token for longer than the hang time is no hang while a canary still gets its token."""
+    """A request that makes no token for longer than the hang time is not a hang while a canary still gets its token."""
     run = supervise("--slow-request-s", "4", hang_s=1.5)
     until_ready(run, eventually)
     assert generate(run) == 200
@@ -282,7 +282,7 @@ def test_a_slow_request_is_no_hang(supervise: Supervise, eventually: Eventually)
 
 
 def test_flood_of_output(supervise: Supervise, eventually: Eventually) -> None:
-    """The lines of an engine that floods its output are read, and it serves."""
+    """servekit reads the lines of an engine that floods its output, and the endpoint serves."""
     run = supervise("--flood", "2000")
     until_ready(run, eventually)
     run.supervisor.request_stop("SIGTERM")
@@ -290,7 +290,7 @@ def test_flood_of_output(supervise: Supervise, eventually: Eventually) -> None:
 
 
 def test_missing_engine(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is not there is a failed start that names it."""
+    """A missing engine program is a failed start that names it."""
     monkeypatch.setattr("tests.serve.conftest.sys.executable", "/nowhere/vllm")
     run = supervise()
     assert run.end() is ExitCode.START_FAILED
@@ -298,7 +298,7 @@ def test_missing_engine(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -
 
 
 def generate(run: Run) -> int:
-    """Ask for five tokens and return the HTTP status; 0 where there was no answer."""
+    """Request five tokens and return the HTTP status; 0 if there was no answer."""
     body = {"model": "m", "prompt": "1", "max_tokens": 5}
     try:
         return int(
@@ -309,7 +309,7 @@ def generate(run: Run) -> int:
 
 
 def running(run: Run) -> int:
-    """Return the requests in the engine."""
+    """Return the number of requests in the engine."""
     counters = urllib3.request("GET", f"{run.plan.url}/_servekit/counters").json()
     return int(counters["in_flight"])
 
@@ -317,7 +317,7 @@ def running(run: Run) -> int:
 def test_a_thread_that_ends_unasked(
     supervise: Supervise, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A watch that breaks leaves no engine without hang detection: servekit ends with 70 and the reason."""
+    """If the watch breaks, servekit exits with 70 and the reason, so that no engine runs without hang detection."""
     run = supervise()
     monkeypatch.setattr(threading, "excepthook", run.supervisor.report_thread)
     until_ready(run, eventually)

@@ -1,4 +1,4 @@
-"""The operator's certificate: used as it is, or refused with the reason."""
+"""The operator's certificate: used unchanged, or rejected with the reason."""
 
 import subprocess
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_none_is_plain_http() -> None:
 
 
 def test_pair_is_loaded(tmp_path: Path) -> None:
-    """A chain and its key become vLLM's arguments and the fingerprint openssl gives."""
+    """A chain and its key become vLLM's arguments, with the same fingerprint as openssl computes."""
     chain, key = make_certificate(tmp_path)
     made = load_certificate(chain, key)
     assert made is not None
@@ -46,7 +46,7 @@ def test_pair_is_loaded(tmp_path: Path) -> None:
 
 
 def test_one_without_the_other(tmp_path: Path) -> None:
-    """A certificate without its key, or the reverse, is a mistake that names the missing flag."""
+    """A certificate without its key, or the reverse, is an error that names the missing flag."""
     chain, key = make_certificate(tmp_path)
     with pytest.raises(ConfigurationError, match="--tls-key: is missing; --tls-cert is given"):
         load_certificate(chain, None)
@@ -55,14 +55,14 @@ def test_one_without_the_other(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    """Files that are missing are reported together."""
+    """All missing files are reported together."""
     with pytest.raises(ConfigurationError) as caught:
         load_certificate(tmp_path / "a", tmp_path / "b")
     assert len(caught.value.findings) == 2
 
 
 def test_pair_that_does_not_fit(tmp_path: Path) -> None:
-    """Another certificate's key, or no PEM at all, is refused before the engine is started."""
+    """A key of another certificate, or invalid PEM, is rejected before the engine is started."""
     chain, _ = make_certificate(tmp_path)
     _, other = make_certificate(tmp_path, "other")
     with pytest.raises(ConfigurationError, match="not a certificate and its private key"):

@@ -1,4 +1,4 @@
-"""Thousands of drawn requests at once, and what must hold during and after them."""
+"""Thousands of drawn requests from several clients, and what must hold during and after them."""
 
 import json
 from collections import Counter
@@ -16,11 +16,11 @@ CLIENTS = 16
 
 @dataclass
 class Barrage:
-    """What a barrage of requests came to."""
+    """The result of a barrage of requests."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    """What was wrong with answers: the request's seed and number, and its body made as small as it goes."""
+    """Wrong answers: the request's seed and number, what is wrong, and the request's minimised body."""
 
 
 def bombard(target: Target, seed: int, numbers: Sequence[int]) -> Barrage:
@@ -28,7 +28,7 @@ def bombard(target: Target, seed: int, numbers: Sequence[int]) -> Barrage:
     seen = Barrage()
 
     def one(number: int) -> None:
-        if seen.statuses[0] >= CLIENTS:  # nobody answers any more
+        if seen.statuses[0] >= CLIENTS:  # the endpoint no longer answers
             return
         case = draw(seed, number, target)
         answer = send(target, case.request(target), answer_s=120)
@@ -43,7 +43,7 @@ def bombard(target: Target, seed: int, numbers: Sequence[int]) -> Barrage:
 
 
 def mistakes(target: Target, case: Case, answer: Answer) -> list[str]:
-    """Return what is wrong with an answer; one that has begun to stream may still tell of the engine's end."""
+    """Return what is wrong with an answer; a stream that began with 200 can still report an error."""
     wrong = judge(target, case, answer)
     if answer.status == 200 and b'"error": {' in answer.body and b"data:" in answer.body:
         wrong.append(f"an error within a stream: {answer.body[-200:]!r}")
@@ -51,7 +51,7 @@ def mistakes(target: Target, case: Case, answer: Answer) -> list[str]:
 
 
 def minimise(target: Target, case: Case) -> Case:
-    """Take away one field after the other as long as what is left is answered wrongly; needs a living engine."""
+    """Remove one field after the other while the answer stays wrong; needs a running engine."""
     try:
         fields = json.loads(case.body(target))
     except (ValueError, RecursionError):

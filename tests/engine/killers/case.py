@@ -1,4 +1,4 @@
-"""What one request is, what is right for it, and how it is sent and judged."""
+"""A request, its correct result, and how it is sent and judged."""
 
 import http.client
 import json
@@ -13,37 +13,37 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completion
 REFUSED = frozenset({400})
 RIGHT = frozenset({200})
 UNHARMED = frozenset({200, 400, 429})
-"""Refused, or answered rightly: what matters is that nobody else notices."""
+"""Refused or answered correctly: these cases only check that no other request is affected."""
 
 ANSWER_S = 60
-"""Longer than any admitted request takes on two busy cores; a standstill of the server is longer."""
+"""Longer than any admitted request takes on two busy cores, and shorter than a hang of the server."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """An endpoint as a client knows it, and what a case must know of its model."""
+    """An endpoint as a client knows it, and what a case needs to know about its model."""
 
     port: int
     key: str = field(repr=False)
     model: str
     vocabulary: int
     folder: str = ""
-    """The checkpoint's folder, which no answer may name."""
+    """The checkpoint's folder, which no answer may contain."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; status 0 where nothing did."""
+    """An answer; status 0 if there was none."""
 
     status: int
     body: bytes = b""
     seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     problem: str = ""
-    """Why nothing came back."""
+    """Why there was no answer."""
 
     def json(self) -> Any:
-        """Return the body's JSON, None where it is none."""
+        """Return the body as JSON, or None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -51,7 +51,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """Return the error's message, empty where there is none."""
+        """Return the error's message, or an empty string if there is none."""
         said = self.json()
         error = said.get("error") if isinstance(said, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
@@ -60,24 +60,24 @@ class Answer:
 
 @dataclass(frozen=True)
 class Case:
-    """One request and what is right for it."""
+    """One request and its correct result."""
 
     name: str
     body: Callable[[Target], Any]
-    """Returns what becomes JSON, or the bytes of a body."""
+    """Returns an object to encode as JSON, or the bytes of a body."""
     path: str = CHAT
     statuses: frozenset[int] = REFUSED
     says: tuple[str, ...] = ()
-    """Words that the message of a refusal must hold: the field, as a rule."""
+    """Texts that the message of a refusal must contain, usually the field."""
     hides: Callable[[Target], Iterable[str]] = lambda _target: ()
-    """Texts that no answer may hold."""
+    """Texts that no answer may contain."""
     headers: tuple[str, ...] = ()
     method: str = "POST"
     closes: tuple[str, ...] = ()
-    """The published vulnerabilities that this request would use."""
+    """The published vulnerabilities that this request would exploit."""
 
     def request(self, target: Target) -> bytes:
-        """Return the whole request as it goes over the wire."""
+        """Return the complete request as sent over the wire."""
         content = self.body(target)
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         own = {line.partition(":")[0].lower() for line in self.headers}
@@ -95,21 +95,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are sent one after the other, in this order, beside one greedy stream."""
+    """Cases that run in this order beside one greedy stream."""
 
     name: str
     cases: tuple[Case, ...]
 
 
 def send(target: Target, data: bytes, answer_s: float = ANSWER_S) -> Answer:
-    """Send a whole request on a connection of its own and read its answer."""
+    """Send a complete request on a new connection and read the answer."""
     began = time.monotonic()
     try:
         with socket.create_connection(("127.0.0.1", target.port), timeout=answer_s) as connection:
             problem = ""
             try:
                 connection.sendall(data)
-            except OSError as error:  # refused before everything was sent: the answer may be there all the same
+            except OSError as error:  # refused before the whole body was sent: there may still be an answer
                 problem = repr(error)
             response = http.client.HTTPResponse(connection)
             response.begin()
@@ -126,7 +126,7 @@ def fire(target: Target, case: Case) -> tuple[Answer, list[str]]:
 
 
 def judge(target: Target, case: Case, answer: Answer) -> list[str]:
-    """Return what is wrong with an answer; nothing where it is right."""
+    """Return what is wrong with an answer; an empty list if it is right."""
     if answer.status == 0:
         return [] if 0 in case.statuses else [f"no answer after {answer.seconds:.1f} s ({answer.problem})"]
     wrong = []

@@ -1,4 +1,4 @@
-"""Every group of cases, and how one is run beside a greedy stream."""
+"""Every group of cases, and how to run one beside a greedy stream."""
 
 import http.client
 from concurrent.futures import ThreadPoolExecutor
@@ -15,19 +15,19 @@ PLAIN = plain("a plain request", CHAT, added={"temperature": 0}, statuses=frozen
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a group did."""
+    """The result of a group."""
 
     wrong: list[str]
     """What is wrong with its answers."""
     others: list[str]
-    """What became of the engine and of the streams beside it."""
+    """How the group affected the engine and the streams beside it."""
     statuses: list[int]
     slowest_token_s: float
-    """The longest that a stream beside it waited for a token."""
+    """Longest time that a stream beside it waited for a token."""
 
 
 def baselines(target: Target) -> list[list[Token]]:
-    """Return greedy streams beside plain requests, one after the other as a group's are."""
+    """Return greedy streams that ran beside plain requests, which are sent one after the other like a group's."""
     made = []
     for _ in range(BASELINES):
         with ThreadPoolExecutor(1) as pool:
@@ -41,7 +41,7 @@ def baselines(target: Target) -> list[list[Token]]:
 
 
 def run(target: Target, group: Group, expected: list[list[Token]]) -> Outcome:
-    """Send a group's cases one after the other beside a stream; return what was seen."""
+    """Send a group's cases one after the other beside a stream; return the outcome."""
     statuses: list[int] = []
     wrong: list[str] = []
     others: list[str] = []
@@ -58,7 +58,7 @@ def run(target: Target, group: Group, expected: list[list[Token]]) -> Outcome:
 
 
 def is_alive(target: Target) -> bool:
-    """Tell whether the engine says that it is well."""
+    """Return whether the engine reports that it is healthy."""
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
     try:
         connection.request("GET", "/health")
@@ -70,5 +70,5 @@ def is_alive(target: Target) -> bool:
 
 
 def find(name: str) -> Case:
-    """Return the case of that name; raises StopIteration where there is none."""
+    """Return the case with this name; raises StopIteration if there is none."""
     return next(case for group in GROUPS for case in group.cases if case.name == name)

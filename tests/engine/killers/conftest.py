@@ -1,4 +1,4 @@
-"""Two endpoints for the killers: the embedded demo, and a tiny model with the real one's vocabulary."""
+"""Two endpoints for the killers: the embedded demo, and a tiny model with the real model's vocabulary."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from tests.harness.endpoint import SERVEKIT, Endpoint
 from tests.harness.shared import share
 
 WIDE_SEQUENCES = 32
-"""The start rehearses the sampler with this many rows of 262,144 logits: a minute for the profile's 1,024 on a CPU."""
+"""The start warms the sampler up with this many rows of 262,144 logits: the profile's 1,024 take a minute on a CPU."""
 
 
 def start_wide(
     cache: Path, *flags: str, environ: dict[str, str] | None = None, program: Sequence[str] = SERVEKIT
 ) -> Endpoint:
-    """Start an endpoint on a demo of 262,144 words; not ready yet."""
+    """Start an endpoint on a demo with a vocabulary of 262,144; return before it is ready."""
     profile = cache / "wide.yaml"
     text = (ROOT / "vllm_config.yaml").read_text(encoding="utf-8")
     profile.write_text(re.sub(r"(?m)^max-num-seqs: \d+", f"max-num-seqs: {WIDE_SEQUENCES}", text), encoding="utf-8")
@@ -31,7 +31,7 @@ def start_wide(
 
 
 def target_of(endpoint: Endpoint, cache: Path, *, wide: bool) -> Target:
-    """Return how a client sees an endpoint."""
+    """Return an endpoint as a client knows it."""
     size: Size = "tiny-262k" if wide else "tiny"
     folder = str(demo_directory(cache, size=size))
     name = "wide" if wide else "gemma4-demo"
@@ -40,7 +40,7 @@ def target_of(endpoint: Endpoint, cache: Path, *, wide: bool) -> Target:
 
 @pytest.fixture(scope="session")
 def wide_endpoint(engine_cache: Path) -> Iterator[Endpoint]:
-    """One ready endpoint with the real vocabulary for all tests that want one."""
+    """One ready endpoint with the real vocabulary, shared by all tests that need one."""
     with share("wide_endpoint", start_wide(engine_cache)) as endpoint:
         endpoint.until_ready()
         yield endpoint
@@ -48,13 +48,13 @@ def wide_endpoint(engine_cache: Path) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session", params=["demo", "wide"])
 def which(request: pytest.FixtureRequest) -> str:
-    """The endpoint that is attacked: both, one after the other."""
+    """The endpoint under attack: both, one after the other."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def attacked(which: str, request: pytest.FixtureRequest) -> Endpoint:
-    """Lend the endpoint that is attacked."""
+    """Yield the endpoint under attack."""
     endpoint = request.getfixturevalue("endpoint" if which == "demo" else "wide_endpoint")
     assert isinstance(endpoint, Endpoint)
     return endpoint
@@ -62,5 +62,5 @@ def attacked(which: str, request: pytest.FixtureRequest) -> Endpoint:
 
 @pytest.fixture(scope="session")
 def target(which: str, attacked: Endpoint, engine_cache: Path) -> Target:
-    """Return how a client sees the attacked endpoint."""
+    """Return the endpoint under attack as a client knows it."""
     return target_of(attacked, engine_cache, wide=which == "wide")

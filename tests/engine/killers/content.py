@@ -1,4 +1,4 @@
-"""What stands in messages: too many of them, images, media that are closed, templates, and shapes nobody expects."""
+"""The contents of messages: too many of them, images, media that are turned off, templates, and malformed bodies."""
 
 import base64
 import struct
@@ -37,17 +37,17 @@ def png(side: int = 64, grey: int = 0) -> str:
 
 
 def picture(url: str | None = None, **members: Any) -> dict[str, Any]:
-    """Return an image as a part of a message."""
+    """Return an image as a content part of a message."""
     return {"type": "image_url", "image_url": {"url": url or f"data:image/png;base64,{png()}"}, **members}
 
 
 def parts(name: str, /, *content: Any, **right: Any) -> Case:
-    """Return the case of a chat message of these parts."""
+    """Return the case of a chat message with these content parts."""
     return Case(name, lambda target: chat(list(content), model=target.model), CHAT, **right)
 
 
 def messages(name: str, made: list[Any], **right: Any) -> Case:
-    """Return the case of a chat of these messages."""
+    """Return the case of a chat with these messages."""
     return plain(name, added={"messages": made}, **right)
 
 
@@ -179,11 +179,11 @@ REFUSED_LATE: dict[str, dict[str, Any]] = {
     "a schema of no type": {"structured_outputs": {"json": {"type": "nosuch"}}},
     "logprobs of the prompt": {"n": 256, "prompt_logprobs": 20},
 }
-"""What vLLM, or admission, refuses after it has processed the image and noted it in its cache."""
+"""Requests that vLLM or admission refuses after the image has been processed and registered in the cache."""
 
 
 def with_image(shade: int, added: dict[str, Any], _target: Target) -> dict[str, Any]:
-    """Return the fields of a message that is an image of this shade, and others."""
+    """Return the fields of a message with an image of this shade, and additional fields."""
     image = picture(f"data:image/png;base64,{png(48, shade)}")
     return {"messages": [{"role": "user", "content": [image]}]} | added
 
@@ -268,7 +268,7 @@ IMAGES = Group(
 
 
 def raw(name: str, text: bytes, **right: Any) -> Case:
-    """Return the case of a body of these bytes, in which `MODEL` is the model's name."""
+    """Return the case with these bytes as the body; `MODEL` is replaced by the model's name."""
     return Case(name, lambda target: text.replace(b"MODEL", target.model.encode()), **right)
 
 
@@ -277,11 +277,11 @@ half_an_emoji = raw(
     rb'{"model": "MODEL", "max_tokens": 4, "messages": [{"role": "user", "content": "\ud83d"}]}',
     statuses=UNHARMED,
 )
-"""vLLM tokenizes the prompts of 2 ms in one call: this one fails, and with it everybody's (`utils/async_utils.py`)."""
+"""vLLM tokenizes all prompts of 2 ms in one call: this one makes all of them fail (`utils/async_utils.py`)."""
 
 
 def deep(_target: Target) -> bytes:
-    """Return JSON that is nested 100,000 deep."""
+    """Return JSON nested 100,000 levels deep."""
     return b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 

@@ -1,4 +1,4 @@
-"""Requests drawn from the guard's table of fields: sensible values, hostile ones, and mixtures of them."""
+"""Random requests from the guard's table of fields: with sensible values, hostile values, and mixtures of them."""
 
 import json
 import random
@@ -11,12 +11,12 @@ from tests.engine.killers.values import HOSTILE, sensible
 
 ANSWERED = frozenset({200, 400, 404, 413, 429})
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Left small, or the engine would write for minutes."""
+"""Kept at a small value, because otherwise the engine would generate for minutes."""
 MOST_TOKENS = 4
 
 
 def draw(seed: int, number: int, target: Target) -> Case:
-    """Return request `number` of the sequence with this seed: the same for ever."""
+    """Return request `number` of this seed's sequence; the same arguments always give the same request."""
     chaos = random.Random(f"{seed}:{number}")
     path = chaos.choice(list(ROUTES))
     fields = MAKERS[path](_content(path, chaos), model=target.model)
@@ -29,7 +29,7 @@ def draw(seed: int, number: int, target: Target) -> Case:
         if name not in LIMITS or (type(value) is int and value <= MOST_TOKENS):
             fields[name] = value
     if chaos.random() < 0.25:
-        fields = json.loads(json.dumps(fields))  # a copy: the values are shared by all requests
+        fields = json.loads(json.dumps(fields))  # a copy: all requests share the values
         _change_within(fields, chaos)
     limits = [name for name in LIMITS if name in ROUTES[path]]
     if not any(type(fields.get(name)) is int and fields[name] <= MOST_TOKENS for name in limits):
@@ -50,7 +50,7 @@ def _content(path: str, chaos: random.Random) -> Any:
 
 
 def _change_within(fields: dict[str, Any], chaos: random.Random) -> None:
-    """Change, double or delete something further in."""
+    """Change, add or delete something at a deeper level."""
     place: Any = fields
     while inner := [each for each in _members(place) if isinstance(each, (dict, list)) and each]:
         place = chaos.choice(inner)
@@ -71,7 +71,7 @@ def _members(place: Any) -> list[Any]:
 
 
 def _broken(body: bytes, chaos: random.Random) -> bytes:
-    """Return bytes that are no JSON, or other JSON: whatever is left must not ask for a long answer."""
+    """Return invalid JSON, or JSON that still has a small token limit; otherwise the body unchanged."""
     changed = bytearray(body)
     for _ in range(chaos.choice((1, 3))):
         changed[chaos.randrange(len(changed))] = chaos.choice(b'{}[]",:\\\0\xff0u')

@@ -1,4 +1,4 @@
-"""Figures of the guard, as servekit's own metrics page gives them: it asks the engine whenever it is asked."""
+"""Figures of the guard from servekit's metrics page, which reads them from the engine at each scrape."""
 
 import re
 
@@ -8,13 +8,13 @@ _TICKS = "servekit_guard_event_loop_held_seconds_bucket"
 
 
 def held(endpoint: Endpoint) -> float:
-    """Return how often the server's event loop was held for more than 250 ms of its own processor time."""
+    """Return how often the server's event loop was blocked for more than 250 ms of its own processor time."""
     page = endpoint.observe("/metrics")[1]
     return _value(page, f'{_TICKS}{{le="+Inf"}}') - _value(page, f'{_TICKS}{{le="0.25"}}')
 
 
 def longest_held_s(endpoint: Endpoint) -> float:
-    """Return the longest that the event loop was held since the start, in seconds of its own processor time."""
+    """Return the longest block of the event loop since the start, in seconds of its own processor time."""
     return gauge(endpoint, "servekit_guard_event_loop_held_max_seconds")
 
 

@@ -1,4 +1,4 @@
-"""HTTP that was read otherwise than the RFC or the documentation has it."""
+"""HTTP that servers have parsed differently from the RFC or from their documentation."""
 
 from tests.engine.killers.case import CHAT, COMPLETIONS, RIGHT, Case, Group, Target, chat
 
@@ -9,7 +9,7 @@ def ordinary(target: Target) -> dict[str, object]:
 
 
 CLOSED = frozenset({0, 400, 413, 431})
-"""A head over the limit: the connection is closed, after an answer or without."""
+"""A head over the limit: the server closes the connection, with or without an answer."""
 
 HEADS = Group(
     "heads",

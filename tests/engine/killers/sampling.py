@@ -1,4 +1,4 @@
-"""Sampling fields: what takes memory, what reaches into other rows of the batch, what is beyond the vocabulary."""
+"""Sampling fields: values that use memory, affect other rows of the batch, or exceed the vocabulary."""
 
 from tests.engine.killers.case import (
     CHAT,
@@ -18,7 +18,7 @@ BAD_WORDS = ("CVE-2026-93989",)
 
 
 def prompt_of(name: str, difference: int, **right: object) -> Case:
-    """Return the case of a prompt of one token id, so far from the vocabulary's size."""
+    """Return the case of a prompt of one token id, at this offset from the vocabulary's size."""
     return fields(name, COMPLETIONS, made=lambda target: {"prompt": [target.vocabulary + difference]}, **right)
 
 

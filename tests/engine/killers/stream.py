@@ -1,8 +1,8 @@
-"""A greedy stream that runs beside other requests, and whether it was what it would have been without them.
+"""A greedy stream that runs beside other requests, and a check that they did not change it.
 
-Batches of another shape round differently, so two greedy streams may part where two words are as good as even.
-Hence three baselines, each beside as many plain requests, and two questions that rounding does not touch: was every
-token the likeliest one by the stream's own logits, and did it part from every baseline where they were not even?
+Batches of another shape round differently, so two greedy streams may diverge where two tokens are almost equally
+likely. Hence three baselines, each beside as many plain requests, and two checks that rounding does not affect: every
+token is the likeliest one by the stream's own logits, and at least one baseline has no divergence except at a near tie.
 """
 
 import http.client
@@ -18,30 +18,30 @@ from tests.engine.killers.case import COMPLETIONS, Target, completion
 
 TOKENS = 96
 EVEN = 0.5
-"""Logits of a BF16 model come in steps of 1/16 to 1/8; batches of another shape move them by a few of them."""
+"""Logits of a BF16 model have steps of 1/16 to 1/8; another batch shape shifts them by a few steps."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it was streamed: which, how likely, and the likeliest there were (logarithms)."""
+    """A streamed token: its name, its log probability, and those of the likeliest tokens."""
 
     name: str
     likely: float
     best: dict[str, float]
     after_s: float
-    """Since the token before it, or since the request."""
+    """Seconds since the previous token, or since the request."""
 
 
 @dataclass
 class Stream:
-    """The streams that ran one after the other while something else went on."""
+    """The streams that ran one after the other beside something else."""
 
     runs: list[list[Token]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def stream_once(target: Target, tokens: int = TOKENS) -> list[Token]:
-    """Return the tokens of one greedy stream. Raises OSError or ValueError where it is not whole."""
+    """Return the tokens of one greedy stream; raises OSError or ValueError if it is incomplete."""
     body = completion(
         "The sea and the",
         model=target.model,
@@ -79,7 +79,7 @@ def stream_once(target: Target, tokens: int = TOKENS) -> list[Token]:
 
 @contextmanager
 def streaming(target: Target) -> Iterator[Stream]:
-    """Stream again and again until the end of the block; the last one is read to its end."""
+    """Stream again and again until the end of the block; read the last stream to its end."""
     stream, over, started = Stream(), threading.Event(), threading.Event()
 
     def run() -> None:
@@ -101,12 +101,12 @@ def streaming(target: Target) -> Iterator[Stream]:
 
 
 def slowest_s(runs: list[list[Token]]) -> float:
-    """Return the longest that a stream waited for a token."""
+    """Return the longest time that a stream waited for a token."""
     return max((token.after_s for run in runs for token in run), default=0.0)
 
 
 def compare(runs: list[list[Token]], baselines: list[list[Token]]) -> list[str]:
-    """Return what shows that something else reached into these streams."""
+    """Return the signs that something else affected these streams."""
     wrong = []
     for number, run in enumerate(runs):
         wrong += [f"stream {number}: {each}" for each in _unlikely(run)]
@@ -117,7 +117,7 @@ def compare(runs: list[list[Token]], baselines: list[list[Token]]) -> list[str]:
 
 
 def _unlikely(run: list[Token]) -> list[str]:
-    """Tell where a greedy stream did not take the likeliest token, which a mask left by another request makes."""
+    """Return where a greedy stream did not take the likeliest token, as with a mask left over from another request."""
     return [
         f"token {place} is {token.name} ({token.likely:.2f}), not {max(token.best, key=token.best.__getitem__)}"
         for place, token in enumerate(run)
@@ -126,7 +126,7 @@ def _unlikely(run: list[Token]) -> list[str]:
 
 
 def _parted(run: list[Token], baseline: list[Token]) -> str:
-    """Tell where a stream left a baseline though the baseline was sure; empty where it did not."""
+    """Return where a stream left a baseline although the baseline had a clear choice; empty if it did not."""
     for place, (token, was) in enumerate(zip(run, baseline, strict=True)):
         if token.name == was.name:
             continue

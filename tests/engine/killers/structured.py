@@ -1,4 +1,4 @@
-"""Structured output that ended the engine, stood it still, or left it to the next request to do so."""
+"""Structured output that ended or stalled the engine, or made the next request do so."""
 
 from typing import Any
 
@@ -20,19 +20,19 @@ JSON_MODE = {"response_format": {"type": "json_object"}}
 
 
 def outputs(name: str, path: str = CHAT, /, **members: Any) -> Case:
-    """Return the case of `structured_outputs` with these members, refused."""
+    """Return the case of `structured_outputs` with these members, which is refused."""
     says = ("structured_outputs",)
     return plain(name, path, added={"structured_outputs": members}, says=says, closes=(ERRORS,))
 
 
 def schema(name: str, value: Any, **right: Any) -> Case:
-    """Return the case of `response_format` with this JSON schema, refused unless told otherwise."""
+    """Return the case of `response_format` with this JSON schema, refused by default."""
     added = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}}
     return plain(name, added=added, **right)
 
 
 def nested(kind: str, levels: int) -> dict[str, Any]:
-    """Return a schema of arrays, or objects, in one another."""
+    """Return a schema of nested arrays or objects."""
     inner: dict[str, Any] = {"type": "string"}
     for _ in range(levels):
         inner = (

@@ -1,4 +1,4 @@
-"""Thousands of requests drawn from the guard's table of fields, on the real engine."""
+"""Thousands of random requests from the guard's table of fields, on the real engine."""
 
 import psutil
 
@@ -8,13 +8,13 @@ from tests.engine.killers.figures import gauge, held
 from tests.harness.endpoint import Endpoint
 
 REQUESTS = {"demo": 4_000, "wide": 1_000}
-"""Logits of 262,144 words take a CPU six times as long; `python -m benchmarks.fuzz_engine` sends 20,000 to each."""
+"""A vocabulary of 262,144 takes six times as long on a CPU; `python -m benchmarks.fuzz_engine` sends 20,000 to each."""
 GROWTH_BYTES = 400 * 1024**2
-"""vLLM's image cache and its arenas; a body that is kept would be more."""
+"""Room for vLLM's image cache and its arenas; retained bodies would exceed it."""
 
 
 def test_drawn_requests_do_no_harm(which: str, attacked: Endpoint, target: Target) -> None:
-    """Each is answered or refused in words; the engine lives, the event loop runs, no slot and no byte is kept."""
+    """Each request is answered or refused with a reason; engine and event loop go on, and no slot or memory leaks."""
     processes = attacked.roles()
     server = psutil.Process(processes["server"])
     warm = bombard(target, 7, range(200))

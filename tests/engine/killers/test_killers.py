@@ -1,4 +1,4 @@
-"""No request may end or stall the endpoint, nor reach into others' answers."""
+"""No request may end or stall the endpoint, or change another request's answer."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.harness.endpoint import Endpoint
 
 @pytest.fixture(scope="module")
 def expected(target: Target) -> list[list[Token]]:
-    """Streams beside plain requests, taken before anything else was sent."""
+    """Streams beside plain requests, recorded before anything else is sent."""
     return baselines(target)
 
 
@@ -19,7 +19,7 @@ def expected(target: Target) -> list[list[Token]]:
 def test_engine_lives_and_others_notice_nothing(
     attacked: Endpoint, target: Target, expected: list[list[Token]], group: Group
 ) -> None:
-    """Each request is refused in words or answered rightly; the engine and the stream beside it go on unchanged."""
+    """Each request is refused with a reason or answered correctly, and does not affect the engine or its neighbour."""
     assert is_alive(target), "the engine has ended in an earlier group"
     core, held_before = attacked.roles()["core"], held(attacked)
     outcome = run(target, group, expected)
@@ -29,7 +29,7 @@ def test_engine_lives_and_others_notice_nothing(
 
 
 def test_a_name_is_one_case() -> None:
-    """A case is known by its name in reports, and where its rule is taken out; some are sent more than once."""
+    """A name identifies one case, in reports and where its rule is removed; some cases are sent more than once."""
     cases: dict[str, Case] = {}
     for group in GROUPS:
         for case in group.cases:

@@ -1,4 +1,4 @@
-"""Every field that passes the guard, in a loop beside plain greedy requests: their tokens stay what they were."""
+"""Every field that the guard admits, in a loop beside plain greedy requests, whose tokens must not change."""
 
 import itertools
 import random
@@ -27,21 +27,21 @@ FIELDS = {
     for name, rule in ROUTES[path].items()
     if not isinstance(rule, Refused)
 }
-"""Each field that passes, on one of its routes."""
+"""Each admitted field, with one of its routes."""
 NEEDS: dict[str, dict[str, Any]] = {
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},
     "min_tokens": {"ignore_eos": True},
     "tools": {"tool_choice": "none"},
 }
-"""Without these a field says nothing."""
+"""What these fields need to have an effect."""
 NEVER_SERVED = frozenset({"suffix", "previous_response_id", "priority", "thinking_token_budget"})
-"""vLLM 0.20.2 answers 400 to every value but the empty one with this profile."""
+"""With this profile, vLLM 0.20.2 answers 400 to every value except the empty one."""
 
 
 @pytest.fixture(scope="module")
 def demo(endpoint: Endpoint, engine_cache: object) -> Target:
-    """The embedded demo as a client sees it."""
+    """The embedded demo as a client knows it."""
     del engine_cache
     return target_of(endpoint, endpoint.state_dir, wide=False)
 
@@ -63,7 +63,7 @@ def expected(demo: Target) -> list[list[Token]]:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_no_field_changes_the_answers_of_others(demo: Target, expected: list[list[Token]], name: str) -> None:
-    """A greedy stream beside requests with this field has the tokens that it has beside plain ones."""
+    """A greedy stream beside requests with this field has the same tokens as beside plain requests."""
     path = FIELDS[name]
 
     def with_field(chaos: random.Random) -> Case:

@@ -1,4 +1,4 @@
-"""Values for the fields of a request: sensible ones, those at the bounds, and hostile ones."""
+"""Values for the fields of a request: sensible values, boundary values, and hostile values."""
 
 import random
 from collections.abc import Callable
@@ -93,7 +93,7 @@ SCHEMAS: list[Any] = [
 
 
 def sensible(name: str, rule: Rule, chaos: random.Random, target: Target) -> Any:
-    """Return a value that the field is made for, or one at its bounds."""
+    """Return a typical value for the field, or one at its bounds."""
     if name in BY_NAME:
         return BY_NAME[name](chaos, target)
     return _by_rule(rule, chaos, target.vocabulary - 1)
