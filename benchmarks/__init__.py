@@ -1,10 +1,10 @@
-"""Benchmarks: ratios taken side by side, in one run, in turns; `python -m benchmarks` runs them.
+"""Benchmarks that measure two sides alternately in one run and report ratios; `python -m benchmarks` runs them.
 
 A module here is a benchmark when it has
 
-- `NAME`, what it is called on the command line;
-- `run(rounds)`, which measures and returns values that JSON can hold; `rounds` None is its own choice;
-- `table(result)`, which gives those values as lines for a person.
+- `NAME`, its name on the command line;
+- `run(rounds)`, which measures and returns JSON-serializable values; with `rounds` None it uses its default;
+- `table(result)`, which formats those values as lines for a person.
 
 The first line of its docstring says what it measures.
 """

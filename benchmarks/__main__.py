@@ -12,20 +12,20 @@ from benchmarks.machine import describe_machine
 
 
 class Benchmark(Protocol):
-    """What `python -m benchmarks` asks of a module."""
+    """The interface of a benchmark module."""
 
     NAME: str
     __doc__: str | None
 
     def run(self, rounds: int | None) -> dict[str, Any]:
-        """Measure; `rounds` None is the benchmark's own choice."""
+        """Measure; with `rounds` None the benchmark uses its default."""
 
     def table(self, result: dict[str, Any]) -> list[str]:
-        """Give the result as lines."""
+        """Format the result as lines."""
 
 
 def main() -> None:
-    """Run what was asked for, one after the other."""
+    """Run the chosen benchmarks one after the other."""
     found = find_benchmarks()
     options = parse(found)
     machine = describe_machine()
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def find_benchmarks() -> dict[str, Benchmark]:
-    """Return every module of this package that keeps the protocol, by its name."""
+    """Return every module of this package that implements the protocol, by its name."""
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
     modules = [importlib.import_module(f"benchmarks.{name}") for name in names]
     kept = [cast("Benchmark", module) for module in modules if hasattr(module, "NAME")]
@@ -50,7 +50,7 @@ def find_benchmarks() -> dict[str, Benchmark]:
 
 
 def parse(found: dict[str, Benchmark]) -> argparse.Namespace:
-    """Return the options; an unknown name ends the program with a message."""
+    """Return the options; exit with a message if a name is unknown."""
     lines = "\n".join(f"  {name:<12}{first_line(benchmark)}" for name, benchmark in found.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -58,7 +58,7 @@ def parse(found: dict[str, Benchmark]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
-    parser.add_argument("--rounds", type=int, help="how often each side is measured (default: its own choice)")
+    parser.add_argument("--rounds", type=int, help="measurements of each side (default: the benchmark's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write machine and results to FILE")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(found))
@@ -68,7 +68,7 @@ def parse(found: dict[str, Benchmark]) -> argparse.Namespace:
 
 
 def first_line(benchmark: Benchmark) -> str:
-    """Return what a benchmark says it measures."""
+    """Return the first line of a benchmark's docstring."""
     return (benchmark.__doc__ or "").partition("\n")[0]
 
 

@@ -1,6 +1,6 @@
-"""A broken file: `servekit check` against `vllm serve` on the same file, in turns.
+"""A broken file: `servekit check` against `vllm serve` on the same file, alternately.
 
-vLLM 0.20.2 refuses each of the eight lines of broken.yaml also when it stands alone.
+vLLM 0.20.2 also rejects each of the eight lines of broken.yaml on its own.
 """
 
 import re
@@ -56,13 +56,13 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def vllm_error(output: str) -> str:
-    """Return the line in which argparse tells what is wrong, or the last lines of a traceback."""
+    """Return argparse's error line, or the last lines of a traceback."""
     told = [line for line in output.splitlines() if ": error: " in line]
     return told[-1] if told else "\n".join(output.splitlines()[-5:])
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     wall, names, by_cpu = result["wall_s"], result["names"], result["cpu_ratio"]
     return [
         f"{'':<10}{SPREAD_HEAD}   mistakes named, of {result['mistakes']}",

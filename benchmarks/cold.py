@@ -1,12 +1,12 @@
-"""`servekit check` of the shipped profile from cold, in three degrees of cold.
+"""Cold starts of `servekit check` with the shipped profile, in three degrees of cold.
 
-`check` is the whole of it: profile, checkpoint (the demo one, already built), host and memory; `check --profile-only`
-the file alone. The degrees:
+`check` checks the profile, the checkpoint (the demo one, already built), the host and the memory;
+`check --profile-only` checks only the file. The degrees:
 
-warm files: a fresh process, everything it reads in the page cache. evicted files: before each run the kernel is
-asked to forget the pages of Python's, servekit's and the checkpoint's files (posix_fadvise(2), POSIX_FADV_DONTNEED),
+warm files: a fresh process; the page cache has everything it reads. evicted files: before each run the benchmark asks
+the kernel to drop the pages of Python's, servekit's and the checkpoint's files (posix_fadvise(2), POSIX_FADV_DONTNEED),
 as after a boot; pages that other processes have mapped stay. no bytecode: as on the first run after an installation
-without compilation, since every module is compiled in memory and nothing is written.
+without compilation: Python compiles every module in memory and writes nothing.
 """
 
 import os
@@ -28,7 +28,7 @@ DEGREES = ("warm files", "evicted files", "no bytecode")
 
 
 def run(rounds: int | None) -> dict[str, Any]:
-    """Return the wall and processor times in seconds for each command and degree of cold."""
+    """Return the wall-clock and CPU times in seconds for each command and degree of cold."""
     runs: dict[str, dict[str, list[Timed]]] = {
         command: {degree: [] for degree in DEGREES} for command in ("check", "check --profile-only")
     }
@@ -57,7 +57,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     rows = [f"{'':<38}{SPREAD_HEAD}   processor time (wanted: {result['limit_s']} s in all)"]
     for command, degrees in result["wall_s"].items():
         for name, times in degrees.items():
@@ -73,8 +73,8 @@ def _environment(degree: str) -> dict[str, str]:
 
 
 def evict(*others: Path) -> None:
-    """Ask the kernel to forget every file that Python and servekit could read, and those below `others`."""
-    os.sync()  # a page that was not written yet is not forgotten
+    """Ask the kernel to drop the cached pages of all files of Python and servekit, and of those below `others`."""
+    os.sync()  # the kernel does not drop dirty pages
     for path in _files(others):
         try:
             descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""An endpoint on the real engine, started by servekit or by hand with the same words, and ended whole."""
+"""An endpoint on the real engine, started by servekit or by hand with the same arguments; no process outlives it."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ _GUARD_VARIABLES = frozenset({"PYTHONPATH", "SERVEKIT_GUARD_CONFIG", "VLLM_MEDIA
 
 @contextmanager
 def served_by_servekit(folder: Path) -> Iterator[Endpoint]:
-    """Lend a ready endpoint that `servekit serve` has started."""
+    """Yield a ready endpoint that `servekit serve` has started."""
     with Endpoint([], _settings(folder), model=MODEL, log=folder / "servekit.log").start() as endpoint:
         endpoint.until_ready(START_S)
         yield endpoint
@@ -29,7 +29,7 @@ def served_by_servekit(folder: Path) -> Iterator[Endpoint]:
 
 @contextmanager
 def served_by_hand(folder: Path) -> Iterator[Server]:
-    """Lend a ready endpoint of `vllm serve`, with the arguments and the environment of `servekit plan`, unguarded."""
+    """Yield a ready `vllm serve` without the guard, with the arguments and the environment of `servekit plan`."""
     port = free_port()
     argv = [str(SERVEKIT), "plan", "--format", "json", "--port", str(port)]
     said = subprocess.run(argv, cwd=ROOT, env=_settings(folder), stdout=subprocess.PIPE, check=True).stdout

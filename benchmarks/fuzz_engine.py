@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.fuzz_engine [--requests N] [--seed N] [--wide] [--json FILE]
 
-Each request depends only on the seed and its number. Exits with 1 when something was wrong: an answer that is neither
-correct nor a refusal with a message, the engine's end, a slot or a byte that was not released, or the event loop
-blocked for more than 250 ms of its own processor time. `--wide` uses the demo with 262,144 words.
+Each request depends only on the seed and its number. Exits with 1 on a failure: an answer that is neither correct nor
+a refusal with a message, the end of the engine, a slot or a byte that was not released, or the event loop
+blocked for more than 250 ms of its own CPU time. `--wide` uses the demo with 262,144 words.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SETTLE_S = 60
 
 
 def main() -> None:
-    """Fuzz, print the result, exit with 1 when something was wrong."""
+    """Fuzz, print the result, exit with 1 on a failure."""
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the endpoint would keep running
     with tempfile.TemporaryDirectory(prefix="servekit-fuzz-") as folder:
@@ -60,15 +60,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_engine", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="number of them (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the random sequence (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="number of requests (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random sequence (default: %(default)s)")
     parser.add_argument("--wide", action="store_true", help="use the demo with 262,144 words")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     return parser.parse_args()
 
 
 def measure(endpoint: Endpoint, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Send the requests in steps; return the statuses and everything that was wrong."""
+    """Send the requests in steps; return the statuses and all failures."""
     target = target_of(endpoint, cache, wide=options.wide)
     processes = endpoint.roles()
     server = psutil.Process(processes["server"])

@@ -66,8 +66,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_guard", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--inputs", type=int, default=INPUTS, help="number of them (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the fuzzer (default: %(default)s)")
+    parser.add_argument("--inputs", type=int, default=INPUTS, help="number of inputs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the fuzzer (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,7 +1,7 @@
-"""Processor time the guard's gate takes for one request, without a server around it.
+"""CPU time of the guard's gate for one request, without a server around it.
 
-The gate reads the body, looks at key and fields, and passes the request on to an application that parses the body, as
-FastAPI does where the gate has not, and answers with nothing; what that application takes alone is taken off.
+The gate reads the body, checks key and fields, and passes the request on to an application that sends an empty answer.
+The application parses the body where the gate has not, as FastAPI does; its own CPU time is subtracted.
 `guard_overhead.py` measures the same on a running engine.
 """
 
@@ -30,7 +30,7 @@ VOCABULARY = 262_144
 
 
 def run(rounds: int | None) -> dict[str, Any]:
-    """Return the microseconds of processor time a request takes, by kind of body: of each round."""
+    """Return the microseconds of CPU time per request in each round, by kind of body."""
     with tempfile.TemporaryDirectory(prefix="servekit-bench-") as folder:
         keys = Path(folder) / "keys"
         keys.touch(0o600)
@@ -46,7 +46,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     rows = [f"{'':<24}{'bytes':>9}{'median':>9}{'best':>9}{'worst':>9} microseconds a request"]
     for name, values in result["added_us"].items():
         rows.append(f"{name:<24}{result['bodies'][name]:>9}{spread(values, 0, '')}")
@@ -72,7 +72,7 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _spent_us(app: App, path: str, body: bytes, count: int) -> float:
-    """Return the mean processor time of a request to `app`, in microseconds."""
+    """Return the mean CPU time of a request to `app`, in microseconds."""
     config = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=SimpleNamespace(vocab_size=VOCABULARY)))
     head = [(b"host", b"x"), (b"authorization", b"Bearer " + KEY.encode()), (b"content-length", b"%d" % len(body))]
     scope: dict[str, Any] = {

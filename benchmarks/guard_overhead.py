@@ -1,8 +1,8 @@
-"""What the guard costs: the same engine with and without it, in turns, in one run.
+"""What the guard costs: the same engine with and without it, alternately, in one run.
 
 Throughput of concurrent streams with the guard over that without (ratio of totals, and of the median round); for
-requests that all come at once, when EngineCore had the first of them and half of them; and the median time in
-microseconds of `/v1/models` and of refused requests on a connection that is kept open.
+a burst of requests, when EngineCore had the first and half of them; and the median time in microseconds of
+`/v1/models` and of refused requests on a kept-alive connection.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ async def measure(port: int, key: str, rounds: int) -> dict[str, Any]:
 
 
 async def in_turns(measure: Callable[[str], Awaitable[Measured]], rounds: int) -> dict[str, list[Measured]]:
-    """Return what each round measured with and without the guard; which of them is first changes every time."""
+    """Return what each round measured with and without the guard; the order changes from round to round."""
     measured: dict[str, list[Measured]] = {"guarded": [], "bare": []}
     for number in range(rounds):
         turns = [("guarded", ""), ("bare", BARE)]
@@ -97,7 +97,7 @@ async def in_turns(measure: Callable[[str], Awaitable[Measured]], rounds: int) -
 
 
 async def stream_round(port: int, key: str, header: str) -> float:
-    """Return the seconds that all streams together took."""
+    """Return the seconds until the last stream ended."""
     body = json.dumps(
         {
             "model": "demo",
@@ -119,7 +119,7 @@ async def stream_round(port: int, key: str, header: str) -> float:
 
 
 async def bursts(port: int, key: str, count: int, rounds: int) -> dict[str, Any]:
-    """Return the milliseconds from the first of `count` requests at once until EngineCore had the first and half."""
+    """Return the milliseconds from the start of a burst of `count` requests until EngineCore had the first and half."""
     await burst_round(port, key, "", count)  # warm-up
     taken_ms = await in_turns(lambda header: burst_round(port, key, header, count), rounds)
     told: dict[str, Any] = {"requests": count, "rounds": rounds}
@@ -135,14 +135,14 @@ async def bursts(port: int, key: str, count: int, rounds: int) -> dict[str, Any]
 
 
 async def burst_round(port: int, key: str, header: str, count: int) -> tuple[float, float]:
-    """Send `count` requests at once on open connections."""
+    """Send a burst of `count` requests on open connections."""
     body = json.dumps({"model": "demo", "prompt": "1", "user": "x" * 1000, "max_tokens": 1, "stream": True})
     request = (
         f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{header}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
     ).encode()
     connections = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(count)))
-    await handed_over(port)  # forget those before
+    await handed_over(port)  # reset the switch's figures
     for _, writer in connections:
         writer.write(request)
     answers = await asyncio.gather(*(reader.read(-1) for reader, _ in connections))
@@ -154,13 +154,13 @@ async def burst_round(port: int, key: str, header: str, count: int) -> tuple[flo
 
 
 async def handed_over(port: int) -> list[float]:
-    """Ask the switch when EngineCore had each request."""
+    """Read from the switch when EngineCore had each request."""
     answer = await whole_answer(port, f"GET {HANDED_OVER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     return sorted(json.loads(answer.partition(b"\r\n\r\n")[2]))
 
 
 async def whole_answer(port: int, request: bytes) -> bytes:
-    """Send one request on a connection of its own and return everything that comes back."""
+    """Send one request on a new connection and return everything that comes back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     answer = await reader.read(-1)
@@ -169,7 +169,7 @@ async def whole_answer(port: int, request: bytes) -> bytes:
 
 
 async def latencies(port: int, key: str, count: int) -> dict[str, float]:
-    """Return the median microseconds of each kind of small request, all kinds taken in turn."""
+    """Return the median microseconds of each kind of small request, with all kinds alternating."""
     authorization = f"Authorization: Bearer {key}\r\n"
     kinds = {
         "models_guarded": f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{authorization}\r\n",

@@ -1,6 +1,6 @@
-"""Processor time of one image on its way to the engine: vLLM's media connector and servekit's, in turns.
+"""CPU time of one image on its way to the engine: vLLM's media connector and servekit's, alternately.
 
-What the event loop spends nobody else's token can use; the decoding runs on threads. 448 x 448 pixels of noise.
+Time on the event loop delays all other requests' tokens; the decoding runs on threads. 448 x 448 pixels of noise.
 """
 
 import json
@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parent / "inside" / "connectors.py"
 
 
 def run(rounds: int | None) -> dict[str, Any]:
-    """Return milliseconds per image on the event loop and in all, by kind and connector: of each round."""
+    """Return milliseconds per image on the event loop and in total, in each round, by kind and connector."""
     python = Path(engine_program()).with_name("python")
     done = timed([str(python), str(SCRIPT), str(rounds or ROUNDS)], clean_environment() | {"PYTHONPATH": str(INSIDE)})
     if done.code != 0:
@@ -27,7 +27,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     rows = [f"{'':<8}{'bytes':>9}{'':>4}{'connector':<12}{'event loop':>12}{'all threads':>13} ms an image, medians"]
     for kind, values in result.items():
         for name in ("vllm", "servekit"):

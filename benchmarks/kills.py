@@ -1,8 +1,8 @@
-"""servekit killed by SIGKILL at any moment of its start: what survives it. `python -m benchmarks.kills [NUMBER]`.
+"""SIGKILL for servekit at random moments of its start: what survives it. `python -m benchmarks.kills [NUMBER]`.
 
-A stand-in for vLLM is started, so that a start takes a second; all processes of a run carry a mark in their
-environment. Most kills fall into the first two seconds, where servekit, its keeper and the engine come up one after the
-other.
+servekit starts a stand-in for vLLM, so that a start takes a second; all processes of a run have a mark in their
+environment. Most kills fall into the first two seconds, in which servekit, its keeper and the engine start one after
+the other.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tests.serve.kills import survivors
 
 
 def main() -> None:
-    """Kill so many starts and print every one that left a process behind."""
+    """Kill NUMBER starts and print every one that left a process behind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("number", nargs="?", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

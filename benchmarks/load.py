@@ -1,7 +1,7 @@
-"""Load on an endpoint: a number of streamed chat completions at once, each to its full length.
+"""Load on an endpoint: parallel streamed chat completions, each to its full length.
 
-Not `vllm bench serve`: that imports vLLM for eight seconds of processor time before each round, on the same two
-cores. Here a round is a few seconds and the two sides can take many turns.
+Not `vllm bench serve`: that spends eight seconds of CPU time before each round on importing vLLM, on the same two
+cores. Here a round takes a few seconds, so that the two sides can alternate often.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Target(Protocol):
-    """What a load must know of an endpoint."""
+    """What a load needs from an endpoint."""
 
     @property
     def url(self) -> str:
@@ -20,16 +20,16 @@ class Target(Protocol):
 
     @property
     def model(self) -> str:
-        """The served name."""
+        """The served model's name."""
 
     @property
     def key(self) -> str:
-        """The clients' key; empty where the server asks for none."""
+        """The clients' key; empty if authentication is off."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round gave: tokens made and the seconds all its streams took together."""
+    """The result of one round: the tokens generated and the seconds until the last stream ended."""
 
     tokens: int
     seconds: float
@@ -41,7 +41,7 @@ class Round:
 
 
 def run_round(endpoint: Target, *, streams: int, tokens: int) -> Round:
-    """Let `streams` requests of `tokens` output tokens run at once; raise ValueError where one is cut short."""
+    """Run `streams` requests of `tokens` output tokens in parallel; raise ValueError if one is cut short."""
     return asyncio.run(_round(endpoint, streams, tokens))
 
 
@@ -55,7 +55,7 @@ async def _round(endpoint: Target, streams: int, tokens: int) -> Round:
 
 
 async def _stream(endpoint: Target, number: int, tokens: int) -> int:
-    """Send one request on a connection of its own; return how many tokens the engine says it made."""
+    """Send one request on a new connection; return the number of tokens that the engine reports."""
     host, _, port = endpoint.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(_request(endpoint, host, number, tokens))
@@ -64,7 +64,7 @@ async def _stream(endpoint: Target, number: int, tokens: int) -> int:
     head, _, body = answer.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200") or b"data: [DONE]" not in body:
         raise ValueError(answer[:500].decode(errors="replace"))
-    # The last event before [DONE] carries the usage; it is short enough never to be cut by the chunked encoding.
+    # The last event before [DONE] has the usage; it is short enough that chunked encoding never splits it.
     usage = body[body.rindex(b'data: {"id"') :].partition(b"data: ")[2].partition(b"\n")[0]
     return int(json.loads(usage)["usage"]["completion_tokens"])
 
@@ -73,7 +73,7 @@ def _request(endpoint: Target, host: str, number: int, tokens: int) -> bytes:
     body = json.dumps(
         {
             "model": endpoint.model,
-            # The number stands first: no two streams share a cached beginning.
+            # The number comes first, so that no two streams share a cached prefix.
             "messages": [{"role": "user", "content": f"{number}: describe the sea in many words."}],
             "max_tokens": tokens,
             "ignore_eos": True,

@@ -1,4 +1,4 @@
-"""The facts of the machine a figure was taken on, and how busy it was with other things."""
+"""The facts of the machine that a figure was measured on, and its load from other programs."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, usable cores, memory in GiB, system, Python and the load before the measurement."""
+    """Return CPU, usable cores, memory in GiB, system, Python and the load before the measurement."""
     return {
         "cpu": _field(Path("/proc/cpuinfo"), "model name"),
         "cores": len(os.sched_getaffinity(0)),

@@ -17,7 +17,7 @@ MIB = 1024**2
 
 
 def run(rounds: int | None) -> dict[str, Any]:
-    """Return the memory of each process in MiB, ready and after some hundred requests and scrapes."""
+    """Return the memory of each process in MiB, when ready and after some hundred requests and scrapes."""
     rounds = rounds or ROUNDS
     with working_folder() as folder, served_by_servekit(folder) as endpoint:
         samples = {"ready": _sample(endpoint)}
@@ -38,7 +38,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     rows = [f"{'':<22}{'RSS':>11}{'PSS':>11}"]
     for when, sample in result["mib"].items():
         for role, memory in sample.items():

@@ -51,7 +51,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def write_sparse_checkpoint(folder: Path, *, quantized: bool = True) -> None:
-    """Write a checkpoint of E4B's shapes, W4A16 or BF16: headers and other files are real, the weights are holes."""
+    """Write a W4A16 or BF16 checkpoint of E4B's shapes: headers and other files are real, the weights are holes."""
     model = SIZES["e4b"]
     words = vocabulary(model.text.vocabulary)
     files = shards(tensors(model, quantized=quantized), limit_bytes=SHARD_BYTES)
@@ -81,7 +81,7 @@ def _write_sparse(path: Path, shard: Shard) -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    """Preflight the checkpoint `rounds` times; times in seconds, sizes in bytes."""
+    """Preflight the checkpoint `rounds` times; return times in seconds and sizes in bytes."""
     times = [_preflight(folder)[0] for _ in range(rounds)]
     _, facts, findings, weights_bytes, pool_tokens = _preflight(folder)
     return {

@@ -1,4 +1,4 @@
-"""The two programs that are compared: servekit, from this environment, and the engine's `vllm`."""
+"""The two programs under comparison: servekit, from this environment, and the engine's `vllm`."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 def engine_program() -> str:
-    """Return the engine's program: SERVEKIT_ENGINE, or the one `make install` puts beside this checkout."""
+    """Return the engine's program: SERVEKIT_ENGINE, or the one that `make install` puts into this checkout."""
     program = os.environ.get("SERVEKIT_ENGINE") or str(ROOT / ".venv-engine" / "bin" / "vllm")
     if not Path(program).exists():
         raise SystemExit(f"{program}: no such program; `make install` puts the CPU engine there")
@@ -28,13 +28,13 @@ def engine_program() -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this environment without a trace of settings that would make two runs differ."""
+    """Return this environment without any settings that could make two runs differ."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("SERVEKIT_", "VLLM_"))} | QUIET
 
 
 @contextmanager
 def working_folder() -> Iterator[Path]:
-    """Give a folder with a demo checkpoint in `model`; it is gone afterwards."""
+    """Yield a temporary folder with a demo checkpoint in `model`."""
     with tempfile.TemporaryDirectory(prefix="servekit-bench-") as name:
         build_demo_model(Path(name) / "model")
         yield Path(name)
@@ -52,7 +52,7 @@ class Timed:
 
 
 def timed(argv: Sequence[str], environment: Mapping[str, str]) -> Timed:
-    """Run a program to its end from the top of the checkout."""
+    """Run a program to its end in the checkout's top folder."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run(
@@ -72,7 +72,7 @@ def timed(argv: Sequence[str], environment: Mapping[str, str]) -> Timed:
 
 
 def spread(values: Sequence[float], digits: int = 2, unit: str = " s") -> str:
-    """Return median, least and greatest of some values as three columns."""
+    """Return median, minimum and maximum of some values as three columns."""
     figures = extremes(values)
     return "".join(f"{value:>9.{digits}f}{unit}" for value in (figures.median, figures.low, figures.high))
 

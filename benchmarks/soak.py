@@ -1,9 +1,9 @@
-"""Soak an endpoint with everything clients do, or saturate it, while its probes are asked: `python -m benchmarks.soak`.
+"""Soak an endpoint with everything clients do, or saturate it, while probing it: `python -m benchmarks.soak`.
 
 usage: python -m benchmarks.soak [--minutes M] [--clients N] [--saturate SECONDS --requests N] [--json FILE]
 
-The real engine on the CPU, the demo checkpoint, loopback only. Ends with 1 where something was wrong: a probe that was
-not green, a request that was accepted and not answered, an unexpected answer, a slot that was not given back.
+The real engine on the CPU, the demo checkpoint, loopback only. Exits with 1 on a failure: a probe that was not green,
+a request that was accepted and not answered, an unexpected answer, a slot that was not released.
 """
 
 import argparse
@@ -34,14 +34,14 @@ _MIB = 1024**2
 
 @dataclass
 class Log:
-    """What became of the requests: (kind, outcome) and how often; and everything that should not have been."""
+    """The outcomes of the requests: the count of each (kind, outcome); and all failures."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
 
 def main() -> None:
-    """Run one of the two, print what was seen, end with 1 where something was wrong."""
+    """Soak or saturate, print the result, exit with 1 on a failure."""
     options = parse()
     with working_folder() as folder, served_by_servekit(folder) as endpoint:
         result = asyncio.run(soak(endpoint, options))
@@ -57,16 +57,16 @@ def parse() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10, help="how long to soak (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=16, help="clients at once (default: %(default)s)")
-    parser.add_argument("--saturate", type=float, metavar="SECONDS", help="saturate for so long instead")
-    parser.add_argument("--requests", type=int, default=256, help="requests at once to saturate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the clients' chance")
+    parser.add_argument("--clients", type=int, default=16, help="parallel clients (default: %(default)s)")
+    parser.add_argument("--saturate", type=float, metavar="SECONDS", help="saturate for this long instead")
+    parser.add_argument("--requests", type=int, default=256, help="requests in parallel (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the clients' random choices")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     return parser.parse_args()
 
 
 async def soak(endpoint: Endpoint, options: argparse.Namespace) -> dict[str, Any]:
-    """Load the endpoint from many clients while its probes and its memory are watched; return what was seen."""
+    """Load the endpoint from many clients, watching its probes and its memory; return the result."""
     log = Log()
     seconds = options.saturate or 60 * options.minutes
     clients = options.requests if options.saturate else options.clients
@@ -112,7 +112,7 @@ async def _client(endpoint: Endpoint, kinds: tuple[Kind, ...], seed: int, end_s:
 
 
 async def _send(endpoint: Endpoint, kind: Kind, chance: random.Random) -> str:
-    """Send one request of this kind on a connection of its own; return the status, or how it ended."""
+    """Send one request of this kind on a new connection; return the status, or how it ended."""
     host, _, port = endpoint.url.removeprefix("http://").partition(":")
     message = kind.make(chance, endpoint.model, endpoint.key)
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -159,7 +159,7 @@ async def _read_some(reader: asyncio.StreamReader, chance: random.Random) -> byt
 
 
 def _outcome(kind: Kind, answer: bytes) -> str:
-    """Return the status of a whole answer, or what is missing of it."""
+    """Return the status of a complete answer, or what is missing from it."""
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split(maxsplit=2)
     if len(words) < 2:  # noqa: PLR2004 - version and status
@@ -184,7 +184,7 @@ _SATURATING = Kind("stream of 64 tokens", 1, _saturate, streamed=True)
 
 
 async def _watch(endpoint: Endpoint, end_s: float) -> list[dict[str, float]]:
-    """Return servekit's resident memory and the requests in flight, about once in ten seconds."""
+    """Return servekit's resident memory and the requests in flight, sampled about every ten seconds."""
     rows = []
     began_s = time.monotonic()
     while (now_s := time.monotonic()) < end_s:
@@ -197,7 +197,7 @@ async def _watch(endpoint: Endpoint, end_s: float) -> list[dict[str, float]]:
 
 
 async def _settle(endpoint: Endpoint) -> float | None:
-    """Wait until every slot and every byte is given back; return the seconds it took, None where it does not come."""
+    """Wait until every slot and every byte is released; return the seconds it took, None on a timeout."""
     began_s = time.monotonic()
     while time.monotonic() - began_s < _SETTLE_S:
         counters = await asyncio.to_thread(_guard_counters, endpoint)
@@ -208,7 +208,7 @@ async def _settle(endpoint: Endpoint) -> float | None:
 
 
 def _guard_counters(endpoint: Endpoint) -> dict[str, float]:
-    """Return the guard's gauges, and its counters added up by outcome, from servekit's metrics page."""
+    """Return the guard's gauges, and its counters summed by outcome, from servekit's metrics page."""
     with urllib.request.urlopen(f"{endpoint.observe_url}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     found: Counter[str] = Counter()
@@ -222,7 +222,7 @@ def _guard_counters(endpoint: Endpoint) -> dict[str, float]:
 
 
 def _open(pid: int) -> dict[str, int]:
-    """Return how many threads and open files a process has, and how often it waited for the disk to give it a page."""
+    """Return the numbers of a process's threads, open files and major page faults."""
     folder = PROC / str(pid)
     return {
         "threads": len(list((folder / "task").iterdir())),
@@ -236,14 +236,14 @@ def _outcomes_of(log: Log, kind: Kind) -> dict[str, int]:
 
 
 def _errors(log: Path) -> list[str]:
-    """Return the lines of the log in which somebody raised an exception."""
+    """Return the lines of the log that report an exception."""
     return [
         line[:300] for line in log.read_text(errors="replace").splitlines() if "Traceback" in line or "Error:" in line
     ][:40]
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    """Return the result as lines."""
+    """Format the result as lines."""
     memory = [row["mib"] for row in result["rss_mib"]]
     asked = sum(count for counts in result["outcomes"].values() for count in counts.values())
     lines = [f"{result['mode']}: {asked} requests from {result['clients']} clients in {result['seconds']} s"]

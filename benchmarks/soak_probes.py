@@ -1,4 +1,4 @@
-"""Ask the probes at a steady pace from a process of its own, so that the load's own work does not slow the clock."""
+"""Query the probes at a steady pace from a separate process, so that the load generator's work does not delay them."""
 
 import http.client
 import multiprocessing
@@ -18,7 +18,7 @@ _TIMEOUT_S = 10
 
 @dataclass
 class Answers:
-    """What one probe answered: seconds for each, and every answer that was not 200 with the moment it came."""
+    """The answers of one probe: the seconds of each, and every answer other than 200 with its time."""
 
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -26,12 +26,12 @@ class Answers:
     """The moments of answers that took longer than 100 ms."""
 
     def quantile_ms(self, share: float) -> float:
-        """Return the time below which this share of the answers came, in milliseconds."""
+        """Return this quantile of the answer times, in milliseconds."""
         return 1000 * quantile(self.seconds, share)
 
 
 class Prober:
-    """A process that asks until it is stopped; an answer other than 200 is wrong as long as the endpoint is ready."""
+    """A process that probes until it is stopped; an answer other than 200 is a failure while the endpoint is ready."""
 
     def __init__(self, url: str, interval_s: float = 0.2) -> None:
         context = multiprocessing.get_context("spawn")

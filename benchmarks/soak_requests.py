@@ -1,4 +1,4 @@
-"""What the soak's clients send: good requests, mistakes, attacks and hang-ups, each with what it must be answered."""
+"""What the soak's clients send: good requests, mistakes, attacks and hang-ups, each with the expected answers."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ _PIECE_BYTES = 1024**2
 
 
 class HangUp(StrEnum):
-    """When a client leaves without waiting for the end."""
+    """When a client disconnects before the end."""
 
     NEVER = "never"
     IN_THE_BODY = "in the body"
@@ -54,7 +54,7 @@ def chat(chance: random.Random, model: str, key: str, *, images: int = 0, **fiel
 
 
 def request(body: bytes, key: str, *, path: str = CHAT, length: int | None = None) -> bytes:
-    """Return one POST; `length` is what its header says, where that differs from the body's."""
+    """Return one POST; `length` is its Content-Length header, if that differs from the body's length."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n"

@@ -1,6 +1,6 @@
-"""Structured output: guidance and xgrammar as vLLM uses them, with 262,144 words: what is served, and what it costs.
+"""Structured output: guidance and xgrammar as vLLM uses them, with 262,144 words: what they support and what it costs.
 
-The words are made up: the demo's, two thirds of them replaced by what a real vocabulary has besides: runs of
+The words are synthetic: the demo's, with two thirds replaced by other things that a real vocabulary has: runs of
 punctuation, blanks and digits, capitalised and unspaced words, and characters of seven scripts.
 """
 
@@ -34,7 +34,7 @@ _SCRIPTS = (
 
 
 def run(rounds: int | None) -> dict[str, Any]:
-    """Return what each backend serves, and milliseconds: to start, to check, to compile, and for a token."""
+    """Return what each backend supports, and the milliseconds to start, to check, to compile, and per token."""
     python = Path(engine_program()).with_name("python")
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
@@ -55,7 +55,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def documents() -> dict[str, tuple[dict[str, Any], str]]:
-    """Return schemas of three sizes, each with a text that it takes."""
+    """Return schemas of three sizes, each with a valid text."""
     order = {"id": {"type": "integer"}, "name": {"type": "string"}, "paid": {"type": "boolean"}}
     text = '{"id":17,"name":"the first word of another","paid":true}'
     fields = {f"field_{number}": {"type": ["string", "null"]} for number in range(200)}
@@ -99,7 +99,7 @@ def _other_tokens() -> Iterator[str]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     rows = [f"{'':<42}" + "".join(f"{name:>26}" for name in result)]
     rows += [_row(each, [found["served"][each] for found in result.values()]) for each in OPENAI | BEYOND]
     rows.append(_row("start, ms", [f"{found['start_ms']:.0f}" for found in result.values()]))

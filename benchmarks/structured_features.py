@@ -1,4 +1,4 @@
-"""OpenAI's structured output subset and what is asked for beyond it: a schema, an answer it takes, one it refuses."""
+"""OpenAI's structured output subset and common requests beyond it: a schema, a valid answer, an invalid one."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 
 def _one(right: str, wrong: str, **schema: Any) -> Feature:
-    """Return a feature of one property `v`, with the text of its right and its wrong value."""
+    """Return a feature with one property `v`, and the texts of a right and a wrong value."""
     return Feature(_object(v=schema), f'{{"v":{right}}}', f'{{"v":{wrong}}}')
 
 

@@ -1,10 +1,9 @@
-"""Throughput of the endpoint started by servekit against the same engine started by hand, in turns of one round.
+"""Throughput of the endpoint started by servekit against the same engine started by hand, round by round.
 
-Both are started, one after the other. From then on one of the two is always stopped with all its processes
-(SIGSTOP): they never share the cores, and since they take turns every few seconds, what else the machine does meets
-both alike. A second figure leaves out the pairs of rounds in which other programs used more than a twentieth of the
-cores. Beside the wall clock the processor time is told: what the engine used for a token, and what servekit and its
-keeper used meanwhile.
+The benchmark starts both, one after the other. From then on, all processes of one of the two are always stopped
+(SIGSTOP). So they never share the cores, and because they alternate every few seconds, other work on the machine
+affects both alike. A second figure leaves out the pairs of rounds in which other programs used more than a twentieth
+of the cores. The result also has CPU times: the engine's per token, and that of servekit and its keeper meanwhile.
 """
 
 import os
@@ -47,7 +46,7 @@ class Side:
     engine_cpu_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Tell servekit's processes from the engine's."""
+        """Separate servekit's processes from the engine's."""
         below = descendants(self.endpoint.pid)
         keeper = [pid for pid in below if "keeper.py" in command_line(pid)]
         self.own = [self.endpoint.pid, *keeper] if keeper else []
@@ -75,7 +74,7 @@ class Side:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop all processes for the length of the block."""
+        """Stop all processes for the duration of the block."""
         _signal([*self.own, *self.engine], signal.SIGSTOP)
         try:
             yield
@@ -84,7 +83,7 @@ class Side:
 
 
 def run(rounds: int | None) -> dict[str, Any]:
-    """Return tokens per second of each round, and processor times, for both sides."""
+    """Return tokens per second of each round, and CPU times, for both sides."""
     with working_folder() as folder, served_by_servekit(folder) as first, ExitStack() as stack:
         servekit = Side(first)
         servekit.warm_up()
@@ -100,7 +99,7 @@ def run(rounds: int | None) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Give the result as lines."""
+    """Format the result as lines."""
     rows = [f"{'':<10}{'median':>9}{'least':>9}{'most':>9} tokens/s   engine's CPU per token   servekit's own CPU"]
     for name, side in result["sides"].items():
         rates = side["tokens_per_s"]

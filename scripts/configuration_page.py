@@ -2,7 +2,7 @@
 
 usage: .venv/bin/python scripts/configuration_page.py [--check] [FILE]
 
-`--check` writes nothing and exits with 1 if FILE differs from what the code says now.
+`--check` writes nothing and exits with 1 if FILE differs from what the code gives now.
 """
 
 import ast

@@ -57,7 +57,7 @@ def table() -> dict[str, Any]:
         "vllm": vllm.__version__.partition("+")[0],
         "arguments": {
             name_of(action): describe(action, group.title or "")
-            for group in parser._action_groups  # noqa: SLF001  argparse has no public way to its actions
+            for group in parser._action_groups  # noqa: SLF001  argparse has no public access to its actions
             for action in group._group_actions  # noqa: SLF001
             if action.option_strings
         },

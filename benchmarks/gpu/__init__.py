@@ -1,1 +1,1 @@
-"""The proof on a GPU; README.md beside this says how to run it."""
+"""The proof on a GPU; README.md in this folder shows how to run it."""

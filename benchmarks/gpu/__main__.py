@@ -1,4 +1,4 @@
-"""The proof on a GPU: `python -m benchmarks.gpu STAGE ...`, one stage a command; see README.md beside it."""
+"""The proof on a GPU: `python -m benchmarks.gpu STAGE ...`, one stage per command; see README.md in this folder."""
 
 import argparse
 import shutil
@@ -11,7 +11,7 @@ from tests.harness.endpoint import PHASES
 
 
 def main() -> None:
-    """Run one stage; its record is OUT/STAGE.json, the logs are beside it."""
+    """Run one stage; write its record to OUT/STAGE.json and the logs to OUT."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, required=True, help="folder for records and logs")
@@ -21,12 +21,12 @@ def main() -> None:
     parser.add_argument("--engine", default="vllm", help="the program")
     parser.add_argument("--engine-python", default=sys.executable, help="a Python that can import vllm")
     parser.add_argument("--target", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--budget-gib", type=float, default=20.2, help="memory of the card the engine may take")
-    parser.add_argument("--within-s", type=float, default=540, help="seconds the stage may take")
+    parser.add_argument("--budget-gib", type=float, default=20.2, help="GPU memory that the engine may take")
+    parser.add_argument("--within-s", type=float, default=540, help="time limit of the stage in seconds")
     parser.add_argument("--rounds", type=int, default=12, help="most rounds of loads")
     parser.add_argument("--phases", nargs="+", default=PHASES, help="of stage stops")
     parser.add_argument("--flag", action="append", default=[], help="a further flag for servekit")
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: everything once, as short as can be")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: everything once, as short as possible")
     options = parser.parse_args()
     options.state = options.out / "state"
     options.out.mkdir(parents=True, exist_ok=True)

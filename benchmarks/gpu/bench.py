@@ -22,7 +22,7 @@ clumps that the beginning has made, and a round would tell how those happened to
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of one kind: how many at once, how many in all, and their tokens."""
+    """Requests of one kind: how many in parallel, how many in total, and their tokens."""
 
     name: str
     streams: int
@@ -38,7 +38,7 @@ class Load:
     """What it takes; a load that the time left does not hold is left out."""
 
     def arguments(self, url: str, tokenizer: Path, seed: int) -> list[str]:
-        """Return the arguments of `vllm bench serve`. The same seed gives the same prompts, another none of them."""
+        """Return the arguments of `vllm bench serve`. Equal seeds give equal prompts, different seeds share none."""
         kind = "image" if self.images else "text"
         words = {
             "--base-url": url,
@@ -92,7 +92,7 @@ QUICK_RATIO = Load("ratio", 4, 4, 64, 16, arrivals_per_s=math.inf)
 
 
 class Bench:
-    """The process that measures. It imports vLLM once, which is what `vllm bench serve` spends most of its time on."""
+    """The process that measures. It imports vLLM once; `vllm bench serve` would spend most of its time on that."""
 
     def __init__(self, python: str, log: Path) -> None:
         # load.py takes its meter from this checkout; the engine's Python has no servekit.
@@ -115,7 +115,7 @@ class Bench:
         )
 
     def ready(self) -> None:
-        """Wait until it has imported vLLM."""
+        """Wait until the process has imported vLLM."""
         self._until(READY)
 
     def run(
@@ -123,7 +123,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Measure one load; return its figures, or the `failure`.
 
-        `together`: where those meet that are to begin at once, after their warm-ups; one that fails keeps none waiting.
+        `together`: barrier for loads that must begin at the same time, after their warm-ups. A failing one aborts it.
         """
         together = together or threading.Barrier(1)
         try:
@@ -140,7 +140,7 @@ class Bench:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         with self._log, self._process:
             self._process.kill()
 

@@ -1,4 +1,4 @@
-"""The same load on servekit and on vLLM alone, in the same seconds."""
+"""The same load on servekit and on vLLM alone, at the same time."""
 
 import itertools
 import json
@@ -27,11 +27,11 @@ HELD_PATH = "/guard-times"
 
 
 def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measured], loads: Sequence[Load]) -> None:
-    """Put every load on both servers in the same seconds, as many rounds as the time allows.
+    """Put every load on both servers at the same time, for as many rounds as the time allows.
 
-    Whatever the host and the GPU do meanwhile meets both alike: what differs is what the servers differ by. Both begin
-    at once, after their warm-ups: a second alone on the GPU is worth more than what is looked for. The load generators
-    change sides from round to round.
+    Disturbances of the host and the GPU then affect both alike, so only the servers make a difference. Both begin
+    at the same moment, after their warm-ups: one second alone on the GPU would outweigh the difference that we look
+    for. The load generators change sides from round to round.
     """
     rows: list[dict[str, Any]] = []
     run.record["at_once"] = rows
@@ -51,10 +51,10 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measur
 
 
 def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measured], load: Load, rounds: int) -> None:
-    """Send requests that all come at once to one server, then to the other, in turns: each has the GPU to itself.
+    """Send a burst of requests to one server, then to the other, alternately: each has the GPU to itself.
 
-    Of such requests each waits for those before it, in the server's one event loop and in EngineCore's queue: the
-    median first token tells what a server adds to all of them together.
+    Each request of a burst waits for those before it, in the server's one event loop and in EngineCore's queue: the
+    median first token shows what a server adds to all of them together.
     """
     rows: list[dict[str, Any]] = []
     for number in range(rounds):
@@ -73,8 +73,8 @@ def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measure
 def put(
     run: Setting, bench: Bench, server: Measured, load: Load, seed: int, together: threading.Barrier | None = None
 ) -> dict[str, Any]:
-    """Put one load on one server; add what processor time it took and how long the guard held the requests."""
-    get(f"{server.url}{HELD_PATH}")  # forget those before
+    """Put one load on one server; add its CPU time and how long the guard held the requests."""
+    get(f"{server.url}{HELD_PATH}")  # reset the guard's figures
     before_s = _cpu_s(server)
     result = bench.run(load, server.url, run.options.w4a16, seed=seed, key=run.key(), together=together)
     after_s = _cpu_s(server)
@@ -84,9 +84,9 @@ def put(
 
 
 def _cpu_s(server: Measured) -> dict[str, float]:
-    """Return the processor seconds of EngineCore and of the server before it, which all requests pass.
+    """Return the CPU seconds of EngineCore and of the API server, which all requests pass through.
 
-    servekit's own process stands by and is left out: what it takes is in benchmarks/throughput.py.
+    servekit's own process is not in the requests' path and is left out; benchmarks/throughput.py measures it.
     """
     processes = server.processes() | ({} if isinstance(server, Served) else {server.process.pid: ""})
     core = [pid for pid, words in processes.items() if "EngineCore" in words]
@@ -96,10 +96,10 @@ def _cpu_s(server: Measured) -> dict[str, float]:
 def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Compare what one load gave on each side: servekit over vLLM alone.
 
-    Throughput is counted while both are fully loaded: from the first token of the later one until one of them has
-    begun to answer its last request. The end of a load tells nothing: streams run out, and who is left has the GPU
-    alone. The time to the first token is the median over all requests but the first of each stream, which begin before
-    all streams run; its error takes requests as independent, which those in a queue are not.
+    Throughput counts only while both are fully loaded: from the later of the two first tokens until one of them has
+    begun to answer its last request. The end of a load is useless: streams run out, and the remaining server has the
+    GPU alone. The time to the first token is the median over all requests but the first of each stream, which begin
+    before all streams run. Its error treats requests as independent, although queued ones are not.
     """
     row = _named(load)
     if not _answered(result):
@@ -119,7 +119,7 @@ def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def _answered(result: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Tell whether each side has figures and has answered a request."""
+    """Return whether each side has figures and has answered a request."""
     return all(each.get("flow", {}).get("ttfts_s") for each in result.values())
 
 
@@ -149,17 +149,17 @@ def _over(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tokens_between(flow: Mapping[str, Any], begin_s: float, end_s: float) -> float:
-    """Count the tokens of a load (`flow` of load.py) that came between two seconds of time.perf_counter."""
+    """Count the tokens of a load (`flow` of load.py) that arrived between two values of time.perf_counter."""
     first, last = (int(moment_s / BIN_S) - flow["first_bin"] for moment_s in (begin_s, end_s))
     return float(sum(flow["tokens"][max(0, first) : max(0, last)]))
 
 
 def pooled(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Sum the rounds of each load up: means, and their standard errors.
+    """Summarize the rounds of each load: means, and their standard errors.
 
-    The spread of a round's throughput is taken from all loads together, for each has few rounds. That of the time to
-    the first token differs from load to load by a factor of a thousand: its error is the larger one of what the single
-    rounds say of themselves and of what they differ by.
+    The spread of a round's throughput comes from all loads together, because each has few rounds. The spread of the
+    time to the first token differs between loads by a factor of a thousand: its error is the larger of the single
+    rounds' own errors and the spread between rounds.
     """
     rounds: defaultdict[str, list[Mapping[str, float]]] = defaultdict(list)
     for row in rows:
@@ -180,7 +180,7 @@ def pooled(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def burst_later(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Sum the rounds of a burst up: by how much servekit's median first token is later, with the standard error."""
+    """Summarize the rounds of a burst: by how much servekit's median first token is later, with the standard error."""
     rounds = [row for row in rows if "over" in row]
     added_ms = [row["over"]["ttft_added_ms"] for row in rounds]
     shares = [ms / row["bare"]["median_ttft_ms"] for ms, row in zip(added_ms, rounds, strict=True)]
@@ -205,7 +205,7 @@ def _named(load: Load) -> dict[str, Any]:
 
 
 def without_requests(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what became of each request: there are thousands."""
+    """Drop the results of single requests: there are thousands."""
     return {
         name: without_requests(value) if isinstance(value, Mapping) else value
         for name, value in result.items()

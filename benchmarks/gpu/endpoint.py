@@ -1,4 +1,4 @@
-"""A server under measurement on a GPU: `servekit serve` or vLLM alone, and what it leaves on the GPU."""
+"""A server under measurement on a GPU: `servekit serve` or vLLM alone, and what it leaves on the GPU afterwards."""
 
 import signal
 import time
@@ -14,7 +14,7 @@ from tests.harness.server import START_S, Server
 
 
 class Measured(Server):
-    """A server whose lines have the second they came in, and whose end is measured."""
+    """A server with a timestamp on each output line and with its shutdown measured."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -23,7 +23,7 @@ class Measured(Server):
         self.gpu_before_bytes = used_bytes()
 
     def until(self, condition: Callable[[], object], what: str, within_s: float = START_S) -> float:
-        """Wait for a condition, and see every process meanwhile; return the server's age. Raises HarnessError."""
+        """Wait for a condition, recording every process meanwhile; return the server's age. Raises HarnessError."""
         return super().until(lambda: (self.processes(), condition())[1], what, within_s)
 
     def core(self) -> int:
@@ -37,7 +37,7 @@ class Measured(Server):
         return time.monotonic()
 
     def ending(self, since_s: float, within_s: float) -> dict[str, Any]:
-        """Wait for the end; return how long it took since the monotonic second `since_s`, and what is left."""
+        """Wait for the end; return how long it took since `since_s` (monotonic), and what is left."""
         while self.process.poll() is None and time.monotonic() - since_s < within_s:
             self.processes()
             time.sleep(0.02)
@@ -59,17 +59,17 @@ class Measured(Server):
         }
 
     def find(self, *parts: str) -> list[str]:
-        """Return the lines with one of the parts in them, each with its second."""
+        """Return the lines that contain one of the parts, each with its timestamp."""
         stamped = zip(list(self.ages_s), list(self.lines), strict=False)
         return [f"{age_s:7.2f} {text}" for age_s, text in stamped if any(part in text for part in parts)]
 
     def written(self, line: str) -> str:
-        """Return a line with its second."""
+        """Return a line with its timestamp."""
         self.ages_s.append(self.age_s)
         return f"{self.age_s:8.2f} {line}"
 
     def _await_gpu(self, within_s: float = 10) -> tuple[float, list[int]]:
-        """Wait until the driver lists no process of this server; return the seconds, and those still listed."""
+        """Wait until the driver lists no process of this server; return the seconds, and the processes still listed."""
         began_s = time.monotonic()
         while True:
             gpu = read_gpu()
@@ -88,7 +88,7 @@ class Served(Measured, Endpoint):
         return str(self.status().get("phase") or "")
 
     def is_past(self, phase: str) -> bool:
-        """Tell whether the start has left this phase behind."""
+        """Return whether the start is past this phase."""
         now = self.phase()
         return PHASES.index(now) > PHASES.index(phase) if now else self.is_ready()
 
@@ -96,5 +96,5 @@ class Served(Measured, Endpoint):
 def serve(flags: Sequence[str], environ: Mapping[str, str], log: Path) -> Served:
     """Start servekit."""
     server = Served(flags, environ, log=log)
-    server.wanted_observe_port = free_port()  # known beforehand: the first phases last tenths of a second
+    server.wanted_observe_port = free_port()  # set early: the first phases last tenths of a second
     return server.start()

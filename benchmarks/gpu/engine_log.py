@@ -1,4 +1,4 @@
-"""The engine's own figures, from what vLLM 0.20.2 prints and exports."""
+"""The engine's own figures, from the log and the metrics of vLLM 0.20.2."""
 
 import re
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ def figures(endpoint: Measured) -> dict[str, float]:
 
 
 def read_figures(lines: Iterable[str]) -> dict[str, float]:
-    """Return the figures in some lines; of each the first."""
+    """Return the first occurrence of each figure in some lines."""
     found: dict[str, float] = {}
     for line in lines:
         for name, pattern in _NUMBERS.items():
@@ -49,7 +49,7 @@ def cache_config(endpoint: Served) -> dict[str, str]:
 
 
 def compare(plan: dict[str, Any], engine: dict[str, float]) -> dict[str, float]:
-    """Return planned over real, minus one: weights, pool and requests of the full length."""
+    """Return planned / real - 1 for the weights, the pool and the number of full-length requests."""
     pairs = {
         "weights": (plan.get("weights_bytes", 0) / (1 << 30), engine.get("weights_gib")),
         "available": (plan.get("available_bytes", 0) / (1 << 30), engine.get("available_kv_gib")),

@@ -1,4 +1,4 @@
-"""What can go wrong, done on purpose: and how long the end takes, with which exit code, and what is left."""
+"""Fault injection: how long the shutdown takes, its exit code, and what is left behind."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ BRIEF_PHASES = ("preflight", "verify")
 
 
 def drain(run: Setting, server: Served, *, streams: int, tokens: int) -> dict[str, Any]:
-    """SIGTERM while streams run: all of them must finish. What comes in the same moment may be refused or finish."""
+    """SIGTERM while streams run: all must finish. Requests arriving at the same moment may be refused or finish."""
     began_s = time.monotonic()
     clients = Streams(server.url, run.key(), count=streams, tokens=tokens)
     clients.all_begun.wait(20)
@@ -36,7 +36,7 @@ def drain(run: Setting, server: Served, *, streams: int, tokens: int) -> dict[st
 
 
 def kill_core(run: Setting, server: Served, *, streams: int) -> dict[str, Any]:
-    """SIGKILL for EngineCore while streams run: servekit must say so and end."""
+    """SIGKILL for EngineCore while streams run: servekit must log it and exit."""
     clients = Streams(server.url, run.key(), count=streams, tokens=2000)
     clients.first_token.wait(15)
     core = server.core()
@@ -47,7 +47,7 @@ def kill_core(run: Setting, server: Served, *, streams: int) -> dict[str, Any]:
 
 
 def stop_core(run: Setting, server: Served, *, within_s: float) -> dict[str, Any]:
-    """SIGSTOP for EngineCore with a stream running: servekit must find it hung and end it."""
+    """SIGSTOP for EngineCore while a stream runs: servekit must detect the hang and kill it."""
     clients = Streams(server.url, run.key(), count=1, tokens=1500)
     clients.first_token.wait(15)
     core = server.core()
@@ -59,7 +59,7 @@ def stop_core(run: Setting, server: Served, *, within_s: float) -> dict[str, Any
 
 
 def refused_start(run: Setting, name: str, profile: Path, model: Path, *flags: str) -> dict[str, Any]:
-    """Start what cannot work: it must end by itself, with a reason, and leave nothing."""
+    """Start a server that cannot work: it must exit by itself, log a reason, and leave nothing behind."""
     server = run.serve(name, profile, model, *flags)
     ended = server.ending(server.started_s, 120)
     if ended["exit_code"] is None:
@@ -68,7 +68,7 @@ def refused_start(run: Setting, name: str, profile: Path, model: Path, *flags: s
 
 
 def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path, near: threading.Event) -> dict[str, Any]:
-    """SIGTERM as soon as a phase of the start is seen; `near` is set in the phase before it."""
+    """SIGTERM as soon as the start reaches a phase; set `near` in the phase before it."""
     server = run.serve(f"sigterm-{phase}", profile, model)
     wanted = PHASES.index(phase)
     seen = ""
@@ -88,6 +88,6 @@ def terminate_in_phase(run: Setting, phase: str, profile: Path, model: Path, nea
 
 
 def told(server: Measured) -> list[str]:
-    """Return servekit's own warnings and errors, without the engine's lines it repeats."""
+    """Return servekit's own warnings and errors, without the engine's lines that it repeats."""
     lines = [text for text in server.lines if "servekit" in text and ("ERROR" in text or "WARNING" in text)]
     return [line for line in lines if ":   " not in line][-8:]

@@ -1,9 +1,9 @@
-"""`vllm bench serve`, many times in one process: importing vLLM once and not for every measurement.
+"""`vllm bench serve`, many times in one process, so that it imports vLLM only once.
 
-Runs under the engine's Python. Reads one JSON object a line, {"arguments": [...], "key": "..."}, with the
-arguments of `vllm bench serve`. Writes `WARM` once the requests that do not count are over and goes on at the next line
-it reads, so that several of these can begin together; then one line `RESULT {...}`: the figures, the energy the GPU
-spent meanwhile, and when the tokens came (`flow`).
+Runs under the engine's Python. Reads one JSON object per line, {"arguments": [...], "key": "..."}, with the
+arguments of `vllm bench serve`. Writes `WARM` after the warm-up requests and waits for another line, so that several
+such processes can begin together. Then writes one line `RESULT {...}`: the figures, the energy the GPU used
+meanwhile, and when the tokens arrived (`flow`).
 """
 
 import argparse
@@ -53,11 +53,11 @@ def measure(parser: argparse.ArgumentParser, serve: Any, order: dict[str, Any]) 
 
 
 def flow(result: dict[str, Any]) -> dict[str, Any]:
-    """Say when the answered requests were sent and when their tokens came.
+    """Return when the answered requests were sent and when their tokens arrived.
 
-    `sent_s` and `ttfts_s` are in the order of sending, in seconds of time.perf_counter, a clock that all processes of a
-    Linux host share, and from there to the first token. `tokens` counts the tokens of each BIN_S seconds from the bin
-    `first_bin` on; where the server sent several in one piece, the pieces of a request count alike.
+    `sent_s` is in seconds of time.perf_counter, a clock that all processes of a Linux host share; `ttfts_s` is the time
+    from there to the first token. Both are in the order of sending. `tokens` counts the tokens in bins of BIN_S
+    seconds, from `first_bin` on; if the server sent several tokens in one chunk, all chunks of a request count alike.
     """
     names = ("start_times", "ttfts", "itls", "output_lens", "errors")
     answered = [
@@ -79,9 +79,9 @@ def flow(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def starter() -> Callable[..., Awaitable[None]]:
-    """Return what stands in for the question a benchmark asks the server between its warm-up and its start.
+    """Return a replacement for vLLM's query of the server's draft metrics, which comes between warm-up and start.
 
-    It asks again at its end, which is answered at once. The answer None is that of a server that has no drafts to tell.
+    The benchmark queries again at its end; that call returns immediately. None means that the server has no drafts.
     """
     asked = itertools.count()
 
@@ -102,7 +102,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             answer = measure(parser, serve, json.loads(line))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the caller, who goes on with the next
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - reported to the caller, which continues with the next
             answer = {"failure": f"{type(error).__name__}: {error}"}
         print(RESULT + json.dumps(answer), flush=True)
 

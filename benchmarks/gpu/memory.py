@@ -1,4 +1,4 @@
-"""What ends an engine that has an L4's memory and no more: behind the guard, and without it."""
+"""What kills an engine whose memory is capped at an L4's: behind the guard, and without it."""
 
 import json
 import shlex
@@ -42,7 +42,7 @@ for gib, wanted in ((float({low}), True), (float({high}), False)):
 
 
 def guarded(run: Setting) -> None:
-    """Fire everything at one endpoint of servekit's: it lives, and the plain rows are answered."""
+    """Fire everything at one servekit endpoint: it must survive and answer the plain rows."""
     cap(run)
     server = run.serve("memory", run.profile(budget_gib=L4_BUDGET_GIB), run.options.w4a16)
     server.until_ready(START_S)
@@ -54,7 +54,7 @@ def guarded(run: Setting) -> None:
 
 
 def shoot(run: Setting, server: Measured, volley: Volley) -> Outcome:
-    """Fire a volley and note what became of it; ends the stage with the engine."""
+    """Fire a volley and record its outcome; end the stage if the engine dies."""
     outcome = fire(server, run.key(), volley)
     outcome.gpu_bytes = gpu_bytes(server)
     run.record["volleys"].append(asdict(outcome))
@@ -66,7 +66,7 @@ def shoot(run: Setting, server: Measured, volley: Volley) -> Outcome:
 
 
 def longest(run: Setting, server: Measured, kind: str) -> int:
-    """Return the most prompt tokens whose logprobs the endpoint gives, of those tried; 0 for none."""
+    """Return the largest tried number of prompt tokens whose logprobs the endpoint returns; 0 for none."""
     allowed = 0
     for length in (64, 2_000) if run.quick else LADDER:
         if shoot(run, server, Volley(f"{kind}-{length}", [scored(kind, length)])).shots != {"200": 1}:
@@ -76,7 +76,7 @@ def longest(run: Setting, server: Measured, kind: str) -> int:
 
 
 def volleys(allowed: Mapping[str, int], *, quick: bool) -> Iterator[Volley]:
-    """Yield what is fired at a guarded engine; `allowed`: kind of scorer to tokens of prompt. The mixture is last."""
+    """Yield the volleys for a guarded engine, the mixture last; `allowed`: kind of scorer to prompt tokens."""
     count, tokens = (6, 24) if quick else (ROWS, ROW_TOKENS)
     many = count // 16 + 1
     scorers = [scored(kind, length, number) for kind, length in allowed.items() for number in range(many) if length]
@@ -117,7 +117,7 @@ def chat(number: int, tokens: int) -> Body:
 
 
 def bare(run: Setting) -> None:
-    """Fire each killer at a vLLM of its own without the guard; a second call goes on where the first one ended."""
+    """Fire each killer at a separate vLLM without the guard; a second call continues where the first one ended."""
     cap(run, alone=True)
     kept = run.out / "memory-killers.json"
     killers: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -137,7 +137,7 @@ def bare(run: Setting) -> None:
 
 
 def killing_volleys(*, quick: bool) -> Iterator[Volley]:
-    """Yield what was seen to end an engine with an L4's memory, each alone."""
+    """Yield the volleys that killed an engine with an L4's memory, each alone."""
     count, tokens, long = (6, 24, 64) if quick else (ROWS, ROW_TOKENS, 4_000)
     plain = [row(number, tokens) for number in range(count)]
     yield Volley("prompt_logprobs", [scored("prompt_logprobs", long)])
@@ -147,7 +147,7 @@ def killing_volleys(*, quick: bool) -> Iterator[Volley]:
 
 
 def killed(server: Measured, outcome: Outcome) -> Outcome:
-    """Give the server of an engine that has ended the seconds that it takes to notice."""
+    """Give the server time to notice that its engine has died."""
     outcome.gpu_bytes = gpu_bytes(server)
     end_s = time.monotonic() + DEATH_S
     while outcome.rows.keys() | outcome.shots.keys() != {"200"} and server.is_alive() and time.monotonic() < end_s:
@@ -157,21 +157,21 @@ def killed(server: Measured, outcome: Outcome) -> Outcome:
 
 
 def causes(server: Measured) -> list[str]:
-    """Return the lines that say what the engine ended from."""
+    """Return the lines with the engine's cause of death."""
     return [line[:300] for line in server.find("OutOfMemoryError", "out of memory", "AssertionError")][:4]
 
 
 def gpu_bytes(server: Measured) -> int:
-    """Return what this server's processes hold on the GPU; what PyTorch once took it keeps, so this only grows."""
+    """Return the GPU memory of this server's processes; it only grows, because PyTorch keeps what it allocated."""
     gpu = read_gpu()
     mine = server.processes()
     return sum(size for pid, size in gpu.processes.items() if pid in mine) if gpu else 0
 
 
 def cap(run: Setting, *, alone: bool = False) -> None:
-    """Make the engine of this run one that may take an L4's memory and no more; see that the cap holds.
+    """Cap the memory of this run's engine at an L4's; check that the cap holds.
 
-    `alone`: the engine has PyTorch's own allocator settings but for the cap, and none of servekit's.
+    `alone`: the engine has PyTorch's default allocator settings plus the cap, and none of servekit's.
     """
     if not run.gpu:
         return

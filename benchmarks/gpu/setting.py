@@ -1,4 +1,4 @@
-"""What every measurement of one run shares: where the engine, the checkpoints, the caches and the records are."""
+"""The state that all measurements of one run share: paths of the engine, the checkpoints, the caches, the records."""
 
 import argparse
 import json
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def quick(self) -> bool:
-        """Whether this is a rehearsal: everything once, as short as can be."""
+        """Whether this is a rehearsal: everything once, as short as possible."""
         return bool(self.options.quick)
 
     def left_s(self) -> float:
@@ -57,7 +57,7 @@ class Setting:
         return float(self.options.within_s) - (time.monotonic() - self.began_s)
 
     def note(self, name: str, value: object) -> None:
-        """Add to the record and write it: a stage that is cut off has told what it knew."""
+        """Add to the record and write it: an interrupted stage keeps what it has recorded."""
         with self._lock:
             self.record[name] = value
             self.record["seconds"] = round(time.monotonic() - self.began_s, 1)
@@ -66,10 +66,10 @@ class Setting:
         print(f"[{self.record['seconds']:6.1f} s] {name}: {json.dumps(value, default=str)[:700]}", flush=True)
 
     def step(self, name: str, measure: Callable[[], object]) -> None:
-        """Note what `measure` returns, or how it failed: one that fails does not take the others with it."""
+        """Record what `measure` returns, or its failure, which does not stop the others."""
         try:
             self.note(name, measure())
-        except Exception:  # noqa: BLE001 - whatever it is, the record tells it
+        except Exception:  # noqa: BLE001 - the record has any failure
             self.note(name, {"failure": traceback.format_exc()[-1500:]})
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Setting:
                 endpoint.close()
 
     def profile(self, source: str = "vllm_config.yaml", *, budget_gib: float | None = None) -> Path:
-        """Write the profile `source` with the share of this card that is `budget_gib`, and nothing else changed."""
+        """Write the profile `source`; change only the share of GPU memory, to that of `budget_gib`."""
         text = (ROOT / source).read_text()
         if self.gpu:
             share = (budget_gib or self.options.budget_gib) * GIB / usable_bytes()
@@ -90,11 +90,11 @@ class Setting:
         return path
 
     def environ(self, *, timed: bool = False) -> dict[str, str]:
-        """Return the environment of a servekit of this run; `timed`: its guard has a stopwatch."""
+        """Return the environment of this run's servekit; `timed`: its guard has a stopwatch."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
         if timed:
             kept["PYTHONPATH"] = os.pathsep.join((str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])))
-        engine = Settings(engine=self.options.engine)  # whose folder of newer packages goes before a wrapper's as well
+        engine = Settings(engine=self.options.engine)  # its folder of newer packages also precedes a wrapper's
         patches = os.environ.get("SERVEKIT_ENGINE_PATCHES") or find_engine_patches(engine) or ""
         return kept | {
             "SERVEKIT_ENGINE_PATCHES": str(patches),
@@ -106,7 +106,7 @@ class Setting:
         }
 
     def flags(self, profile: Path, model: Path, *more: str) -> list[str]:
-        """Return the flags of a servekit of this run."""
+        """Return the flags of this run's servekit."""
         flags = ["--target", self.options.target, "--config", str(profile), "--model", str(model)]
         return [*flags, *self.options.flag, *more]
 
@@ -130,7 +130,7 @@ class Setting:
         return bare
 
     def _engine_with_stopwatch(self) -> str:
-        """Write a program that is the engine, but for the one word that names the guard's class."""
+        """Write a program that runs the engine with another class in place of the guard's."""
         program = self.out / "engine-with-stopwatch"
         program.write_text(
             f'#!/bin/bash\nexec {shlex.quote(self.options.engine)} "${{@/{MIDDLEWARE}/guard_timed.Timed}}"\n'
@@ -139,7 +139,7 @@ class Setting:
         return str(program)
 
     def ask(self, *words: str) -> dict[str, Any]:
-        """Return what a command of servekit answers as JSON, whatever its exit code; `failure` where it is none."""
+        """Return the JSON that a servekit command prints, whatever its exit code; `failure` if it is not JSON."""
         command = [sys.executable, "-m", "servekit.cli.main", *words, "--format", "json"]
         answer = subprocess.run(command, env=self.environ(), capture_output=True, check=False, text=True)
         try:
@@ -148,14 +148,14 @@ class Setting:
             return {"failure": answer.stderr[-800:], "exit_code": answer.returncode}
 
     def key(self) -> str:
-        """Return the clients' key, empty where none is asked for."""
+        """Return the clients' key, empty if authentication is off."""
         path = own_key_file(Path(self.options.state))
         return load_keys(path)[0] if path.exists() else ""
 
 
 def usable_bytes() -> int:
-    """Bytes of GPU memory that CUDA shows a program."""
-    from servekit.preflight.host.gpus import survey_gpus  # noqa: PLC0415 - a run on the CPU has no use for it
+    """Total GPU memory in bytes, as CUDA reports it."""
+    from servekit.preflight.host.gpus import survey_gpus  # noqa: PLC0415 - a run on the CPU does not need it
 
     survey = survey_gpus()
     assert survey, "no GPU"

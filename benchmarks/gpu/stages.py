@@ -1,4 +1,4 @@
-"""The parts of the proof. Each starts its servers, measures, ends them, and says what they left behind."""
+"""The stages of the proof. Each starts its servers, measures, ends them, and records what they left behind."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ BURST_ROUNDS = 10
 
 
 def start(run: Setting) -> None:
-    """Start with empty caches; plan against engine; refuse what does not fit beside it; drain under load."""
+    """Start with empty caches; compare plan and engine; refuse what does not fit beside it; drain under load."""
     profile, model = run.profile(), run.options.w4a16
     run.note("check", run.ask("check", *run.flags(profile, model)))
     server = run.serve("cold", profile, model)
@@ -36,14 +36,15 @@ def start(run: Setting) -> None:
 
 
 def load(run: Setting, *, bare_first: bool = False) -> None:
-    """Start with the kept caches; load servekit and vLLM alone in the same seconds; kill EngineCore under load.
+    """Start with the kept caches; load servekit and vLLM alone at the same time; kill EngineCore under load.
 
-    `bare_first`: vLLM alone is started before servekit, whose guard then has no stopwatch: that takes time itself.
+    `bare_first`: start vLLM alone before servekit, and give the guard no stopwatch, which costs time itself.
     """
     profile, model = run.profile(), run.options.w4a16
     stage = run.options.stage
     benches = [Bench(run.options.engine_python, run.out / f"{stage}-bench-{number}.log") for number in (1, 2)]
-    # An engine that measures its memory must be alone on the GPU; the second is, when its imports are over.
+    # An engine must be alone on the GPU while it profiles its memory: the second one starts early, because the first
+    # has finished profiling by the time the second one has imported vLLM.
     if bare_first:
         bare = run.serve_bare(f"{stage}-bare", profile, model)
         bare.until(lambda: {"compile_s", "pool_tokens"} & set(figures(bare)), "KV cache", 300)
@@ -61,7 +62,7 @@ def load(run: Setting, *, bare_first: bool = False) -> None:
     for bench, each in zip(benches, servers.values(), strict=True):
         for warm in QUICK[:1] if run.quick else WARM_UP:
             put(run, bench, each, warm, seed=7)
-    if bare_first:  # a stopwatch takes time itself
+    if bare_first:  # a stopwatch costs time itself
         bursts(run, benches, servers, *((QUICK_BURST, 2) if run.quick else (BURST, BURST_ROUNDS)))
     at_once(run, benches, servers, QUICK if run.quick else LOADS)
     for bench in benches:
@@ -72,7 +73,7 @@ def load(run: Setting, *, bare_first: bool = False) -> None:
 
 
 def baseline(run: Setting) -> None:
-    """Load the unquantized model and the quantized one, same budget, in turns; then stop the former's EngineCore."""
+    """Load the unquantized and the quantized model alternately, same budget; then stop the former's EngineCore."""
     profile, model = run.profile("profiles/fp16-baseline.yaml"), run.options.bf16
     run.note("check", run.ask("check", *run.flags(profile, model, *BASELINE)))
     bench = Bench(run.options.engine_python, run.out / "baseline-bench.log")
@@ -103,11 +104,11 @@ def baseline(run: Setting) -> None:
 
 
 def stops(run: Setting) -> None:
-    """Ask to stop in every phase of the start; then start with a share too small for one request, all warnings off.
+    """Stop in every phase of the start; then start with a share too small for one request, all warnings off.
 
-    An engine that measures its memory must be alone on the GPU. Those that are stopped before they do start at once;
-    from `warm-up` on each starts when the one before it is near its end, which comes before the imports of the next one
-    are over.
+    An engine must be alone on the GPU while it profiles its memory. Servers that stop before that start in parallel.
+    From `warm-up` on, each starts when the previous one is about to be stopped, and that one has ended before the next
+    has finished its imports.
     """
     profile, model = run.profile(), run.options.w4a16
     near = {phase: threading.Event() for phase in run.options.phases}
@@ -135,7 +136,7 @@ def stops(run: Setting) -> None:
 
 
 def started(run: Setting, server: Served, name: str) -> None:
-    """Wait until it is ready and note its timeline and its contract."""
+    """Wait until the server is ready and record its timeline and its contract."""
     ready_s = server.until(server.is_ready, "readiness", 500)
     status = server.status()
     run.note(
@@ -151,7 +152,7 @@ def started(run: Setting, server: Served, name: str) -> None:
 
 
 def about(run: Setting, server: Served) -> None:
-    """Note what the engine says of itself, and how far the plan was from it."""
+    """Record the engine's own figures and the plan's error."""
     engine = figures(server)
     run.note("engine", engine)
     run.note("cache_config", cache_config(server))
@@ -160,7 +161,7 @@ def about(run: Setting, server: Served) -> None:
 
 
 def own_gpu_bytes(server: Measured) -> dict[str, int]:
-    """Return what the driver says that each process of the server holds on the GPU."""
+    """Return the GPU memory of each process of the server, as the driver reports it."""
     gpu = read_gpu()
     names = server.processes()
     held = gpu.processes if gpu else {}

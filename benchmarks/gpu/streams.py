@@ -1,4 +1,4 @@
-"""Streaming requests as a client sends them, to see what becomes of them when the server ends."""
+"""Streaming requests as a client sends them, to record how they end when the server ends."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from collections import Counter
 
 
 class Streams:
-    """Some streams of one length, all begun at once; `outcomes` says how each ended."""
+    """Some streams of one length that begin together; `outcomes` has how each ended."""
 
     def __init__(self, url: str, key: str, *, count: int, tokens: int, model: str = "model") -> None:
         self.outcomes: Counter[str] = Counter()
@@ -25,7 +25,7 @@ class Streams:
             thread.start()
 
     def wait(self, within_s: float) -> dict[str, int]:
-        """Wait for all of them; return how many ended in which way."""
+        """Wait for all of them; return the number of each outcome."""
         end = time.monotonic() + within_s
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Requests that take memory no start of vLLM 0.20.2 rehearses, fired together beside ordinary ones."""
+"""Requests whose memory vLLM 0.20.2 does not profile at its start, fired together with ordinary ones."""
 
 import json
 import re
@@ -38,7 +38,7 @@ class Volley:
 
 @dataclass
 class Outcome:
-    """What became of a volley."""
+    """The outcome of a volley."""
 
     name: str
     seconds: float = 0.0
@@ -55,12 +55,12 @@ class Outcome:
 
 
 def prompt(tokens: int, number: int = 0) -> list[int]:
-    """Return token ids that every vocabulary has; each number's begins differently, so that no prefix is cached."""
+    """Return token ids that every vocabulary has; each number gives another beginning, so that no prefix is cached."""
     return [14 + (number // 240**place if place < 3 else number + place) % 240 for place in range(tokens)]  # noqa: PLR2004
 
 
 def row(number: int, tokens: int, **fields: Any) -> Body:
-    """Return an ordinary row: 40 tokens of prompt, sampled as Gemma asks for it."""
+    """Return an ordinary row: 40 prompt tokens, with Gemma's recommended sampling."""
     return {"prompt": prompt(40, number), "max_tokens": tokens} | SAMPLED | fields
 
 
@@ -81,7 +81,7 @@ def fire(server: Measured, key: str, volley: Volley) -> Outcome:
 
 
 def post(url: str, key: str, path: str, body: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the status, or how the connection ended, and what a refusal said."""
+    """Return the status, or how the connection ended, and the message of a refusal."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     request = urllib.request.Request(f"{url}{path}", json.dumps({"model": "model", **body}).encode(), headers)
     try:
@@ -103,7 +103,7 @@ def message_of(answer: bytes) -> str:
 
 
 def _filled(server: Measured, rows: Sequence["Future[tuple[str, str]]"]) -> int:
-    """Wait until all rows run, or one has ended, or the engine has; return how many run then."""
+    """Wait until all rows run, one has ended, or the engine has ended; return how many run then."""
     end_s, most = time.monotonic() + FILLED_S, 0
     while rows and time.monotonic() < end_s and server.process.poll() is None:
         most = max(most, running(server))
@@ -114,7 +114,7 @@ def _filled(server: Measured, rows: Sequence["Future[tuple[str, str]]"]) -> int:
 
 
 def running(server: Measured) -> int:
-    """Return how many requests are in the engine's batch, by its own metrics."""
+    """Return how many requests are in the engine's batch, from its own metrics."""
     address = server.observe_url if isinstance(server, Served) else server.url
     found = re.search(r"(?m)^vllm:num_requests_running\{.*\} ([\d.]+)$", get(f"{address}/metrics")[1])
     return int(float(found[1])) if found else 0

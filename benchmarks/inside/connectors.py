@@ -1,8 +1,8 @@
 """Loads one image through vLLM's media connector and through servekit's, alternating; `benchmarks/images.py` runs it.
 
 Runs under the engine's Python with the guard's folder on PYTHONPATH; the argument is the number of rounds. Prints one
-JSON object: for each kind of image and each connector the milliseconds of processor time that one image took on the
-event loop, and on all threads together, round by round.
+JSON object: for each kind of image and each connector the milliseconds of CPU time that one image took on the event
+loop, and on all threads together, round by round.
 """
 
 import asyncio

@@ -53,7 +53,7 @@ def measure(name: str, tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def serves(backend: Any, validate: Any, tokenizer: Any, schema: dict[str, Any], right: str, wrong: str) -> str:
-    """Return `yes`, or what is wrong: refused, refuses a right answer, takes a wrong answer."""
+    """Return `yes`, or the mistake: refused, refuses a right answer, takes a wrong answer."""
     try:
         validate(sampling.SamplingParams(structured_outputs=sampling.StructuredOutputsParams(json=schema)))
         takes_right = takes(backend, tokenizer, schema, right)
@@ -66,7 +66,7 @@ def serves(backend: Any, validate: Any, tokenizer: Any, schema: dict[str, Any], 
 
 
 def takes(backend: Any, tokenizer: Any, schema: dict[str, Any], text: str) -> bool:
-    """Return whether a grammar accepts a whole text and its end."""
+    """Return whether a grammar accepts a complete text and its end."""
     grammar = backend.compile_grammar(JSON, json.dumps(schema))
     tokens = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     return len(grammar.validate_tokens(tokens)) == len(tokens)

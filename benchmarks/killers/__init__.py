@@ -1,1 +1,1 @@
-"""That each rule of the guard is needed: the engine is started without it, and the requests it stops are sent."""
+"""Shows that each rule of the guard is needed: starts the engine without it and sends the requests it stops."""

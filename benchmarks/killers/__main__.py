@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Return the options; an unknown name ends the program with a message."""
+    """Return the options; exit with a message if a name is unknown."""
     known = [rule.name for rule in RULES]
     lines = "\n".join(f"  {name}" for name in known)
     parser = argparse.ArgumentParser(

@@ -13,7 +13,7 @@ from servekit.demo.build import build_demo_model
 
 @dataclass(frozen=True)
 class ParsedShard:
-    """A safetensors file, read back by the format's own description."""
+    """A safetensors file, parsed according to the format's specification."""
 
     entries: dict[str, dict[str, Any]]
     metadata: dict[str, str]
@@ -41,7 +41,7 @@ def parse_shard() -> Callable[[Path], ParsedShard]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the quantized tiny checkpoint; look, do not touch."""
+    """Build the quantized tiny checkpoint; read-only."""
     directory = tmp_path_factory.mktemp("models") / "tiny"
     build_demo_model(directory)
     return directory
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the tiny checkpoint at full precision; look, do not touch."""
+    """Build the tiny checkpoint at full precision; read-only."""
     directory = tmp_path_factory.mktemp("models") / "tiny-bf16"
     build_demo_model(directory, quantized=False)
     return directory

@@ -67,7 +67,7 @@ def test_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_empty_folder_is_filled_and_missing_parents_are_made(tmp_path: Path) -> None:
-    """An empty folder is as good as none, and nothing is left beside it."""
+    """An empty folder works like a missing one, and the build leaves nothing beside it."""
     target = tmp_path / "models" / "demo"
     target.mkdir(parents=True)
     build_demo_model(target)
@@ -77,7 +77,7 @@ def test_empty_folder_is_filled_and_missing_parents_are_made(tmp_path: Path) -> 
 
 
 def test_occupied_folder_is_refused_and_untouched(tmp_path: Path) -> None:
-    """A folder with something in it stays as it is, and the error names it and the way out."""
+    """A folder that is not empty stays unchanged, and the error names it and the remedy."""
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ConfigurationError, match=r"not empty.*name a new one") as refusal:
         build_demo_model(tmp_path)
@@ -86,14 +86,14 @@ def test_occupied_folder_is_refused_and_untouched(tmp_path: Path) -> None:
 
 
 def test_file_in_the_way_is_refused(tmp_path: Path) -> None:
-    """A target that is a file is refused."""
+    """A target that is a file is rejected."""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigurationError, match="is a file"):
         build_demo_model(tmp_path / "file")
 
 
 def test_small_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 10 GB of e4b are not begun where they cannot end, and nothing is left behind."""
+    """The 10 GB build of e4b does not start on a disk that is too small, and leaves nothing behind."""
     usage = namedtuple("usage", ["total", "used", "free"])  # noqa: PYI024 -- what shutil.disk_usage returns
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**10, 0, 10**10))
     with pytest.raises(ConfigurationError, match=r"needs 10\.1 GB \(got 10\.0 GB free\)"):
@@ -102,7 +102,7 @@ def test_small_disk_is_refused_before_anything_is_written(tmp_path: Path, monkey
 
 
 def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The target does not appear before it is complete, and the partial folder goes away."""
+    """The target does not appear before it is complete, and the partial folder is removed."""
 
     def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
@@ -114,7 +114,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_progress_is_told_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line for each step of the way, with how far it is."""
+    """Each step logs one line with the progress."""
     monkeypatch.setattr(demo, "PROGRESS_BYTES", 2_000_000)
     lines: list[str] = []
     build_demo_model(tmp_path / "demo", progress=lines.append)
@@ -123,7 +123,7 @@ def test_progress_is_told_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_ensure_builds_once_and_finds_it_again(tmp_path: Path) -> None:
-    """The second call returns the same folder untouched; another seed or precision has its own."""
+    """The second call returns the same folder unchanged; another seed or precision has a separate folder."""
     first = ensure_demo_model(tmp_path)
     born = (first / "model.safetensors").stat().st_ino
     assert ensure_demo_model(tmp_path) == first == demo_directory(tmp_path)
@@ -134,7 +134,7 @@ def test_ensure_builds_once_and_finds_it_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["truncated", "deleted", "no record", "broken record", "older generator"])
 def test_ensure_replaces_what_is_damaged_or_outdated(tmp_path: Path, tiny: Path, harm: str) -> None:
-    """A checkpoint that is not what this version would build is built anew, and the user is told."""
+    """A checkpoint that differs from what this version would build is rebuilt, and a line says so."""
     directory = ensure_demo_model(tmp_path)
     record = directory / RECORD
     if harm == "truncated":
@@ -154,7 +154,7 @@ def test_ensure_replaces_what_is_damaged_or_outdated(tmp_path: Path, tiny: Path,
 
 
 def test_ensure_sweeps_what_a_killed_build_left(tmp_path: Path) -> None:
-    """The partial folder of a build that was killed goes away with the next one."""
+    """The next build removes the partial folder of a killed one."""
     directory = ensure_demo_model(tmp_path)
     directory.rename(tmp_path / f".{directory.name}.partial-killed")
     ensure_demo_model(tmp_path)
@@ -162,7 +162,7 @@ def test_ensure_sweeps_what_a_killed_build_left(tmp_path: Path) -> None:
 
 
 def test_many_at_once_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several that ask at the same time one builds, and all get the same complete folder."""
+    """Of several concurrent callers one builds, and all get the same complete folder."""
     builds: list[Path] = []
 
     def counted(directory: Path, **options: Any) -> None:

@@ -28,7 +28,7 @@ def test_bf16_rounds_to_the_nearest_and_ties_to_even(value: float, bits: int) ->
 
 
 def test_normal_elements_have_the_asked_mean_and_deviation() -> None:
-    """Normal draws are centred on zero, as wide as asked for, and finite."""
+    """Normal draws are centred on zero, have the given deviation, and are finite."""
     values = decode(Normal(0.02).draw(Random(0), 0, 50_000, 100))
     assert fmean(values) == pytest.approx(0, abs=5e-4)
     assert pstdev(values) == pytest.approx(0.02, rel=0.02)
@@ -37,7 +37,7 @@ def test_normal_elements_have_the_asked_mean_and_deviation() -> None:
 
 @pytest.mark.parametrize("cut", [7, 100, 250, 300])
 def test_quiet_rows_are_a_tenth_as_wide_wherever_the_tensor_is_cut(cut: int) -> None:
-    """Only the rows named as quiet are drawn smaller, also where a chunk begins or ends inside one."""
+    """Only the quiet rows are drawn smaller, also if a chunk begins or ends inside one."""
     fill, loud = Normal(1.0, quiet_rows=(0, 2)), Normal(1.0)
     quiet, source, reference = [], Random(1), Random(1)
     for start, stop in ((0, cut), (cut, 400)):
@@ -49,7 +49,7 @@ def test_quiet_rows_are_a_tenth_as_wide_wherever_the_tensor_is_cut(cut: int) -> 
 
 
 def test_uniform_elements_stay_between_their_bounds() -> None:
-    """Uniform draws lie between the bounds and use the room between them."""
+    """Uniform draws lie between the bounds and cover the range."""
     values = decode(Uniform(0.5, 1.5).draw(Random(0), 0, 10_000, 1))
     assert 0.5 <= min(values) < 0.51
     assert 1.49 < max(values) <= 1.5
@@ -63,7 +63,7 @@ def test_constant_integers_and_words_have_the_bytes_of_their_type() -> None:
 
 
 def test_int4_weights_are_symmetric_with_the_stated_deviation() -> None:
-    """Packed weights are centred on zero and spread as the constant that sets the scales says."""
+    """Packed weights are centred on zero and have the spread of the constant that sets the scales."""
     words = PackedInt4().draw(Random(0), 0, 10_000, 1)
     weights = [nibble - 8 for byte in words for nibble in (byte & 15, byte >> 4)]
     assert (min(weights), max(weights)) == (-7, 7)

@@ -57,14 +57,14 @@ def test_tensors_are_divided_by_the_limit_and_listed_in_the_index() -> None:
 
 
 def test_large_tensors_come_in_chunks() -> None:
-    """Memory stays bounded: a tensor of more than one chunk is never whole in memory."""
+    """Memory stays bounded: a tensor of more than one chunk is never completely in memory."""
     tensor = Tensor("large", "BF16", (3, CHUNK_ELEMENTS // 2 + 1), Normal(1.0))
     sizes = [len(chunk) for chunk in tensor.chunks(0)]
     assert sizes == [2 * CHUNK_ELEMENTS, tensor.nbytes - 2 * CHUNK_ELEMENTS]
 
 
 def test_bytes_depend_on_seed_and_name_alone() -> None:
-    """Another seed or name gives other bytes; the same ones give the same."""
+    """Another seed or name gives other bytes; the same seed and name give the same bytes."""
     weight = TENSORS[3]
     same = Tensor("weight", "BF16", (7, 3), Normal(1.0))
     other = Tensor("other", "BF16", (7, 3), Normal(1.0))

@@ -26,7 +26,7 @@ def test_e4b_has_24_layers_with_keys_and_values_of_their_own() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_shared_layers_carry_keys_and_values_all_the_same(size: Size) -> None:
-    """The strict loader of vLLM asks for them in every layer."""
+    """vLLM's strict loader requires them in every layer."""
     names = {tensor.name for tensor in tensors(SIZES[size], quantized=False)}
     for layer in range(SIZES[size].text.layers):
         root = f"model.language_model.layers.{layer}.self_attn"

@@ -45,7 +45,7 @@ print(json.dumps({
 
 
 def test_transformers_and_compressed_tensors_read_the_checkpoint(root: Path, tiny: Path, tiny_bf16: Path) -> None:
-    """Every tensor that transformers expects is found, and the tokenizer gives back what it was given."""
+    """transformers finds every tensor that it expects, and the tokenizer round-trips text."""
     python = root / ".venv-engine" / "bin" / "python"
     if not python.exists():
         pytest.skip("needs .venv-engine")
@@ -61,7 +61,7 @@ def test_transformers_and_compressed_tensors_read_the_checkpoint(root: Path, tin
     assert found.pop("std") == pytest.approx(1.0, abs=0.05)
     assert found == {
         "missing": ["lm_head.weight"],  # tied to the embeddings
-        "unexpected": ["k_norm", "k_proj", "v_proj"],  # of the layers that share them; vLLM wants them
+        "unexpected": ["k_norm", "k_proj", "v_proj"],  # of the layers that share them; vLLM requires them
         "different": [],
         "finite": True,
         "processor": "Gemma4Processor",

@@ -8,14 +8,14 @@ from servekit.demo.vocabulary import GOOGLE_IDS, SPACE, tokenizer, vocabulary
 
 @pytest.mark.parametrize("size", [TINY.text.vocabulary, E4B.text.vocabulary])
 def test_vocabulary_has_exactly_its_size_and_no_token_twice(size: int) -> None:
-    """Every id of the embedding table has a token of its own, so any generated id has a text."""
+    """Every id of the embedding table has its own token, so any generated id has a text."""
     words = vocabulary(size)
     assert len(words.tokens) == len(set(words.tokens)) == size
     assert all(words.tokens[number] == token for token, number in words.special.items())
 
 
 def test_large_vocabulary_has_googles_ids() -> None:
-    """Gemma's special tokens stand where Google's tokenizer has them."""
+    """Gemma's special tokens have the ids of Google's tokenizer."""
     words = vocabulary(E4B.text.vocabulary)
     assert GOOGLE_IDS.items() <= words.special.items()
     assert words.tokens[:5] == ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")

@@ -1,4 +1,4 @@
-"""The records of the proof on a GPU: taken here and now, or by an earlier run that GPU_RECORDS names."""
+"""The records of the proof on a GPU: from a run on this machine, or from an earlier run that GPU_RECORDS names."""
 
 import json
 import os
@@ -14,13 +14,13 @@ import pytest
 from servekit.preflight.host.gpus import survey_gpus
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed package
 
 from benchmarks.gpu.setting import STAGES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the records; taking them is a matter of forty minutes."""
+    """Mark the tests that need the records; taking the records takes forty minutes."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and "record" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
@@ -46,7 +46,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
 
 
 def why_not_here() -> str:
-    """Say why the records cannot be taken on this machine; empty where they can."""
+    """Return why the records cannot be taken on this machine; empty if they can."""
     survey = survey_gpus()
     if survey is None or not survey.gpus:
         return "no NVIDIA GPU answers here; GPU_RECORDS=FOLDER judges the records of a run on another machine"

@@ -1,4 +1,4 @@
-"""How the proof on a GPU reads logs and counts; needs no GPU."""
+"""How the proof on a GPU reads logs and computes figures; needs no GPU."""
 
 import math
 import threading
@@ -29,7 +29,7 @@ LINES = [
 
 
 def test_figures_are_read_from_the_engines_lines() -> None:
-    """Each figure is the one of its first line, without separators."""
+    """Each figure comes from its first line, without separators."""
     found = read_figures(LINES)
     assert found["weights_gib"] == 9.18
     assert found["pool_tokens"] == 537508
@@ -38,12 +38,12 @@ def test_figures_are_read_from_the_engines_lines() -> None:
 
 
 def test_plan_is_compared_with_what_the_engine_says() -> None:
-    """A plan of a hundredth more is 0.01, and what either side lacks is left out."""
+    """A plan that is 1 % too high gives 0.01, and figures that either side lacks are left out."""
     assert compare({"pool_tokens": 101}, {"pool_tokens": 100.0}) == {"pool_tokens": 0.01}
 
 
 def test_bare_arguments_lack_the_guards() -> None:
-    """What the guard adds to the command line is taken out again, and nothing else."""
+    """The guard's arguments are removed from the command line, and nothing else."""
     argv = ["vllm", "serve", "m", *guard_arguments(()), "--max-num-seqs", "8"]
     assert unguarded(argv) == ["vllm", "serve", "m", "--max-num-seqs", "8"]
 
@@ -56,7 +56,7 @@ def test_image_loads_go_to_the_chat_route() -> None:
 
 
 def result(sent_s: list[float], ttfts_ms: list[float], tokens_per_bin: float = 1) -> dict[str, Any]:
-    """What one load gave: tokens from the first bin on, for two seconds."""
+    """The result of one load: tokens from the first bin on, for two seconds."""
     same = {"median_itl_ms": 5.0, "failed": 0, "completed": 10, "server_cpu_s": 0.02, "core_cpu_s": 0.1}
     times = {"sent_s": sent_s, "ttfts_s": [ms / 1000 for ms in ttfts_ms]}
     return same | {"flow": times | {"first_bin": round(sent_s[0] / BIN_S), "tokens": [tokens_per_bin] * 200}}
@@ -66,7 +66,7 @@ ONE_STREAM = Load("text-1", 1, 4, 1, 1)
 
 
 def test_throughput_is_counted_while_both_are_fully_loaded() -> None:
-    """The seconds in which one of them is alone, has not begun or has no more to begin, count for neither."""
+    """The time in which one of them is alone, has not begun or has no more requests to begin, counts for neither."""
     servekit, bare = result([1, 1.5, 2, 2.5], [250] * 4), result([1.5, 1.6, 1.8, 2], [250] * 4, 2)
     row = compared_row(ONE_STREAM, {"servekit": servekit, "bare": bare})
     assert row["seconds_counted"] == 0.5
@@ -75,7 +75,7 @@ def test_throughput_is_counted_while_both_are_fully_loaded() -> None:
 
 
 def test_loads_that_do_not_meet_are_no_comparison() -> None:
-    """A load that is over before the other has begun, or that has no token while both run, gives no ratio."""
+    """A load that ends before the other has begun, or has no token while both run, gives no ratio."""
     row = compared_row(ONE_STREAM, {"servekit": result([1, 2], [10, 10]), "bare": result([2, 4], [20, 10])})
     assert row["failure"] == "both were fully loaded for -0.01 s"
     silent = result([1, 1.5, 2, 2.5], [250] * 4, 0)
@@ -96,7 +96,7 @@ def test_latency_is_that_of_all_but_those_that_begin_together() -> None:
 
 
 def test_a_failed_load_is_told_and_not_averaged() -> None:
-    """A load without figures leaves no ratio behind, nor does one in which a server answered no request."""
+    """A load without figures, or one in which a server answered no request, gives no ratio."""
     good = result([1, 2], [30, 30])
     row = compared_row(ONE_STREAM, {"servekit": good, "bare": {"failure": "x"}})
     assert row["failure"]["bare"] == {"failure": "x"}
@@ -108,7 +108,7 @@ def test_a_failed_load_is_told_and_not_averaged() -> None:
 
 
 def test_rounds_are_summed_up_with_their_errors() -> None:
-    """Throughput's spread is that of all loads; a latency that differs from round to round is not trusted more."""
+    """Throughput's error comes from all loads together; a latency's error covers the spread between rounds."""
     overs = {"a": [(0.9, 10, 1), (1.1, 20, 1)], "b": [(1.0, 3, 4), (1.0, 3, 4)]}
     names = ("throughput", "ttft_added_ms", "ttft_error_ms")
     rows = [
@@ -122,7 +122,7 @@ def test_rounds_are_summed_up_with_their_errors() -> None:
 
 
 def test_a_burst_is_summed_up_against_vllm_alone() -> None:
-    """By how much the median first token is later, in milliseconds and as a share, from what the rounds differ by."""
+    """The delay of the median first token is in milliseconds and as a share, with errors from the rounds' spread."""
     rows = [
         {"bare": {"median_ttft_ms": alone_ms}, "over": {"ttft_added_ms": added_ms, "ttft_error_ms": 99}}
         for alone_ms, added_ms in ((1000, 10), (500, 20))
@@ -133,14 +133,14 @@ def test_a_burst_is_summed_up_against_vllm_alone() -> None:
 
 
 def test_streams_begin_one_after_another_or_at_once() -> None:
-    """A load's streams begin at 200 a second, those of a burst together."""
+    """A load's streams begin at 200 per second, those of a burst together."""
     for load, rate in ((ONE_STREAM, "200.0"), (BURST, "inf")):
         words = load.arguments("http://h", ROOT, seed=5)
         assert words[words.index("--request-rate") + 1] == rate
 
 
 def test_tokens_are_told_by_the_time_they_came() -> None:
-    """In the order of sending, of answered requests alone; pieces of several tokens count alike."""
+    """The flow has answered requests only, in the order of sending; chunks of several tokens count alike."""
     told = {
         "start_times": [3.0, 1.0, 4.0],
         "ttfts": [0.25, 0.5, 0.0],
@@ -174,7 +174,7 @@ done
 
 @pytest.fixture
 def benches(tmp_path: Path) -> Iterator[list[Bench]]:
-    """Two load generators that only tell when they were warm and when they began."""
+    """Two load generators that only report when they were warm and when they began."""
     program = tmp_path / "generator"
     program.write_text(GENERATOR)
     program.chmod(0o755)
@@ -187,7 +187,7 @@ def benches(tmp_path: Path) -> Iterator[list[Bench]]:
 
 
 def put_on_both(benches: list[Bench], keys: tuple[str, str]) -> list[dict[str, Any]]:
-    """Run one load on each, which are to begin together."""
+    """Run one load on each; both must begin together."""
     together = threading.Barrier(2)
     with ThreadPoolExecutor(2) as pool:
         runs = [
@@ -198,21 +198,21 @@ def put_on_both(benches: list[Bench], keys: tuple[str, str]) -> list[dict[str, A
 
 
 def test_two_loads_begin_when_both_are_warm(benches: list[Bench]) -> None:
-    """The faster one waits for the slower one, and either can be put on again."""
+    """The faster one waits for the slower one, and either can run again."""
     for keys in (("quick", "slow"), ("slow", "quick")):
         results = put_on_both(benches, keys)
         assert min(each["began_ns"] for each in results) >= max(each["warm_ns"] for each in results)
 
 
 def test_a_load_that_fails_keeps_no_other_waiting(benches: list[Bench]) -> None:
-    """One that cannot begin ends with its reason, and the other one runs."""
+    """One that cannot begin returns its reason, and the other one runs."""
     failed, done = put_on_both(benches, ("broken", "quick"))
     assert failed == {"failure": "x"}
     assert "began_ns" in done
 
 
 def test_volleys_fill_the_batch_and_leave_room_for_the_shots() -> None:
-    """No two rows share a prompt, what the guard refused is not fired again, and all are in flight at once."""
+    """No two rows share a prompt, refused requests are not fired again, and all are in flight at the same time."""
     fired = {volley.name: volley for volley in volleys({"prompt_logprobs": 1_000, "echo": 0}, quick=False)}
     rows = fired["scorers-in-rows"].rows
     assert len({tuple(body["prompt"]) for body in rows}) == len(rows) == 1_000
@@ -222,13 +222,13 @@ def test_volleys_fill_the_batch_and_leave_room_for_the_shots() -> None:
 
 
 def test_prompts_are_of_ids_that_every_vocabulary_has() -> None:
-    """The special tokens at the beginning of the vocabulary are left out, and so is all that a tiny one lacks."""
+    """Neither the special tokens at the vocabulary's beginning nor ids that a tiny vocabulary lacks are used."""
     ids = [token for number in range(50) for token in prompt(300, number)]
     assert min(ids) >= 14
     assert max(ids) < 1_024
 
 
 def test_a_refusal_is_read_in_the_clients_words() -> None:
-    """An error's message is taken out of its JSON, and another answer is cut."""
+    """An error's message is extracted from its JSON, and any other answer is truncated."""
     assert message_of(b'{"error": {"message": "too long"}}') == "too long"
     assert message_of(b"[1]") == "[1]"

@@ -101,7 +101,7 @@ class GuardedEngine:
             return received
 
     def resident_peak_bytes(self) -> int:
-        """Return the most memory the server process ever held."""
+        """Return the peak memory of the server process."""
         text = Path(f"/proc/{self.server.pid}/status").read_text()
         line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""The gate alone under arbitrary requests: the entry point for a fuzzer, and what must hold for every input.
+"""The gate alone under arbitrary requests: the entry point for a fuzzer, and the conditions for every input.
 
 Standard library only: the coverage-guided fuzzer (`benchmarks/fuzz_guard.py`) loads it in a separate environment.
 """

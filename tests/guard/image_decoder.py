@@ -188,7 +188,7 @@ def broken(chance: random.Random, data: bytes) -> bytes:
         elif injury == 5 and len(made) > 64:
             del made[chance.randrange(32, len(made)) :]
         else:
-            early = chance.randrange(min(len(made), 40))  # headers stand in front
+            early = chance.randrange(min(len(made), 40))  # the headers are at the front
             made[early] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
     return bytes(made)
 

@@ -12,11 +12,11 @@ from servekit.serve.guard.inside.servekit_guard.images.decoded import Turn
 
 
 class Image:
-    """Stands in for a decoded image: its end can be observed."""
+    """A stand-in for a decoded image whose end the test can observe."""
 
 
 class Server:
-    """Requests that load images and keep them until they are told to release them."""
+    """Requests that load images and keep them until the test releases them."""
 
     def __init__(self, places: int) -> None:
         self.handoff = Handoff()
@@ -25,7 +25,7 @@ class Server:
         self.kept: dict[str, list[Image]] = {}
 
     async def request(self, name: str, images: int, end: asyncio.Event) -> None:
-        """Load this many images, each in its own task as vLLM does, and end when told."""
+        """Load this many images, each in its own task as vLLM does, and end when the test says so."""
         with self.handoff.track():
             self.kept[name] = list(await asyncio.gather(*(self.load(name) for _ in range(images))))
             await end.wait()

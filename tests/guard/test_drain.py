@@ -39,7 +39,7 @@ class Engine:
 
 
 class Vllm:
-    """Renders a prompt until it is told to continue, passes the request to the engine, and answers with the result."""
+    """Renders a prompt until the test lets it continue, passes the request to the engine, and returns the result."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine: Any = engine
@@ -52,7 +52,7 @@ class Vllm:
         self.rendering += 1
         await self.rendered.wait()
         try:
-            # In a task of its own, as vLLM streams.
+            # In a separate task, as vLLM streams.
             await asyncio.create_task(self.engine.add_request("a", {}, PLAIN))
         except TooLateError:
             await send({"type": "http.response.start", "status": 500, "headers": []})

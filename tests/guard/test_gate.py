@@ -24,7 +24,7 @@ ALLOWED = {(route.path, route.method) for route in CLIENT_ROUTES}
 
 
 class Upstream:
-    """Stands in for vLLM: reads the body, answers 200, and remembers what it got."""
+    """A stand-in for vLLM: reads the body, answers 200, and records what it got."""
 
     def __init__(self) -> None:
         self.seen: list[Scope] = []

@@ -67,7 +67,7 @@ class Timer:
 
 
 class Protocol:
-    """Stands in for uvicorn's httptools protocol: a request's head goes from its first byte to a blank line."""
+    """A stand-in for uvicorn's httptools protocol: a request's head goes from its first byte to a blank line."""
 
     def __init__(self) -> None:
         self.refusals: list[bytes] = []
@@ -81,12 +81,12 @@ class Protocol:
         self.server_state = SimpleNamespace(default_headers=[])
 
     def call_later(self, _delay_s: float, action: Callable[[], None]) -> Timer:
-        """Remember a timer, as an event loop does."""
+        """Record a timer, as an event loop does."""
         self.timers.append(Timer(action))
         return self.timers[-1]
 
     def write(self, data: bytes) -> None:
-        """Remember what is sent, as a transport does."""
+        """Record what is sent, as a transport does."""
         self.refusals.append(data)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The stopwatch of the event loop: processor time, not wall-clock time."""
+"""The stopwatch of the event loop: CPU time, not wall-clock time."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from servekit.serve.guard.inside.servekit_guard.stopwatch import TICK_S, Stopwat
 
 
 def hold(seconds: float) -> None:
-    """Use this much of the thread's processor time without a pause."""
+    """Use this much of the thread's CPU time without a pause."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -22,7 +22,7 @@ def watched(seconds: float, *, asleep: bool = False) -> dict[str, Any]:
         with stopwatch.running():
             await asyncio.sleep(3 * TICK_S)
             if asleep:
-                time.sleep(seconds)  # noqa: ASYNC251 - that the loop stands still is the case
+                time.sleep(seconds)  # noqa: ASYNC251 - the test blocks the loop on purpose
             else:
                 hold(seconds)
             await asyncio.sleep(3 * TICK_S)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed package
 
 from benchmarks.structured_features import BEYOND, OPENAI
 

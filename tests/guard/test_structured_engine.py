@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.guard.conftest import GuardedEngine, chat, completion
 
-sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed package
 
 from benchmarks.structured_features import BEYOND, OPENAI
 

@@ -361,7 +361,7 @@ def check_unread(wire: Wire, eventually: Callable[..., None]) -> None:
             time.sleep(0.1)
         eventually(lambda: wire.counters()["in_flight"] == 1, what="one slot free")
         assert wire.count("unread") == ended + 1
-        with contextlib.suppress(ConnectionResetError):  # TLS says it is the end
+        with contextlib.suppress(ConnectionResetError):  # end of stream, reported by TLS
             all(iter(lambda: unread.recv(1 << 20), b""))
         assert slow.recv(4096)
     eventually(lambda: wire.counters()["in_flight"] == 0, what="every slot free")

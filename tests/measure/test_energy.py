@@ -20,7 +20,7 @@ def test_counter_and_power_give_the_energy(eventually: Callable[..., None]) -> N
 
 
 def test_a_host_without_a_gpu_has_no_energy(eventually: Callable[..., None]) -> None:
-    """Where there is nothing to read, the meter ends and reports nothing."""
+    """Without a counter, the meter ends and reports nothing."""
     asked: list[None] = []
     meter = EnergyMeter(lambda: asked.append(None), interval_s=0.01)
     eventually(lambda: asked)

@@ -18,7 +18,7 @@ from servekit.measure.statistics import (
 
 
 def test_a_median_stands_between_the_extremes() -> None:
-    """The spread of a few values is their median, the least and the greatest."""
+    """The spread of a few values is their median, minimum and maximum."""
     assert extremes([3, 1, 2]) == Spread(2, 1, 3)
 
 
@@ -29,7 +29,7 @@ def test_quartiles_hold_the_middle_half() -> None:
 
 
 def test_a_quantile_is_one_of_the_values() -> None:
-    """The share of the values below a quantile is the one asked for; the share 1 gives the greatest."""
+    """A quantile has the given share of the values below it; the share 1 gives the maximum."""
     values = list(range(100))
     assert [quantile(values, share) for share in (0.5, 0.99, 1)] == [50, 99, 99]
 
@@ -50,6 +50,6 @@ def test_errors_shrink_with_the_number_of_values() -> None:
 
 
 def test_pooled_deviation_is_that_within_the_groups() -> None:
-    """Groups of other means have the deviation of their own values alone; single values say nothing."""
+    """Only the spread within each group counts, not that between their means; single values give no deviation."""
     assert pooled_deviation([[1, 3], [101, 103]]) == pytest.approx(math.sqrt(2))
     assert math.isinf(pooled_deviation([[1], [2]]))

@@ -1,11 +1,11 @@
-"""Measuring stands beside the launcher."""
+"""The launcher does not import the measuring code."""
 
 import subprocess
 import sys
 
 
 def test_serve_imports_nothing_of_measuring() -> None:
-    """Everything that `servekit serve` loads is free of `servekit.measure`."""
+    """Nothing that `servekit serve` loads imports `servekit.measure`."""
     program = "import sys, servekit.cli.main, servekit.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()

@@ -1,4 +1,4 @@
-"""The demo checkpoint, whole and ready to be damaged."""
+"""The demo checkpoint, intact and ready to be damaged."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ class Patient:
         )
 
     def names(self, **options: Any) -> list[str]:
-        """The names of the errors and warnings preflight finds, each once, errors first."""
+        """Return the names of preflight's errors and warnings, each once, errors first."""
         _, findings = self.inspect(**options)
         return list(dict.fromkeys(finding.name for finding in in_order(findings) if finding.severity != "note"))
 
@@ -85,7 +85,7 @@ def write_shard(path: Path, content: Mapping[str, tuple[str, list[int], bytes]])
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quantized demo checkpoint; not to be changed."""
+    """The quantized demo checkpoint; read-only."""
     folder = tmp_path_factory.mktemp("preflight") / "tiny"
     build_demo_model(folder, size="tiny")
     return folder
@@ -93,7 +93,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint without quantization; not to be changed."""
+    """The demo checkpoint without quantization; read-only."""
     folder = tmp_path_factory.mktemp("preflight") / "tiny-bf16"
     build_demo_model(folder, size="tiny", quantized=False)
     return folder

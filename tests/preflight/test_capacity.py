@@ -1,4 +1,4 @@
-"""From a checkpoint to its memory plan, and what hinders it."""
+"""From a checkpoint to its memory plan, and what prevents one."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def facts(patient: Any) -> CheckpointFacts:
 
 
 def test_demo_is_planned_for_a_gpu_and_for_the_cpu(facts: CheckpointFacts, arguments: EngineArguments) -> None:
-    """One call plans for a GPU that is not there and for the CPU engine."""
+    """One call plans for a GPU that this host lacks and for the CPU engine."""
     on_gpu, findings = plan_capacity(facts, arguments, parse_gpu_model("l4"))
     assert on_gpu is not None
     assert on_gpu.device == "L4"
@@ -40,7 +40,7 @@ def test_demo_is_planned_for_a_gpu_and_for_the_cpu(facts: CheckpointFacts, argum
 
 
 def test_declared_cache_format_is_planned_with(patient: Any, arguments: EngineArguments) -> None:
-    """kv_cache_scheme makes the cache FP8 whatever the profile says."""
+    """kv_cache_scheme makes the cache FP8 regardless of the profile."""
     scheme = {"type": "float", "num_bits": 8, "symmetric": True, "strategy": "tensor"}
     patient.config(lambda config: config["quantization_config"].update(kv_cache_scheme=scheme))
     found, _ = patient.inspect()
@@ -51,7 +51,7 @@ def test_declared_cache_format_is_planned_with(patient: Any, arguments: EngineAr
 
 
 def test_offloaded_weights_are_not_on_the_gpu(facts: CheckpointFacts, arguments: EngineArguments) -> None:
-    """cpu-offload-gb keeps weights of decoder layers in the host's memory, and no other ones."""
+    """cpu-offload-gb keeps only weights of decoder layers in the host's memory."""
     l4 = parse_gpu_model("l4")
     plain, some, most = (
         plan_capacity(facts, replace(arguments, cpu_offload_gb=gib), l4)[0] for gib in (0, 100_000 / GIB, 99)
@@ -67,13 +67,13 @@ def test_offloaded_weights_are_not_on_the_gpu(facts: CheckpointFacts, arguments:
 
 
 def test_unknown_cache_format_is_not_planned(facts: CheckpointFacts, arguments: EngineArguments) -> None:
-    """What the plan does not know is a warning, no guess."""
+    """An unknown cache format gives a warning instead of a guess."""
     plan, (finding,) = plan_capacity(facts, replace(arguments, kv_cache_dtype="nvfp4"), parse_gpu_model("l4"))
     assert (plan, finding.name, str(finding.severity)) == (None, "memory-unplanned", "warning")
 
 
 def test_impossible_layout_is_an_error(patient: Any, arguments: EngineArguments) -> None:
-    """Head sizes vLLM cannot lay out stop the start."""
+    """Head sizes that vLLM cannot lay out are an error."""
     patient.config(lambda config: config["text_config"].update(head_dim=192))
     found, _ = patient.inspect()
     plan, (finding,) = plan_capacity(found, arguments, parse_gpu_model("l4"))
@@ -81,7 +81,7 @@ def test_impossible_layout_is_an_error(patient: Any, arguments: EngineArguments)
 
 
 def test_other_models_are_not_planned(patient: Any, arguments: EngineArguments) -> None:
-    """A model vLLM knows but the plan does not is said to be unplanned."""
+    """A model that vLLM supports but the plan does not is reported as unplanned."""
     patient.config(lambda config: config.update(architectures=["LlamaForCausalLM"]))
     found, findings = patient.inspect()
     assert "architecture-unplanned" in [finding.name for finding in findings]
@@ -99,7 +99,7 @@ def test_other_models_are_not_planned(patient: Any, arguments: EngineArguments) 
     ],
 )
 def test_limits_are_read_as_vllm_does(given: dict[str, Any], limits: tuple[int, int, int]) -> None:
-    """A modality left out is allowed 999 times."""
+    """A modality that is not listed has the limit 999."""
     counts = resolve(given, target="cuda").limit_mm_per_prompt
     assert tuple(counts[modality] for modality in ("image", "audio", "video")) == limits
 
@@ -116,7 +116,7 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
 def test_any_configuration_is_judged(demo: Path, patient: Any, arguments: EngineArguments, data: st.DataObject) -> None:
-    """Whatever stands at any place of config.json, preflight and plan answer with findings."""
+    """For any value at any place of config.json, preflight and plan return findings."""
     config = json.loads((demo / "config.json").read_text())
     places = [place for place in paths_of(config) if place]
     for place in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=2)):

@@ -22,7 +22,7 @@ needs_compose = pytest.mark.skipif(not compose_version(), reason="no Docker Comp
 
 
 def found(secret: Path | None = None, **changes: Any) -> list[str]:
-    """What is found of an altered service, with an older Compose."""
+    """Return the findings for an altered service, with an older Compose."""
     project = {"services": {"servekit": SERVICE | changes}, "secrets": {"keys": {"file": str(secret or os.devnull)}}}
     return [f.name for f in check_project(project, compose=(2, 26), drain_s=60, margin_s=10)]
 
@@ -43,7 +43,7 @@ def found(secret: Path | None = None, **changes: Any) -> list[str]:
     ],
 )
 def test_each_trap_is_found(changes: dict[str, Any], expected: list[str]) -> None:
-    """Too short a grace, `gpus` that is ignored, and mounts of nothing each have a finding."""
+    """Too short a grace period, an ignored `gpus`, and mounts of missing paths each have a finding."""
     assert found(**changes) == expected
 
 
@@ -58,7 +58,7 @@ def test_each_trap_is_found(changes: dict[str, Any], expected: list[str]) -> Non
     ],
 )
 def test_key_file_the_container_cannot_use(tmp_path: Path, mode: int, user: str, expected: list[str]) -> None:
-    """A key file must be readable by the container's user and by nobody else."""
+    """A key file must be readable by the container's user only."""
     keys = tmp_path / "keys"
     keys.write_text("k" * 20)
     keys.chmod(mode)
@@ -66,7 +66,7 @@ def test_key_file_the_container_cannot_use(tmp_path: Path, mode: int, user: str,
 
 
 def test_missing_key_file(tmp_path: Path) -> None:
-    """A key file that is not there is found; none configured is none missing."""
+    """A missing key file is a finding, unless none is configured."""
     assert found(tmp_path / "none", secrets=[{"source": "keys"}]) == ["compose-secret"]
     assert found(None, secrets=[{"source": "keys"}]) == []
 
@@ -82,7 +82,7 @@ def test_finding_has_the_line_of_its_key(tmp_path: Path) -> None:
 
 
 def test_gpu_and_images() -> None:
-    """A GPU is asked for by a reservation or by `gpus`; images are listed once."""
+    """A reservation or `gpus` requests a GPU; each image is listed once."""
     reserved = {"services": {"a": {"deploy": {"resources": {"reservations": {"devices": [DEVICE]}}}}}}
     assert reserves_gpu(reserved)
     assert reserves_gpu({"services": {"a": {"gpus": [{"count": -1}]}}})
@@ -92,13 +92,13 @@ def test_gpu_and_images() -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("1m20s", 80), ("10s", 10), ("1h0m1s", 3601), ("500ms", 0.5)])
 def test_durations(text: str, seconds: float) -> None:
-    """Durations are read as Compose writes them."""
+    """Durations are parsed as Compose writes them."""
     assert seconds_of(text) == seconds
 
 
 @needs_compose
 def test_own_project_is_right(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped files, resolved by the real Compose, have nothing to find; a GPU is wanted unless on the CPU."""
+    """The shipped files, resolved by the real Compose, have no findings; they request a GPU except for the CPU."""
     monkeypatch.chdir(root)
     for files, gpu in (((), True), (("compose.yaml", "compose.cpu.yaml"), False)):
         project, findings = read_project([Path(name) for name in files])
@@ -109,7 +109,7 @@ def test_own_project_is_right(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @needs_compose
 def test_what_compose_refuses_is_a_finding(tmp_path: Path) -> None:
-    """A file that Compose cannot read gives its own words."""
+    """A file that Compose rejects gives a finding with Compose's message."""
     path = tmp_path / "compose.yaml"
     path.write_text("services: 3\n")
     project, (finding,) = read_project([path])

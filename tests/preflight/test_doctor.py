@@ -1,4 +1,4 @@
-"""The doctor: Docker's answers and the host's driver judged, and the real engine asked where it runs."""
+"""The doctor: its verdict on Docker's answers and the host's driver, and the real Docker Engine where one runs."""
 
 import dataclasses
 import gc
@@ -19,7 +19,7 @@ CDI = DockerFacts(engine="28.5.1", compose="2.40.0", architecture="x86_64", cdi_
 
 
 def names(**changes: Any) -> list[str]:
-    """What is found of altered facts, for a container with a GPU."""
+    """Return the findings for altered facts, for a container with a GPU."""
     facts = DockerFacts(**{**vars(GOOD), **changes})
     return [finding.name for finding in check_docker(facts, gpu=True)]
 
@@ -39,18 +39,18 @@ def names(**changes: Any) -> list[str]:
     ],
 )
 def test_each_lack_is_found(changes: dict[str, Any], expected: list[str]) -> None:
-    """Old versions, no GPU support, absent and foreign images each have a finding."""
+    """Old versions, missing GPU support, and missing or wrong-platform images each have a finding."""
     assert names(**changes) == expected
 
 
 def test_cdi_stands_in_for_the_runtime() -> None:
-    """Devices by CDI are as good as the NVIDIA runtime; a container without a GPU needs neither."""
+    """CDI devices can replace the NVIDIA runtime; a container without a GPU needs neither."""
     assert check_docker(CDI, gpu=True) == []
     assert check_docker(dataclasses.replace(CDI, cdi_devices=()), gpu=False) == []
 
 
 def test_driver_of_the_host() -> None:
-    """No driver, a driver without a GPU and one too old for CUDA 13 are found."""
+    """No driver, a driver without a GPU and one too old for CUDA 13 each have a finding."""
     gpu = GpuFacts(0, "GPU-1", "NVIDIA L4", 24 * GIB, 24 * GIB, (8, 9))
     assert check_driver_of_host(GpuSurvey("580.1", (13, 0), (gpu,))) == ()
     surveys = (None, GpuSurvey("580.1", (13, 0), ()), GpuSurvey("550.54", (12, 4), (gpu,)))
@@ -93,7 +93,7 @@ def test_dead_engine_is_a_finding(monkeypatch: pytest.MonkeyPatch, free_port: in
 
 
 def test_missing_socket_is_a_finding_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A socket that is not there is a finding; an open socket left behind would be a warning, hence a failure."""
+    """A missing socket is a finding; a socket left open would be a warning, hence a failure."""
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     facts, (finding,) = inspect_docker()
@@ -103,7 +103,7 @@ def test_missing_socket_is_a_finding_and_leaves_nothing_open(monkeypatch: pytest
 
 
 def test_real_engine_is_understood() -> None:
-    """A running Docker Engine gives its versions, its architecture and which images it lacks."""
+    """A running Docker Engine reports its versions, its architecture and which images it lacks."""
     pytest.importorskip("docker")
     facts, findings = inspect_docker(("servekit-no-such-image:1",))
     if facts is None:

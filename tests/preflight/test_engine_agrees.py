@@ -1,4 +1,4 @@
-"""The real engine against preflight: what it refuses, what it serves silently wrong, and what its cache holds."""
+"""The real engine against preflight: what it rejects, what it silently serves wrong, and what its cache holds."""
 
 import contextlib
 import os
@@ -40,13 +40,13 @@ START_S = 400
 
 
 class Engine:
-    """A `vllm serve` that was started: its port, its log, and its exit code once it ended."""
+    """A started `vllm serve`: its port, its log, and its exit code after its end."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
 
     def comes_up(self) -> bool:
-        """Wait until it serves or has ended; whether it serves."""
+        """Wait until it serves or has ended; return whether it serves."""
         end = time.monotonic() + START_S
         while time.monotonic() < end and self.process.poll() is None:
             with (
@@ -58,7 +58,7 @@ class Engine:
         return False
 
     def metrics(self) -> str:
-        """What /metrics says."""
+        """Return the text of /metrics."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
@@ -104,7 +104,7 @@ def serve(root: Path, tmp_path: Path, free_port: int) -> Serve:
 
 
 def test_missing_image_length_stops_the_engine(patient: Any, serve: Serve) -> None:
-    """`vision-config`: without default_output_length the engine ends at its start."""
+    """`vision-config`: without default_output_length the engine exits during its start."""
     patient.config(lambda config: config["vision_config"].pop("default_output_length"))
     assert patient.names() == ["vision-config"]
     with serve(patient.folder) as engine:
@@ -113,7 +113,7 @@ def test_missing_image_length_stops_the_engine(patient: Any, serve: Serve) -> No
 
 
 def test_dropped_projections_stop_the_engine(patient_bf16: Any, serve: Serve) -> None:
-    """`kv-shared-weights`: the engine refuses an unquantized checkpoint without the unused projections."""
+    """`kv-shared-weights`: the engine rejects an unquantized checkpoint without the unused projections."""
     dropped = f"{LAYER}.5.self_attn.k_norm.weight"
     patient_bf16.tensors(lambda tensors: tensors.pop(dropped))
     assert patient_bf16.names(arguments=ARGUMENTS) == ["kv-shared-weights"]
@@ -140,7 +140,7 @@ def test_unquantized_layer_stops_the_engine(patient: Any, serve: Serve) -> None:
 
 
 def test_missing_tensor_of_a_quantized_model_is_served_silently(patient: Any, serve: Serve) -> None:
-    """`tensor-missing`: the engine serves a quantized checkpoint without a layer's weights and says nothing.
+    """`tensor-missing`: the engine silently serves a quantized checkpoint without a layer's weights.
 
     The same engine's cache holds what the memory plan says, within 2 %.
     """
@@ -154,7 +154,7 @@ def test_missing_tensor_of_a_quantized_model_is_served_silently(patient: Any, se
 
 
 def test_plan_agrees_with_an_unquantized_engine(demo_bf16: Path, patient_bf16: Any, serve: Serve) -> None:
-    """The pool the plan foresees for the unquantized model, other block size and shorter requests included, is real."""
+    """The plan's pool for the unquantized model, with another block size and shorter requests, matches the engine's."""
     with serve(demo_bf16, "--block-size", "32", "--max-model-len", "3000") as engine:
         assert engine.comes_up(), engine.log.read_text()[-3000:]
         _compare_with_plan(patient_bf16, engine, replace(ARGUMENTS, block_size=32, max_model_len=3000))

@@ -1,4 +1,4 @@
-"""Findings: their order, their text, their lines, what skipping does."""
+"""Findings: their order, their text, their lines, and skipping."""
 
 import ast
 import io
@@ -30,19 +30,19 @@ class Terminal(io.StringIO):
     """A stream that is a terminal."""
 
     def isatty(self) -> bool:
-        """Say so."""
+        """Return True."""
         return True
 
 
 def test_errors_come_first() -> None:
-    """Findings are sorted by weight, then by file and line; those without come last."""
+    """Findings are sorted by severity, then by file and line; those without a file come last."""
     assert [finding.name for finding in in_order(MIXED)] == [
         *("token-ids", "config-invalid", "port-taken", "gpu-processes", "hub-download"),
     ]
 
 
 def test_text_names_everything() -> None:
-    """A line has the place, the severity, the key or subject, the message, what was got, the remedy and the name."""
+    """A line has the place, the severity, the key or subject, the message, the value, the remedy and the name."""
     assert render(MIXED).splitlines() == [
         "note: will be downloaded  [hub-download]",
         "warning: NVIDIA L4: two others  [gpu-processes]",
@@ -54,7 +54,7 @@ def test_text_names_everything() -> None:
 
 
 def test_terminal_gets_groups_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal each remedy has a line, severities stand apart, the totals follow; NO_COLOR leaves the layout."""
+    """A terminal gets a line per remedy, a group per severity and the totals; NO_COLOR removes only the colours."""
     monkeypatch.setenv("NO_COLOR", "1")
     plain = render(in_order(MIXED[1:3]), Terminal())
     assert plain.splitlines() == [
@@ -73,7 +73,7 @@ def test_terminal_gets_groups_and_colour(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_json_has_plain_values() -> None:
-    """A finding becomes a JSON object; without a subject, that is the file's name."""
+    """A finding becomes a JSON object; the file's name replaces a missing subject."""
     given = {"name": "port-taken", "severity": "error", "message": "8000 is taken", "remedy": "choose another"}
     empty = {"got": "", "file": "", "line": 0, "key": ""}
     assert json.loads(json.dumps(MIXED[2].as_dict())) == {**given, **empty, "subject": "--port"}
@@ -101,7 +101,7 @@ def test_skipping_splits_and_keeps(tmp_path: Path) -> None:
     ("key", "line"), [("a", 2), ("a.b", 3), ("a.b_c", 4), ("a.none", 2), ("none", 0), ("", 0), ("a.b.c", 3)]
 )
 def test_line_of_a_key(tmp_path: Path, key: str, line: int) -> None:
-    """The line is that of the key, or of the innermost part of it that is there, in JSON and in YAML."""
+    """The line is that of the key, or of the innermost part of it that exists, in JSON and in YAML."""
     path = tmp_path / "file"
     for text in ('{\n"a": {\n"b": 1,\n"b-c": 2}}', "# text\na:\n  b: 1\n  b-c: 2\n"):
         path.write_text(text)
@@ -110,7 +110,7 @@ def test_line_of_a_key(tmp_path: Path, key: str, line: int) -> None:
 
 
 def test_file_that_cannot_be_read_has_no_line(tmp_path: Path) -> None:
-    """A file that is not there, or is neither JSON nor YAML, gives no line and no traceback."""
+    """A file that is missing, or is neither JSON nor YAML, gives no line and no traceback."""
     path = tmp_path / "file"
     assert line_of(path, "a") == 0
     path.write_text("{{{")
@@ -118,20 +118,20 @@ def test_file_that_cannot_be_read_has_no_line(tmp_path: Path) -> None:
 
 
 def test_findings_outside_the_catalogue_cannot_be_made() -> None:
-    """A name must stand in the catalogue, else nobody could look it up."""
+    """A name must be in CATALOGUE, so that users can look it up."""
     with pytest.raises(ValueError, match="not a finding of the catalogue"):
         error("gpu-smoke", "it smokes")
 
 
 def test_every_name_of_the_catalogue_is_used(root: Path) -> None:
-    """The catalogue lists no name that no code gives."""
+    """CATALOGUE has no name that no code uses."""
     sources = [path for path in (root / "src/servekit/preflight").rglob("*.py") if path.name != "catalogue.py"]
     code = "".join(path.read_text() for path in sources)
     assert [name for name in CATALOGUE if f'"{name}"' not in code] == []
 
 
 def test_architectures_are_those_of_the_installed_engine(root: Path) -> None:
-    """The list of known architectures is that of vLLM 0.20.2's registry."""
+    """The list of known architectures equals vLLM 0.20.2's registry."""
     registry = next(
         (root / ".venv-engine").glob("lib/python3*/site-packages/vllm/model_executor/models/registry.py"), None
     )

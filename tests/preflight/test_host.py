@@ -1,4 +1,4 @@
-"""The host against the profile, with NVML's answers and a small proc made up."""
+"""The host against the profile, with fake NVML answers and a small fake /proc."""
 
 import dataclasses
 import shutil
@@ -48,7 +48,7 @@ def host(tmp_path: Path) -> Path:
 
 
 def inspect(host: Path, target: str = "cuda", **options: Any) -> tuple[HostFacts, tuple[Finding, ...]]:
-    """Inspect the made-up host."""
+    """Inspect the fake host."""
     about = {name: options.pop(name) for name in ("weights_bytes", "downloads", "environ") if name in options}
     values = options.pop("values", {"gpu-memory-utilization": 0.9})
     start = Start(
@@ -68,7 +68,7 @@ def inspect(host: Path, target: str = "cuda", **options: Any) -> tuple[HostFacts
 
 
 def names(host: Path, target: str = "cuda", **options: Any) -> list[str]:
-    """The names of what is found."""
+    """Return the names of the findings."""
     return [finding.name for finding in inspect(host, target, **options)[1]]
 
 
@@ -78,7 +78,7 @@ def with_gpu(**changes: Any) -> Any:
 
 
 def test_an_l4_alone_is_fine(host: Path) -> None:
-    """One healthy, idle L4 with a new driver has no findings; the plan counts what a program may use."""
+    """A healthy, idle L4 with a new driver has no findings; the plan counts the memory that a program may use."""
     facts, findings = inspect(host)
     assert findings == ()
     assert gpu_model(L4).usable_bytes / GIB == pytest.approx(22.03, abs=0.01)
@@ -98,12 +98,12 @@ def test_an_l4_alone_is_fine(host: Path) -> None:
     ],
 )
 def test_each_fault_of_a_gpu_is_found(host: Path, changes: dict[str, Any], expected: list[str]) -> None:
-    """A GPU that is old, busy, broken, hot or split is told as such."""
+    """An old, busy, broken, hot or partitioned GPU is reported as such."""
     assert names(host, survey=with_gpu(**changes)) == expected
 
 
 def test_an_explicit_cache_frees_nothing(host: Path) -> None:
-    """vLLM compares free memory with its share also where kv-cache-memory-bytes sets the cache."""
+    """vLLM compares free memory with its share even if kv-cache-memory-bytes sets the cache."""
     values = {"gpu-memory-utilization": 0.9, "kv-cache-memory-bytes": GIB}
     assert names(host, survey=with_gpu(free_bytes=10 * GIB), values=values) == ["gpu-memory"]
 
@@ -115,13 +115,13 @@ def test_old_driver_is_found(host: Path) -> None:
 
 @pytest.mark.parametrize("survey", [None, dataclasses.replace(SURVEY, gpus=())])
 def test_target_cuda_needs_a_gpu(host: Path, survey: Any) -> None:
-    """Without NVML or without a GPU target cuda is an error."""
+    """Without NVML or without a GPU, target cuda is an error."""
     facts, (finding,) = inspect(host, survey=survey)
     assert (finding.name, facts.gpu) == ("gpu-missing", None)
 
 
 def test_a_gpu_that_cannot_be_read_is_told(host: Path) -> None:
-    """A lost GPU is a warning beside a healthy one."""
+    """A lost GPU is only a warning if there is a healthy one."""
     survey = dataclasses.replace(SURVEY, unreadable=((1, "GPU is lost"),))
     assert names(host, survey=survey) == ["gpu-unreadable"]
     lost = dataclasses.replace(survey, gpus=())
@@ -142,7 +142,7 @@ def test_visibility_is_cudas(setting: str | None, visible: list[int]) -> None:
 
 
 def test_exactly_one_gpu_must_be_visible(host: Path) -> None:
-    """Two GPUs are an error whose remedy names one of them; choosing one is right."""
+    """Two GPUs are an error whose remedy names one of them; choosing one resolves it."""
     _, (finding,) = inspect(host, survey=TWO)
     assert finding.name == "gpu-visible"
     assert "CUDA_VISIBLE_DEVICES=GPU-aaaa" in finding.remedy
@@ -153,7 +153,7 @@ def test_exactly_one_gpu_must_be_visible(host: Path) -> None:
 
 
 def test_taken_port_is_found(host: Path) -> None:
-    """A port somebody listens on is an error under the flag that wants it."""
+    """A port that is in use is an error for the flag that sets it."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -162,13 +162,13 @@ def test_taken_port_is_found(host: Path) -> None:
 
 
 def test_cache_folder_must_be_a_folder(host: Path) -> None:
-    """A file where the cache should be is an error; a folder still to be made is none."""
+    """A file at the cache's path is an error; a folder that does not exist yet is not."""
     assert names(host, cache_dir=host / "not" / "yet" / "made") == []
     assert names(host, cache_dir=host / "proc" / "meminfo" / "cache") == ["cache-folder"]
 
 
 def test_cache_must_have_room(host: Path) -> None:
-    """What will be downloaded must fit where it goes, beside the compile cache where that is on the same disk."""
+    """A download must fit on its disk, together with the compile cache if both are on the same disk."""
     assert names(host, downloads={host / "hub": 1 << 60}) == ["cache-space"]
     assert names(host, downloads={host / "hub": 1}) == []
     free = shutil.disk_usage(host).free
@@ -177,7 +177,7 @@ def test_cache_must_have_room(host: Path) -> None:
 
 
 def test_cpu_with_avx2_only_is_slow(host: Path) -> None:
-    """AVX2 is needed, AVX-512 BF16 wished for."""
+    """AVX2 is required, AVX-512 BF16 is recommended."""
     assert names(host, "cpu") == []
     (host / "proc/cpuinfo").write_text("flags : fpu avx avx2\n")
     assert [str(finding.severity) for finding in inspect(host, "cpu")[1]] == ["note"]
@@ -186,7 +186,7 @@ def test_cpu_with_avx2_only_is_slow(host: Path) -> None:
 
 
 def test_cpu_engine_must_fit_the_memory(host: Path) -> None:
-    """Weights and KV cache must fit what is available."""
+    """Weights and KV cache must fit into the available memory."""
     assert names(host, "cpu", weights_bytes=20 * GIB, kv_space_gib=4) == []
     assert names(host, "cpu", weights_bytes=20 * GIB, kv_space_gib=40) == ["cpu-memory"]
 
@@ -196,7 +196,7 @@ def test_cpu_engine_must_fit_the_memory(host: Path) -> None:
     [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
 )
 def test_control_group_limits_the_memory(host: Path, limit: str, usage: str) -> None:
-    """A container's limit counts, of either version of control groups."""
+    """A container's limit counts, with either version of control groups."""
     for name, value in ((limit, 8 * GIB), (usage, 3 * GIB)):
         path = host / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def test_control_group_limits_the_memory(host: Path, limit: str, usage: str) -> 
 
 
 def test_unlimited_control_group_does_not_count(host: Path) -> None:
-    """`max` and limits beyond the memory are none."""
+    """`max` and limits above the memory are no limits."""
     path = host / "sys/fs/cgroup/memory.max"
     path.parent.mkdir(parents=True)
     path.write_text("max\n")
@@ -213,13 +213,13 @@ def test_unlimited_control_group_does_not_count(host: Path) -> None:
 
 
 def test_host_without_proc_is_no_error(tmp_path: Path) -> None:
-    """Where nothing can be read, nothing is claimed."""
+    """Facts that cannot be read give no findings."""
     assert host_memory(tmp_path) == (0, 0)
     assert names(tmp_path, "cpu") == []
 
 
 def test_small_shared_memory_is_told(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docker's 64 MiB are fewer than the CPU engine's queues."""
+    """Docker's default of 64 MiB is less than the CPU engine's queues need."""
     (host / "dev/shm").mkdir(parents=True)
     usage = type("Usage", (), {"total": 64 * MIB, "free": 1 << 40})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
@@ -228,7 +228,7 @@ def test_small_shared_memory_is_told(host: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_missing_library_of_the_cpu_engine() -> None:
-    """Without libnuma the CPU engine would fail late and without a reason; with it there is nothing to say."""
+    """A missing libnuma is a finding, because the CPU engine would fail late and without a reason."""
 
     def missing(name: str) -> object:
         raise OSError(name)

@@ -25,7 +25,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def locate(model: str, cache: Path, **options: Any) -> tuple[Any, str, list[tuple[str, str]]]:
-    """Locate a model; the findings as names and severities."""
+    """Locate a model; return the findings as names and severities."""
     folder, revision, findings = locate_model(model, hub_cache=cache, **{"offline": True, **options})
     return folder, revision, [(finding.name, str(finding.severity)) for finding in findings]
 
@@ -37,7 +37,7 @@ def test_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("revision", ["main", COMMIT])
 def test_cached_model_is_found_offline(cache: Path, revision: str) -> None:
-    """A model in the cache is found by branch or commit without asking anybody."""
+    """A model in the cache is found by branch or commit without a request to the hub."""
     folder = cache / "models--salve-mundii--gemma4-E4B-opt" / "snapshots" / COMMIT
     assert locate(MODEL, cache, revision=revision) == (folder, COMMIT, [])
 
@@ -53,7 +53,7 @@ def test_cached_model_is_found_offline(cache: Path, revision: str) -> None:
     ],
 )
 def test_absent_models_are_told_apart(model: str, finding: str, tmp_path: Path) -> None:
-    """A missing folder, a wrong name and an uncached model offline have findings of their own."""
+    """A missing folder, a wrong name and an uncached model offline each have a finding."""
     assert locate(model, tmp_path) == (None, "", [(finding, "error")])
 
 
@@ -63,13 +63,13 @@ def test_other_revision_is_not_the_cached_one(cache: Path) -> None:
 
 
 def test_reachable_model_will_be_downloaded(tmp_path: Path) -> None:
-    """An uncached model the hub would give is a note."""
+    """An uncached model that the hub offers is a note."""
     found = locate(MODEL, tmp_path, offline=False, ask_hub=lambda _model, _revision: "")
     assert found == (None, "", [("hub-download", "note")])
 
 
 def test_unreachable_hub_is_an_error(tmp_path: Path) -> None:
-    """An uncached model the hub does not give stops the start."""
+    """An uncached model that the hub refuses is an error."""
     found = locate(MODEL, tmp_path, offline=False, ask_hub=lambda _model, _revision: "it is gated")
     assert found == (None, "", [("hub-unreachable", "error")])
 
@@ -84,12 +84,12 @@ def test_unreachable_hub_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_cache_folder_follows_the_environment(environ: dict[str, str], folder: str) -> None:
-    """The cache is where huggingface_hub would look."""
+    """The cache folder is the one that huggingface_hub uses."""
     assert hub_cache_folder(environ) == Path(folder)
 
 
 def test_offline_mode_is_read_as_huggingface_does() -> None:
-    """Either library's variable forbids the network."""
+    """Either library's variable enables offline mode."""
     assert is_offline({"HF_HUB_OFFLINE": "1"})
     assert is_offline({"TRANSFORMERS_OFFLINE": "true"})
     assert not is_offline({"HF_HUB_OFFLINE": "0"})
@@ -97,14 +97,14 @@ def test_offline_mode_is_read_as_huggingface_does() -> None:
 
 class _Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
-        """Give `good`, refuse `gated`, know nothing else."""
+        """Redirect for `good`, return 401 for `gated` and 404 for anything else."""
         status = {"good": 307, "gated": 401}.get(self.path.split("/")[2], 404)
         self.send_response(status)
         self.send_header("Location", "http://127.0.0.1:9/elsewhere")
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -119,11 +119,11 @@ def hub() -> Iterator[str]:
 
 @pytest.mark.parametrize(("model", "reason"), [("o/good", ""), ("o/gated", "private, gated"), ("o/x", "HTTP 404")])
 def test_hub_is_asked_once(hub: str, model: str, reason: str) -> None:
-    """A redirect to the file is as good as the file; refusals are explained."""
+    """A redirect to the file counts as the file; refusals are explained."""
     answer = hub_status(model, "main", hub)
     assert answer == "" if not reason else reason in answer
 
 
 def test_dead_hub_is_no_exception(free_port: int) -> None:
-    """A hub that does not answer is a reason, not a traceback."""
+    """A hub that does not answer gives a reason, not a traceback."""
     assert "does not answer" in hub_status("o/good", "main", f"http://127.0.0.1:{free_port}")

@@ -30,7 +30,7 @@ E4B = {
     "hidden_size_per_layer_input": 256,
     "max_position_embeddings": 131_072,
 }
-# Meant were 20.2 GiB, taken as a share of the 79.65 GiB that NVML shows; vLLM took the share of CUDA's 79.18.
+# The budget was meant to be 20.2 GiB, as a share of NVML's 79.65 GiB; vLLM applied the share to CUDA's 79.18 GiB.
 BUDGET_GIB = 20.2 * 79.18 / 79.65
 BUDGET = GpuModel(
     "an H100 with the budget of an L4", round(BUDGET_GIB / 0.9 * GIB), round(BUDGET_GIB / 0.9 * GIB), (9, 0)
@@ -51,17 +51,17 @@ def text() -> Callable[..., TextConfig]:
 
 
 def plan_memory(text: TextConfig, weights_bytes: int, arguments: EngineArguments, gpu: GpuModel) -> MemoryPlan:
-    """Plan with the KV cache that the profile asks for."""
+    """Plan with the profile's KV cache."""
     return plan_any_memory(text, weights_bytes, arguments, gpu, kv_cache_dtype=arguments.kv_cache_dtype)
 
 
 def names(findings: Any) -> list[str]:
-    """The names of findings."""
+    """Return the names of findings."""
     return [finding.name for finding in findings]
 
 
 def test_plan_agrees_with_the_measured_w4a16_engine(e4b: TextConfig, arguments: EngineArguments) -> None:
-    """W4A16 with FP8 KV: 6.36 GiB, 527,665 tokens and 26.38 requests were measured."""
+    """The plan of W4A16 with FP8 KV matches a measurement: 6.36 GiB, 527,665 tokens and 26.38 requests."""
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
     assert plan.available_bytes / GIB == pytest.approx(6.36, rel=0.02)
     assert plan.pool_tokens == pytest.approx(527_665, rel=0.02)
@@ -69,7 +69,7 @@ def test_plan_agrees_with_the_measured_w4a16_engine(e4b: TextConfig, arguments: 
 
 
 def test_layout_alone_is_exact(e4b: TextConfig) -> None:
-    """From the bytes vLLM had, the layout gives the figures vLLM printed, but for the rounding of the log."""
+    """From vLLM's bytes, the layout gives the figures that vLLM logged, apart from the log's rounding."""
     layout = kv_layout(e4b, block_tokens=16, element_bytes=1)
     per_request = layout.blocks_at_most(20_000, 4096)
     owners = sum(group.layers for group in layout.groups)
@@ -81,13 +81,13 @@ def test_plan_agrees_with_the_measured_baseline(e4b: TextConfig, arguments: Engi
     """BF16 at the same budget left 0.94 GiB, not enough for two requests of full length."""
     baseline = replace(arguments, kv_cache_dtype="auto", quantization=None)
     plan = plan_memory(e4b, round(BF16_GIB * GIB), baseline, BUDGET)
-    assert plan.available_bytes / GIB == pytest.approx(0.94, abs=0.05)  # 14.62 GiB of weights are rounded, too
+    assert plan.available_bytes / GIB == pytest.approx(0.94, abs=0.05)  # the 14.62 GiB of weights are rounded, too
     (finding,) = check_plan(plan)
     assert (finding.name, str(finding.severity)) == ("memory-bottleneck", "warning")
 
 
 def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: EngineArguments) -> None:
-    """The plan tells whether the KV cache or max-num-seqs runs out first."""
+    """The plan names which runs out first, the KV cache or max-num-seqs."""
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
     assert "the KV cache: full with 35" in plan_as_dict(plan)["first_bottleneck"]
     few = plan_memory(e4b, round(W4A16_GIB * GIB), replace(arguments, max_num_seqs=64), BUDGET)
@@ -96,7 +96,7 @@ def test_plan_names_the_first_bottleneck(e4b: TextConfig, arguments: EngineArgum
 
 @pytest.mark.parametrize(("share", "tight"), [(0.9, False), (0.93, False), (0.94, True), (0.95, True)])
 def test_too_large_a_share_of_an_l4(e4b: TextConfig, arguments: EngineArguments, *, share: float, tight: bool) -> None:
-    """The model card's 0.9 leaves an L4 enough beside the budget; more than 0.93 does not, and the remedy says so."""
+    """The model card's 0.9 leaves an L4 enough headroom; more than 0.93 does not, and the remedy names that limit."""
     plan = plan_memory(
         e4b, round(W4A16_GIB * GIB), replace(arguments, gpu_memory_utilization=share), parse_gpu_model("l4")
     )
@@ -107,14 +107,14 @@ def test_too_large_a_share_of_an_l4(e4b: TextConfig, arguments: EngineArguments,
 
 
 def test_max_num_seqs_costs_memory(e4b: TextConfig, arguments: EngineArguments) -> None:
-    """Fewer sequences leave more for the cache, by the sampler's rows."""
+    """Fewer sequences leave more for the cache, because the sampler has fewer rows."""
     many = plan_memory(e4b, round(W4A16_GIB * GIB), arguments, BUDGET)
     few = plan_memory(e4b, round(W4A16_GIB * GIB), replace(arguments, max_num_seqs=256), BUDGET)
     assert few.available_bytes - many.available_bytes == 768 * 262_144 * 14
 
 
 def test_profile_that_holds_no_request_is_an_error(e4b: TextConfig, arguments: EngineArguments) -> None:
-    """One request of full length must fit; the remedy names the length that does."""
+    """One full-length request must fit; the remedy names the length that does."""
     plan = plan_memory(e4b, round(BF16_GIB * GIB), replace(arguments, max_model_len=131_072), BUDGET)
     (finding,) = check_plan(plan)
     assert finding.name == "memory-one-request"
@@ -134,13 +134,13 @@ def test_weights_beyond_the_budget_are_an_error(e4b: TextConfig, arguments: Engi
 
 @pytest.mark.parametrize(("dtype", "expected"), [("fp8_e4m3", ["gpu-capability"]), ("auto", []), ("bfloat16", [])])
 def test_gpu_without_fp8_is_an_error_for_an_fp8_cache_only(dtype: str, expected: list[str]) -> None:
-    """An A10 has the memory but no FP8, which a cache of another type does not need."""
+    """An A10 has enough memory but no FP8, which a cache of another type does not need."""
     assert names(check_capability(parse_gpu_model("a10"), dtype)) == expected
     assert names(check_capability(parse_gpu_model("l4"), dtype)) == []
 
 
 def test_overheads_are_in_the_plan(e4b: TextConfig, arguments: EngineArguments) -> None:
-    """What weights, overheads and cache take is the budget."""
+    """Weights, overheads and cache add up to the budget."""
     plan = plan_memory(e4b, GIB, arguments, BUDGET)
     assert plan.available_bytes + plan.graphs_bytes + plan.sampler_bytes + plan.base_bytes + GIB == plan.budget_bytes
 
@@ -169,7 +169,7 @@ def test_explicit_cache_sizes_win(e4b: TextConfig, arguments: EngineArguments) -
 def test_explicit_cache_sizes_must_fit_the_gpu(
     e4b: TextConfig, arguments: EngineArguments, changes: dict[str, Any], expected: list[str]
 ) -> None:
-    """A cache that the profile sets is compared with the GPU, beside the weights and what else the engine holds."""
+    """A cache size set by the profile must fit on the GPU, together with the weights and the engine's overheads."""
     plan = plan_memory(e4b, round(W4A16_GIB * GIB), replace(arguments, **changes), parse_gpu_model("l4"))
     assert names(check_plan(plan)) == expected
 
@@ -185,7 +185,7 @@ def test_automatic_length_takes_what_fits(e4b: TextConfig) -> None:
 
 
 def test_cpu_pool_is_set_directly(e4b: TextConfig) -> None:
-    """On the CPU the pool is what VLLM_CPU_KVCACHE_SPACE says, in blocks of 128 tokens, and never FP8."""
+    """On the CPU VLLM_CPU_KVCACHE_SPACE sets the pool, which has blocks of 128 tokens and is never FP8."""
     plan = plan_any_memory(e4b, GIB, resolve({}, target="cpu"), None, kv_space_gib=1)
     assert plan.available_bytes == GIB
     assert plan.block_bytes == 128 * 2 * 2 * 512 * 2 * 4
@@ -203,13 +203,13 @@ def test_cpu_pool_is_set_directly(e4b: TextConfig) -> None:
 def test_layers_are_grouped_as_vllm_does(
     text: Callable[..., TextConfig], changes: dict[str, Any], groups: int, group_layers: int
 ) -> None:
-    """The rarer kind sets the size of a group, unless both kinds are nearly as many."""
+    """The rarer kind sets the size of a group, unless both kinds have nearly as many layers."""
     layout = kv_layout(text(**changes), block_tokens=16, element_bytes=2)
     assert (len(layout.groups), layout.group_layers) == (groups, group_layers)
 
 
 def test_uniform_layers_form_one_group(text: Callable[..., TextConfig]) -> None:
-    """A model of one kind of layer has one block table."""
+    """A model with one kind of layer has one block table."""
     layout = kv_layout(
         text(num_hidden_layers=4, num_kv_shared_layers=0, layer_types=[FULL] * 4), block_tokens=16, element_bytes=2
     )
@@ -243,14 +243,14 @@ def test_longest_request_is_the_longest(e4b: TextConfig) -> None:
 
 
 def test_unknown_cache_dtype_is_not_guessed() -> None:
-    """A KV cache dtype without known size cannot be planned."""
+    """A KV cache dtype of unknown size cannot be planned."""
     assert kv_element_bytes("auto", "float32") == 4
     with pytest.raises(UnplannedError, match="nvfp4"):
         kv_element_bytes("nvfp4", "bfloat16")
 
 
 def test_the_plan_counts_vllms_own_batch(e4b: TextConfig) -> None:
-    """What the profile leaves out of the batch is vLLM's default, by the GPU's memory and on the CPU."""
+    """Batch settings that the profile omits have vLLM's defaults, by the GPU's memory and on the CPU."""
     h100 = parse_gpu_model("h100")
     large = resolve({}, target="cuda", gpu_name=h100.name, gpu_bytes=h100.usable_bytes)
     assert (large.max_num_seqs, large.max_num_batched_tokens) == (1024, 8192)
@@ -264,7 +264,7 @@ def test_the_plan_counts_vllms_own_batch(e4b: TextConfig) -> None:
     [("l4", "L4", 22.03), ("NVIDIA L4", "L4", 22.03), ("H100", "H100 80GB", 79.18), ("24GiB", "24GiB", 24)],
 )
 def test_gpus_are_found(given: str, name: str, gib: float) -> None:
-    """A GPU goes by its short name, its full name or an amount of memory."""
+    """A GPU can be given by its short name, its full name or an amount of memory."""
     gpu = parse_gpu_model(given)
     assert gpu.name == name
     assert gpu.usable_bytes / GIB == pytest.approx(gib)
@@ -272,7 +272,7 @@ def test_gpus_are_found(given: str, name: str, gib: float) -> None:
 
 @pytest.mark.parametrize("given", ["", "l5", "24", "0GiB", "24 XiB", "-3GiB"])
 def test_unknown_gpus_are_rejected_with_the_known(given: str) -> None:
-    """A wrong name is answered with those known."""
+    """The error for a wrong name lists the known ones."""
     with pytest.raises(ValueError, match=r"l4, .*24GiB"):
         parse_gpu_model(given)
 
@@ -288,7 +288,7 @@ def test_plan_is_shown_and_exported(e4b: TextConfig, arguments: EngineArguments)
 
 
 def test_wrong_text_configurations_tell_everything() -> None:
-    """Every mistake of a text configuration is told at once."""
+    """The error lists all mistakes of a text configuration."""
     with pytest.raises(ValueError, match="is missing") as caught:
         parse_text_config({"hidden_size": 0, "head_dim": "256"})
     assert len(str(caught.value).split("; ")) == 7

@@ -1,4 +1,4 @@
-"""The plan for an L4: what NVML shows, what CUDA shows, and what the default profile makes of it, without a network."""
+"""The default profile's plan for an L4: the memory that NVML and CUDA show, and the result, without a network."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The folder of newer packages: there, and with a Pillow that has no published holes."""
+"""The folder of newer packages: it exists, and its Pillow has no published vulnerabilities."""
 
 from pathlib import Path
 
@@ -17,19 +17,19 @@ from tests.conftest import ROOT
     ],
 )
 def test_versions_are_compared_as_numbers(*, version: object, recent: bool) -> None:
-    """Older ones, and what is no version, are not recent."""
+    """Older versions, and values that are not versions, are not recent."""
     assert is_recent_pillow(version) is recent
 
 
 def test_a_folder_with_the_floor_is_good(tmp_path: Path) -> None:
-    """Nothing is said about it."""
+    """A folder with the lowest allowed version has no findings."""
     (tmp_path / f"pillow-{PILLOW_FLOOR}.dist-info").mkdir()
     assert check_patches(tmp_path) == []
 
 
 @pytest.mark.parametrize("held", ["", "pillow-12.2.0.dist-info", "numpy-13.0.0.dist-info"])
 def test_a_folder_without_it_stops_the_start(tmp_path: Path, held: str) -> None:
-    """A folder that is not there, or holds an older one, is a mistake in the setting."""
+    """A folder that is missing, or has an older version, is an error of the setting."""
     (tmp_path / "folder" / held).mkdir(parents=True)
     for folder in (tmp_path / "folder", tmp_path / "nowhere"):
         (found,) = check_patches(folder)
@@ -38,13 +38,13 @@ def test_a_folder_without_it_stops_the_start(tmp_path: Path, held: str) -> None:
 
 
 def test_no_folder_is_a_warning() -> None:
-    """The engine's own Pillow may be recent; the running engine is asked for it."""
+    """The engine's own Pillow may be recent, which servekit checks on the running engine."""
     (found,) = check_patches(None)
     assert (found.name, found.severity) == ("engine-patches", Severity.WARNING)
 
 
 def test_the_lock_holds_the_floor() -> None:
-    """What is installed is what is asked for, by hash, with the advisories that each package closes beside it."""
+    """The lock pins the required Pillow by hash, and the advisory that it closes is listed."""
     lock = (ROOT / "requirements" / "engine-patches.txt").read_text()
     wanted = (ROOT / "requirements" / "engine-patches.in").read_text()
     assert f"pillow=={PILLOW_FLOOR} \\\n    --hash=sha256:" in lock

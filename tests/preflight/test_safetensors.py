@@ -1,4 +1,4 @@
-"""Reading headers: whatever the bytes are, the answer is tensors or a ShardError."""
+"""Reading headers: any bytes give tensors or a ShardError."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def shard(path: Path, header: bytes, data: bytes = b"") -> Path:
 
 
 def test_tensors_come_in_file_order(tmp_path: Path) -> None:
-    """Names, shapes and places are those of the header; the metadata is no tensor."""
+    """Names, shapes and offsets are those of the header; the metadata is not a tensor."""
     entries = {
         "__metadata__": {"format": "pt"},
         "b": {"dtype": "F16", "shape": [2, 2], "data_offsets": [4, 12]},
@@ -65,7 +65,7 @@ def test_integers_are_no_scalars(tmp_path: Path) -> None:
 @given(data=st.binary(max_size=64))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 def test_any_bytes_are_judged(tmp_path: Path, data: bytes) -> None:
-    """No file makes the reader fail otherwise than it promises."""
+    """Any file gives tensors or a ShardError."""
     path = tmp_path / "x"
     path.write_bytes(data)
     with contextlib.suppress(ShardError):
@@ -75,7 +75,7 @@ def test_any_bytes_are_judged(tmp_path: Path, data: bytes) -> None:
 @given(entries=st.dictionaries(st.text(max_size=4), ENTRY | JSON, max_size=3), data=st.binary(max_size=16))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 def test_any_header_is_judged(tmp_path: Path, entries: dict[str, object], data: bytes) -> None:
-    """No header makes the reader fail otherwise than it promises."""
+    """Any header gives tensors or a ShardError."""
     path = shard(tmp_path / "x", json.dumps(entries).encode(), data)
     with contextlib.suppress(ShardError):
         read_header(path)

@@ -24,7 +24,7 @@ LIMITS = {"image": 3, "audio": 0, "video": 0}
 
 
 def sizes(*, quantized: bool, without: str = "nothing", **limits: int) -> WeightSizes:
-    """The sizes of the demo generator's e4b, whose shapes are those the measurement was made with."""
+    """The sizes of the demo generator's e4b, which has the shapes of the measured model."""
     model = SIZES["e4b"]
     config = model_config(model, vocabulary(model.text.vocabulary).special, quantized=quantized)
     stored = [
@@ -66,9 +66,9 @@ def test_weights_agree_with_the_measured_engine(*, quantized: bool, measured_gib
 def test_plan_from_headers_alone_agrees_with_the_measured_engines(
     arguments: EngineArguments, *, quantized: bool, budget_gib: float, available_gib: float
 ) -> None:
-    """With the weights estimated too, what is left for the KV cache is within 2 % of what vLLM logged on two hosts.
+    """With the weights estimated too, the rest for the KV cache is within 2 % of what vLLM logged on two hosts.
 
-    The first took its share of 20.2 GiB of the 79.65 GiB that NVML shows, vLLM took that share of CUDA's 79.18.
+    On the first, the share was 20.2 GiB of NVML's 79.65 GiB, and vLLM applied it to CUDA's 79.18 GiB.
     """
     model = SIZES["e4b"]
     config = model_config(model, vocabulary(model.text.vocabulary).special, quantized=quantized)
@@ -91,21 +91,21 @@ def test_towers_count_only_if_used() -> None:
 
 @pytest.mark.parametrize("quantized", [True, False])
 def test_dropped_projections_are_allocated_all_the_same(*, quantized: bool) -> None:
-    """What transformers drops of a KV-shared layer still takes memory in the engine."""
+    """Weights of a KV-shared layer that transformers drops still take memory in the engine."""
     whole = sizes(quantized=quantized).total_bytes
     dropped = sizes(quantized=quantized, without="layers.30.self_attn.k_proj").total_bytes
     assert dropped == pytest.approx(whole, abs=16)  # without the two integers of weight_shape
 
 
 def test_scheme_counts_scales() -> None:
-    """Groups are counted over the inputs, and by channel there is one."""
+    """Groups are counted over the inputs, and a per-channel scheme has one."""
     grouped = WeightScheme(4, 128, symmetric=True, targets=("Linear",), ignore=())
     assert grouped.groups(2560) == 20
     assert WeightScheme(8, -1, symmetric=True, targets=("Linear",), ignore=()).groups(2560) == 1
 
 
 def test_ten_gigabytes_are_judged_from_their_headers() -> None:
-    """A checkpoint of E4B's real size, in sparse files, is found whole, and its weights are those measured."""
+    """A checkpoint of E4B's real size, in sparse files, has no findings, and its weights match the measured ones."""
     result = run(1)["e4b (sparse)"]
     assert result["stored_bytes"] > 9_000_000_000
     assert result["findings"] == []

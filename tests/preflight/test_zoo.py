@@ -1,4 +1,4 @@
-"""The zoo of broken checkpoints: each damage has its own finding, none ends in a traceback."""
+"""The zoo of broken checkpoints: each damage has its own finding, and none raises a traceback."""
 
 import json
 import struct
@@ -84,7 +84,7 @@ def without_part(part: str) -> Damage:
 
 
 def header(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """Alter the shard's header and leave its data alone."""
+    """Alter the shard's header and keep its data."""
 
     def damage(patient: Any) -> None:
         raw = (patient.folder / SHARD).read_bytes()
@@ -265,7 +265,7 @@ ZOO: dict[str, tuple[Damage, list[str]]] = {
         with_tensor("model.vision_tower.encoder.layers.0.mlp.up_proj.linear.weight_packed", "I32", [1], bytes(4)),
         ["tensor-quantized"],
     ),
-    # what stands beside the weights
+    # files beside the weights
     "no tokenizer": (without_file("tokenizer.json"), ["tokenizer-missing"]),
     "tokenizer is cut": (content("tokenizer.json", b'{"model": '), ["tokenizer-invalid"]),
     "tokenizer without a vocabulary": (content("tokenizer.json", b'{"model": {}}'), ["tokenizer-invalid"]),
@@ -289,46 +289,46 @@ ZOO: dict[str, tuple[Damage, list[str]]] = {
 
 @pytest.mark.parametrize("damage", ZOO)
 def test_each_damage_has_its_own_finding(damage: str, patient: Any) -> None:
-    """A damaged checkpoint gets the findings named for its damage and no others."""
+    """A damaged checkpoint gets exactly the findings that are listed for its damage."""
     harm, expected = ZOO[damage]
     harm(patient)
     assert patient.names() == expected
 
 
 def test_zoo_is_large() -> None:
-    """The zoo holds more than the twenty kinds of damage asked for, under more than twenty names."""
+    """The zoo covers at least twenty different findings."""
     assert len({names[0] for _, names in ZOO.values() if names}) >= 20
 
 
 def test_whole_checkpoints_have_no_findings(patient: Any, demo_bf16: Path) -> None:
-    """The demo checkpoints, quantized and not, are found whole."""
+    """The intact demo checkpoints, quantized and not, have no findings."""
     assert patient.names() == []
     patient.folder = demo_bf16
     assert patient.names(arguments=resolve({"max-model-len": 20_000}, target="cuda")) == []
 
 
 def test_dropped_projections_stop_an_unquantized_checkpoint(patient_bf16: Any) -> None:
-    """An unquantized checkpoint saved by transformers 5.8 lacks projections vLLM insists on."""
+    """An unquantized checkpoint saved by transformers 5.8 lacks projections that vLLM requires."""
     without_tensor(f"{LAYER}.5.self_attn.k_proj.weight")(patient_bf16)
     assert patient_bf16.names(arguments=resolve({}, target="cuda")) == ["kv-shared-weights"]
 
 
 def test_dropped_projections_are_harmless_when_quantized(patient: Any) -> None:
-    """vLLM does not miss the unused projections of KV-shared layers in a quantized checkpoint."""
+    """vLLM does not require the unused projections of KV-shared layers in a quantized checkpoint."""
     without_part(".layers.5.self_attn.k_proj.")(patient)
     without_part(".layers.5.self_attn.v_proj.")(patient)
     assert patient.names() == []
 
 
 def test_unit_scales_are_only_noted(patient: Any) -> None:
-    """Stored KV scales of 1.0 are the same as none."""
+    """Stored KV scales of 1.0 have no effect and are only a note."""
     with_tensor(f"{LAYER}.0.self_attn.k_scale", "F32", [], struct.pack("<f", 1.0))(patient)
     _, findings = patient.inspect()
     assert [finding.name for finding in findings] == ["kv-scales-unit"]
 
 
 def test_calibrated_scales_are_sound_without_shared_layers(patient_bf16: Any) -> None:
-    """Calibrated KV scales are wrong only where layers share a cache."""
+    """Calibrated KV scales are wrong only if layers share a cache."""
     text(num_kv_shared_layers=0)(patient_bf16)
     with_tensor(f"{LAYER}.0.self_attn.k_scale", "BF16", [1], BF16_TWO)(patient_bf16)
     assert patient_bf16.names(arguments=resolve({}, target="cuda")) == []
@@ -344,7 +344,7 @@ def test_declared_cache_format_weighs_by_target(patient: Any, target: str, sever
 
 
 def test_text_only_model_cannot_keep_a_promise_of_images(patient: Any, arguments: EngineArguments) -> None:
-    """Where the profile allows images, a model of text alone is an error before the start."""
+    """If the profile allows images, a text-only model is an error before the start."""
     patient.config(lambda config: config.update(architectures=["Gemma4ForCausalLM"]))
     assert "architecture-text-only" in patient.names()
     none = replace(arguments, limit_mm_per_prompt={"image": 0, "audio": 0, "video": 0})
@@ -352,7 +352,7 @@ def test_text_only_model_cannot_keep_a_promise_of_images(patient: Any, arguments
 
 
 def test_text_only_profile_needs_no_images(patient: Any, arguments: EngineArguments) -> None:
-    """Without images neither the tower nor the processor is asked for."""
+    """Without images neither the tower nor the processor is required."""
     without_part("vision_tower")(patient)
     without_file("processor_config.json")(patient)
     none = replace(arguments, limit_mm_per_prompt={"image": 0, "audio": 0, "video": 0})
@@ -366,7 +366,7 @@ def test_template_of_the_profile_stands_in(patient: Any, arguments: EngineArgume
 
 
 def test_every_finding_tells_what_to_do(patient: Any) -> None:
-    """Errors carry a remedy and what they are about."""
+    """An error has a remedy and names its file."""
     cut(1000)(patient)
     _, (finding, *_) = patient.inspect()
     assert finding.remedy

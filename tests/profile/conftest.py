@@ -1,4 +1,4 @@
-"""A small right profile, a place to write wrong ones, and vLLM's own parser."""
+"""A small valid profile, a folder for invalid ones, and vLLM's own parser."""
 
 import json
 import subprocess
@@ -33,19 +33,19 @@ Parse = Callable[[list[list[str]]], list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """Give the repository, with the files it ships."""
+    """Return the repository, with the files it ships."""
     return ROOT
 
 
 @pytest.fixture
 def smallest() -> str:
-    """Give the shortest profile that meets the contract: seven lines."""
+    """Return the shortest profile that meets the contract: seven lines."""
     return SMALLEST
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a text into profile.yaml of a fresh working folder, and give its path as a user would type it."""
+    """Write a text to profile.yaml in a new working folder, and return its path as a user would type it."""
     monkeypatch.chdir(tmp_path)
 
     def write_profile(text: str) -> Path:
@@ -58,7 +58,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 @pytest.fixture(scope="session")
 def refused() -> Callable[..., list[str]]:
-    """Load a profile that must be refused, and give the lines of the error."""
+    """Load a profile that must be rejected, and return the lines of the error."""
 
     def refuse(path: Path, *, deviate: Collection[str] = ()) -> list[str]:
         with pytest.raises(ConfigurationError) as caught:
@@ -71,7 +71,7 @@ def refused() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def engine_python() -> Path:
-    """Give the Python that can import vLLM."""
+    """Return the Python that can import vLLM."""
     if not ENGINE_PYTHON.exists():
         pytest.skip("needs .venv-engine")
     return ENGINE_PYTHON
@@ -79,7 +79,7 @@ def engine_python() -> Path:
 
 @pytest.fixture(scope="session")
 def parse_with_engine(engine_python: Path) -> Iterator[Parse]:
-    """Parse command lines with vLLM's own parser; each gives its values, or `{"error": message}`."""
+    """Parse command lines with vLLM's own parser; return for each its values, or `{"error": message}`."""
     program = [engine_python, Path(__file__).with_name("engine_parser.py")]
     with subprocess.Popen(
         program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

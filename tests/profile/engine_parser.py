@@ -16,7 +16,7 @@ serve.subparser_init(parser.add_subparsers(dest="subparser"))
 
 
 def parse(line: list[str]) -> dict[str, object]:
-    """Give every value vLLM would go on with, or what it has to say against the line."""
+    """Return every value that vLLM would use, or its error message for the command line."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -24,7 +24,7 @@ def parse(line: list[str]) -> dict[str, object]:
             return values
     except SystemExit:
         return {"error": errors.getvalue()[-500:]}
-    except Exception as error:  # noqa: BLE001  whatever vLLM raises is what the test wants to see
+    except Exception as error:  # noqa: BLE001  the test checks whatever vLLM raises
         return {"error": repr(error)}
 
 

@@ -13,7 +13,7 @@ GIB = 1 << 30
 
 
 def test_what_is_left_out_is_vllms_default_and_known_as_such() -> None:
-    """A value of the profile is taken as it is; of any other there is vLLM's, and `given` has the first kind only."""
+    """Arguments that the profile omits have vLLM's defaults, and `given` has only those of the profile."""
     arguments = resolve({"max-model-len": 20_000, "quantization": "compressed-tensors"}, target="cuda")
     assert arguments.given == {"max_model_len", "quantization"}
     assert (arguments.max_model_len, arguments.quantization) == (20_000, "compressed-tensors")
@@ -32,7 +32,7 @@ def test_what_is_left_out_is_vllms_default_and_known_as_such() -> None:
     ],
 )
 def test_the_batch_is_that_of_the_target(target: str, gpu: tuple[str, int], batch: tuple[int, int]) -> None:
-    """vLLM chooses the batch by the GPU's memory, and a smaller one on an A100 and on the CPU."""
+    """vLLM's default batch depends on the GPU's memory, and is smaller on an A100 and on the CPU."""
     arguments = resolve({}, target=target, gpu_name=gpu[0], gpu_bytes=gpu[1])
     assert (arguments.max_num_seqs, arguments.max_num_batched_tokens) == batch
 
@@ -48,13 +48,13 @@ def test_the_batch_is_that_of_the_target(target: str, gpu: tuple[str, int], batc
     ],
 )
 def test_the_batch_follows_what_else_is_set(values: dict[str, Any], batch: tuple[int, int]) -> None:
-    """vLLM fits its defaults to the other arguments."""
+    """vLLM's defaults depend on the other arguments."""
     arguments = resolve(values, target="cuda")
     assert (arguments.max_num_seqs, arguments.max_num_batched_tokens) == batch
 
 
 def test_the_contract_is_what_this_run_sets() -> None:
-    """Each key of the contract has the run's value, or None where nothing is wanted of the engine."""
+    """Each key of the contract has the run's value, or None if the engine may use any."""
     assert resolve({"max-num-seqs": 7, "limit-mm-per-prompt": {"image": 2}}, target="cuda").contract == {
         "kv-cache-dtype": None,
         "quantization": None,
@@ -64,7 +64,7 @@ def test_the_contract_is_what_this_run_sets() -> None:
 
 
 def test_nobody_else_looks_an_argument_up_by_its_dashed_name(root: Path) -> None:
-    """Outside the profile's room no source subscripts with an argument's dashed name, or passes one to get or pop."""
+    """Outside servekit.profile no source subscripts with an argument's dashed name, or passes one to get or pop."""
     dashed = {name for name in engine_arguments() if "-" in name}
     source = root / "src" / "servekit"
     found = []
@@ -83,6 +83,6 @@ def test_nobody_else_looks_an_argument_up_by_its_dashed_name(root: Path) -> None
 
 
 def test_the_arguments_are_vllms() -> None:
-    """Every field is the name of an argument of vLLM."""
+    """Every field is the name of a vLLM argument."""
     names = set(EngineArguments.__dataclass_fields__) - {"given"}
     assert {name.replace("_", "-") for name in names} <= set(engine_arguments())

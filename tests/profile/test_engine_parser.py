@@ -1,4 +1,4 @@
-"""What servekit knows of vLLM's arguments, held against the installed vLLM."""
+"""servekit's knowledge of vLLM's arguments, compared with the installed vLLM."""
 
 import subprocess
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def test_table_is_what_the_installed_vllm_gives(root: Path, engine_python: Path)
 
 
 def test_vllm_hears_what_the_profile_says(parse_with_engine: Parse) -> None:
-    """Every argument, rendered with several values, comes out of vLLM's parser with the same value."""
+    """vLLM's parser returns the same value for every argument, rendered with several values."""
     samples = [
         (argument, value)
         for argument in engine_arguments().values()
@@ -42,7 +42,7 @@ def test_vllm_hears_what_the_profile_says(parse_with_engine: Parse) -> None:
 
 
 def test_shipped_profiles_mean_the_same_to_plain_vllm(root: Path, parse_with_engine: Parse) -> None:
-    """`vllm serve MODEL --config FILE` takes the shipped files, and goes on with the values servekit renders."""
+    """`vllm serve MODEL --config FILE` accepts the shipped files and gets the values that servekit renders."""
     files = [root / "vllm_config.yaml", root / "profiles" / "fp16-baseline.yaml"]
     lines = []
     for file in files:
@@ -78,7 +78,7 @@ def test_vllm_takes_the_spellings_that_servekit_takes(parse_with_engine: Parse) 
 
 
 def sample_values(argument: Argument) -> list[Value]:
-    """Values of every shape that `argument` takes."""
+    """Return values of every type that `argument` accepts."""
     if argument.choices:
         return [[choice] for choice in argument.choices] if argument.many else list(argument.choices)
     if argument.fields:
@@ -104,12 +104,12 @@ def sample_values(argument: Argument) -> list[Value]:
 
 
 def heard(argument: Argument, value: Value, parsed: dict[str, Any]) -> bool:
-    """Whether vLLM's parser took `value` for `argument` as it is."""
+    """Return whether vLLM's parser kept `value` unchanged for `argument`."""
     if "error" in parsed:
         return False
     got = parsed[argument.name.replace("-", "_")]
     if argument.fields or argument.name == "pooler-config":
         return True  # an object of vLLM's own
     if argument.name == "optimization-level":
-        return bool(got == str(value))  # vLLM keeps the text, and turns it into its enumeration later
+        return bool(got == str(value))  # vLLM keeps the text, and converts it to its enumeration later
     return bool(got == (-1 if value == "auto" and argument.kind == "human_int_or_auto" else value))

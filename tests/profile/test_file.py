@@ -1,4 +1,4 @@
-"""Files that are no profile at all, and those that only look strange."""
+"""Files that are not a profile at all, and valid ones that look unusual."""
 
 import os
 import time
@@ -27,25 +27,25 @@ Refused = Callable[..., list[str]]
     ],
 )
 def test_not_a_mapping(refused: Refused, write: Write, contents: bytes, message: str) -> None:
-    """A file that is no mapping of text is refused as a whole."""
+    """A file that is not a text mapping is rejected as a whole."""
     path = write("")
     path.write_bytes(contents)
     assert refused(path) == [f"profile.yaml{message}"]
 
 
 def test_byte_order_mark_and_document_start_are_taken(write: Write, smallest: str) -> None:
-    """What editors put before the first line does no harm."""
+    """A byte order mark and document markers are ignored."""
     assert load_profile(write("\ufeff---\n" + smallest + "...\n")).arguments["max-num-seqs"] == 1024
 
 
 def test_missing_file(refused: Refused, write: Write) -> None:
-    """A path that leads nowhere is said to."""
+    """A missing file is reported."""
     path = write("").with_name("absent.yaml")
     assert refused(path) == ["absent.yaml: error: does not exist; name the profile with --config FILE"]
 
 
 def test_directory_and_device(refused: Refused, write: Write) -> None:
-    """What is no regular file is refused without opening it: a pipe would block."""
+    """A path that is not a regular file is rejected without opening it: a pipe would block."""
     folder = write("").with_name("folder.yaml")
     folder.mkdir()
     assert refused(folder) == ["folder.yaml: error: is a directory; name the file in it"]
@@ -54,7 +54,7 @@ def test_directory_and_device(refused: Refused, write: Write) -> None:
 
 
 def test_wrong_ending(refused: Refused, write: Write, smallest: str) -> None:
-    """A name that vLLM would not take is told along with the mistakes inside."""
+    """A file name that vLLM would reject is reported together with the mistakes inside."""
     path = write(smallest + "seed: x\n").rename("profile.json")
     assert refused(path) == [
         'profile.json:8: error: seed: must be a whole number (got "x")',
@@ -66,7 +66,7 @@ def test_wrong_ending(refused: Refused, write: Write, smallest: str) -> None:
 
 
 def test_unreadable(refused: Refused, write: Write, smallest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's reason for not reading a file is passed on."""
+    """The error has the system's reason why a file cannot be read."""
     path = write(smallest)
 
     def refuse(*_: object, **__: object) -> None:
@@ -80,7 +80,7 @@ def test_unreadable(refused: Refused, write: Write, smallest: str, monkeypatch: 
 
 
 def test_large_file_is_refused_unread(refused: Refused, write: Write) -> None:
-    """Ten megabytes are refused at once."""
+    """Ten megabytes are rejected immediately."""
     path = write("seed: 1\n" * 1_250_000)
     start = time.monotonic()
     assert refused(path) == [

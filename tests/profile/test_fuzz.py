@@ -1,4 +1,4 @@
-"""Whatever is in the file, loading it gives a profile or a ConfigurationError."""
+"""Loading any file gives a profile or a ConfigurationError."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ fuzz = settings(
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give one file for all the examples of a test."""
+    """Return one file for all the examples of a test."""
     return tmp_path / "profile.yaml"
 
 
@@ -50,33 +50,33 @@ def path(tmp_path: Path) -> Path:
 @example(b"a: *" + b"x" * 60000)
 @given(st.binary(max_size=200))
 def test_any_bytes(path: Path, contents: bytes) -> None:
-    """Bytes that are nobody's profile."""
+    """Any bytes give a profile or a ConfigurationError."""
     check(path, contents)
 
 
 @fuzz
 @given(st.lists(lines, max_size=6))
 def test_any_lines(path: Path, rows: list[str]) -> None:
-    """Lines that nearly are a profile's, beside right ones."""
+    """Lines that are nearly valid, among valid ones."""
     check(path, "\n".join(rows).encode(errors="surrogatepass"))
 
 
 @fuzz
 @given(st.dictionaries(st.one_of(names, words), trees, max_size=6))
 def test_any_tree(path: Path, smallest: str, tree: dict[str, Any]) -> None:
-    """Values of every shape for vLLM's own names."""
+    """Values of every type for vLLM's own names."""
     check(path, (yaml.safe_dump(tree, allow_unicode=False) if tree else "").encode() + b"\n" + smallest.encode())
 
 
 @fuzz
 @given(names, trees)
 def test_any_value_of_one_argument(path: Path, smallest: str, name: str, tree: Value) -> None:
-    """One argument with any value: what is taken can be rendered and is a program argument."""
+    """A profile with any value for one argument is rejected, or can be rendered as program arguments."""
     check(path, smallest.encode() + yaml.safe_dump({name: tree}, allow_unicode=False).encode())
 
 
 def check(path: Path, contents: bytes) -> None:
-    """Load `contents`: a profile, which can be rendered, or a mistake that says where it is."""
+    """Load `contents`: a profile, which can be rendered, or an error with its place."""
     path.write_bytes(contents)
     try:
         profile = load_profile(path)

@@ -1,4 +1,4 @@
-"""The schema for editors, held against the files and against `load_profile`."""
+"""The schema for editors, compared with the files and with `load_profile`."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from servekit.profile.reserved import RESERVED
 
 
 def test_is_a_schema_with_a_description_for_every_key() -> None:
-    """It is right by its own dialect, plain JSON, and tells about each key that a profile may have."""
+    """The schema is valid in its dialect, is plain JSON, and describes each key that a profile may have."""
     schema: dict[str, Any] = profile_schema()
     Draft202012Validator.check_schema(schema)
     assert json.loads(json.dumps(schema)) == schema
@@ -26,7 +26,7 @@ def test_is_a_schema_with_a_description_for_every_key() -> None:
 
 
 def test_shipped_files_are_valid(root: Path) -> None:
-    """The shipped profile is valid; the baseline is with its two deviations only."""
+    """The shipped profile is valid; the baseline is valid only with its two deviations."""
     assert problems(profile_schema(), (root / "vllm_config.yaml").read_text()) == []
     baseline = (root / "profiles" / "fp16-baseline.yaml").read_text()
     assert problems(profile_schema(deviate=["quantization", "kv-cache-dtype"]), baseline) == []
@@ -55,13 +55,13 @@ def test_shipped_files_are_valid(root: Path) -> None:
     ],
 )
 def test_refuses_what_load_profile_refuses(smallest: str, old: str, new: str) -> None:
-    """An editor marks the same mistakes."""
+    """The schema rejects the same mistakes."""
     assert problems(profile_schema(), smallest) == []
     assert len(problems(profile_schema(), smallest.replace(old, new))) in (1, 2)
 
 
 def test_deviating_limits_are_still_limits(smallest: str) -> None:
-    """With the limits free, they must still be counts of known kinds."""
+    """Limits that may deviate must still be counts of known modalities."""
     schema = profile_schema(deviate=["limit-mm-per-prompt"])
     assert problems(schema, smallest.replace("image: 3", "image: 4")) == []
     assert problems(schema, smallest.replace("image: 3", "image: -4"))
@@ -69,5 +69,5 @@ def test_deviating_limits_are_still_limits(smallest: str) -> None:
 
 
 def problems(schema: dict[str, Any], text: str) -> list[str]:
-    """Give what jsonschema finds wrong in a YAML text."""
+    """Return jsonschema's errors for a YAML text."""
     return [error.message for error in Draft202012Validator(schema).iter_errors(yaml.safe_load(text))]

@@ -1,4 +1,4 @@
-"""What `load_profile` takes, and what it makes of it."""
+"""What `load_profile` accepts, and what it returns."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Refused = Callable[..., list[str]]
 
 
 def test_shipped_profile_is_the_cards(root: Path) -> None:
-    """The file at the root of the repository holds the card's values, with audio and video closed."""
+    """The file at the repository's root has the model card's values, with audio and video set to 0."""
     profile = load_profile(root / "vllm_config.yaml")
     assert profile.arguments == {
         "gpu-memory-utilization": 0.9,
@@ -31,7 +31,7 @@ def test_shipped_profile_is_the_cards(root: Path) -> None:
 
 
 def test_baseline_loads_with_its_two_deviations(refused: Refused, root: Path) -> None:
-    """The baseline names what it deviates from, with vLLM's default where the key is missing."""
+    """The baseline lists its deviations, with vLLM's default for a missing key."""
     path = root / "profiles" / "fp16-baseline.yaml"
     profile = load_profile(path, deviate={"quantization", "kv-cache-dtype"})
     assert profile.deviations == (
@@ -42,7 +42,7 @@ def test_baseline_loads_with_its_two_deviations(refused: Refused, root: Path) ->
 
 
 def test_limits_must_close_every_other_modality(refused: Refused, write: Write, smallest: str) -> None:
-    """Limits that name images alone leave audio and video open, which are two mistakes."""
+    """Limits that list only images leave audio and video at vLLM's 999, which are two mistakes."""
     alone, key = smallest.replace("  audio: 0\n  video: 0\n", ""), "limit-mm-per-prompt"
     assert [line.partition(";")[0] for line in refused(write(alone))] == [
         f"profile.yaml:4: error: {key}.{kind}: is missing, and vLLM allows 999 items of a kind that is left out"
@@ -51,7 +51,7 @@ def test_limits_must_close_every_other_modality(refused: Refused, write: Write, 
 
 
 def test_profile_is_frozen(write: Write, smallest: str) -> None:
-    """Nothing can be put in place of a loaded profile's values."""
+    """A loaded profile is immutable."""
     profile = load_profile(write(smallest))
     with pytest.raises(FrozenInstanceError):
         profile.arguments = {}  # type: ignore[misc]
@@ -90,7 +90,7 @@ def test_profile_is_frozen(write: Write, smallest: str) -> None:
     ],
 )
 def test_taken(write: Write, smallest: str, line: str, arguments: dict[str, object]) -> None:
-    """What is unambiguous, and what vLLM takes, is taken and normalised."""
+    """Unambiguous values that vLLM accepts are accepted and normalised."""
     loaded = load_profile(write(smallest + line + "\n")).arguments
     assert {key: value for key, value in loaded.items() if key not in CONTRACT} == arguments
 
@@ -106,18 +106,18 @@ def test_taken(write: Write, smallest: str, line: str, arguments: dict[str, obje
     ],
 )
 def test_deviation(write: Write, smallest: str, key: str, old: str, new: str, used: object) -> None:
-    """A key of the contract that is named may differ or be missing, and is told."""
+    """A key of the contract in `deviate` may differ or be missing, and is reported."""
     profile = load_profile(write(smallest.replace(old, new)), deviate=[key])
     assert profile.deviations == (Deviation(key, CONTRACT[key], used, "--deviate"),)
 
 
 def test_deviation_that_is_none(write: Write, smallest: str) -> None:
-    """A deviation that is allowed but not there is not told."""
+    """An allowed deviation that the profile does not use is not reported."""
     assert load_profile(write(smallest), deviate=list(CONTRACT)).deviations == ()
 
 
 def test_deviation_keeps_the_type(refused: Refused, write: Write, smallest: str) -> None:
-    """A deviating value must still be one that vLLM takes."""
+    """A deviating value must still be one that vLLM accepts."""
     path = write(smallest.replace("1024", "many"))
     assert refused(path, deviate=("max-num-seqs",)) == [
         'profile.yaml:3: error: max-num-seqs: must be a whole number (got "many")'
@@ -125,7 +125,7 @@ def test_deviation_keeps_the_type(refused: Refused, write: Write, smallest: str)
 
 
 def test_deviation_from_nothing(refused: Refused, write: Write, smallest: str) -> None:
-    """A deviation from what is no contract is a mistake on the flag, told beside those of the file."""
+    """A deviation from a key outside the contract is an error of the flag, reported with those of the file."""
     assert refused(write(smallest + "seed: x\n"), deviate=("seed", "zeal")) == [
         'profile.yaml:8: error: seed: must be a whole number (got "x")',
         (
@@ -140,7 +140,7 @@ def test_deviation_from_nothing(refused: Refused, write: Write, smallest: str) -
 
 
 def test_loading_is_fast(root: Path) -> None:
-    """Once imported, loading takes milliseconds."""
+    """After the imports, loading takes milliseconds."""
     start = time.monotonic()
     profile = load_profile(root / "vllm_config.yaml")
     assert time.monotonic() - start < 0.25

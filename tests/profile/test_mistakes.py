@@ -1,4 +1,4 @@
-"""The mistakes of a profile, each with the line it is told with."""
+"""The mistakes of a profile, each with its error line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ ONE_GPU = "this endpoint is one engine on one GPU"
 
 
 BROKEN_LINES = [
-    # the walk through the YAML
+    # YAML structure
     ("max-num-seqs: 1024", "8: max-num-seqs: is given twice, first in line 3; keep one of them"),
     ("seed:", "8: seed: has no value; give it one, or leave the key out for vLLM's default"),
     ("seed: ~", "8: seed: has no value (got ~); give it one, or leave the key out for vLLM's default"),
@@ -73,7 +73,7 @@ BROKEN_LINES = [
     ('seed: "\\UFFFFFFFF"', "8: contains a character that YAML does not allow; take it out"),
     ("seed: \x07", "8: contains a character that YAML does not allow (got U+0007); take it out"),
     ("seed: \x00", "8: contains a NUL byte; save the file as UTF-8 text"),
-    # words that do not mean what they seem to
+    # values that YAML may read as another type
     (
         "enforce-eager: on",
         '8: enforce-eager: YAML 1.1 reads on as true (got on); write true, or "on" in quotes for the text',
@@ -217,7 +217,7 @@ BROKEN_LINES = [
         "compilation-config: '{\"zzz\": 3}'",
         "8: compilation-config.zzz: is not a key of compilation-config; take it out",
     ),
-    # keys that are not a profile's
+    # keys that a profile must not have
     ("port: 8000", "8: port: cannot be set in a profile: servekit sets the port; set SERVEKIT_PORT or --port instead"),
     (
         "api_key: x",
@@ -293,13 +293,13 @@ BROKEN_LINES = [
 
 @pytest.mark.parametrize("broken", BROKEN_LINES, ids=lambda row: ascii(row[0])[:40])
 def test_refused(refused: Refused, write: Write, smallest: str, broken: tuple[str, ...]) -> None:
-    """Each mistake is refused with the one line that says where it is, what was got and what to do."""
+    """Each mistake gives one line with its place, the value and the remedy."""
     line, *messages = broken
     assert refused(write(smallest + line + "\n")) == [in_profile(message) for message in messages]
 
 
 def test_contract_missing(refused: Refused, write: Write) -> None:
-    """A file without the contract's keys is told each of them."""
+    """The error lists every missing key of the contract."""
     assert refused(write("seed: 1\n")) == [
         (
             "profile.yaml: error: kv-cache-dtype: is missing; "
@@ -382,7 +382,7 @@ def test_contract_changed(
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(refused: Refused, write: Write) -> None:
-    """One run tells every mistake, of every kind, by line; what is missing comes last."""
+    """One run reports every mistake, of every kind, by line; missing keys come last."""
     path = write(
         "max-num-seqs: 256\nport: 80\nseed:\nenforce-eager: on\nsed: 1\ndtype: x\n"
         "kv-cache-dtype: !!str fp8_e4m3\nquantization: compressed-tensors\nquantization: awq\n"
@@ -402,6 +402,6 @@ def test_all_mistakes_at_once_in_the_order_of_the_file(refused: Refused, write: 
 
 
 def in_profile(message: str) -> str:
-    """Return the whole line of a mistake that is given as `LINE: MESSAGE`."""
+    """Return the complete error line for `LINE: MESSAGE`."""
     line, _, rest = message.partition(": ")
     return f"profile.yaml:{line}: error: {rest}"

@@ -1,4 +1,4 @@
-"""The command line of a profile; test_engine_parser.py holds it against vLLM's own parser."""
+"""The command line of a profile; test_engine_parser.py compares it with vLLM's own parser."""
 
 import pytest
 
@@ -27,16 +27,16 @@ from servekit.profile import Value, render
     ],
 )
 def test_words(key: str, value: Value, words: tuple[str, ...]) -> None:
-    """Each kind of value has its way onto the command line."""
+    """Each type of value has its form on the command line."""
     assert render({key: value}) == words
 
 
 def test_order_is_kept() -> None:
-    """The words follow the order of the file."""
+    """The arguments follow the order of the file."""
     assert render({"seed": 1, "dtype": "auto"}) == ("--seed", "1", "--dtype", "auto")
 
 
 def test_unknown_name() -> None:
-    """A name that vLLM does not have is a fault of the caller's."""
+    """A name that vLLM does not have is a mistake of the caller."""
     with pytest.raises(KeyError):
         render({"sed": 1})
