@@ -41,8 +41,8 @@ servekit, given as a flag or as an environment variable. `servekit check` report
 
 A flag overrides its variable, and a variable overrides the default. An empty variable counts as not set. A variable
 that begins with `SERVEKIT_` and is not a setting is a mistake, so that typing errors are caught; variables that
-Kubernetes sets for a service named `servekit` are ignored. Commas separate the items of a list. None of these
-variables reaches the engine.
+Kubernetes sets for a service named `servekit` are ignored. In a variable, commas separate the
+items of a list. None of these variables reaches the engine.
 """
 
 COMMANDS_HEAD = """\

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli import main as cli
+from servekit.errors import ServekitError
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 COMMANDS = sorted(cli.command.commands)
@@ -355,3 +356,23 @@ def help_of(name: str) -> str:
     assert isinstance(cli.command.commands[name], click.Command)
     assert found.exit_code == 0
     return found.output
+
+
+def test_trouble_with_files_is_the_users() -> None:
+    """A file or device that cannot be used exits with 2 and its reason, never with 70."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([PROGRAM, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+    done = subprocess.run([PROGRAM, "demo-model", "/proc/x/y"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "/proc/x" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("space", ["abc", "1.5", "-1"])
+def test_space_of_the_cpu_engine(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VLLM_CPU_KVCACHE_SPACE is a whole number for vLLM 0.20.2, and so for servekit."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", space)
+    found = CliRunner().invoke(cli.command, ["plan", "--target", "cpu"])
+    assert isinstance(found.exception, ServekitError)
+    assert f"VLLM_CPU_KVCACHE_SPACE: must be a whole number of GiB (got {space})" in str(found.exception)

@@ -14,7 +14,7 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.options import settings_options
-from servekit.errors import ExitCode, ServekitError, render
+from servekit.errors import ExitCode, Finding, ServekitError, render
 from servekit.logs import configure_logging
 from servekit.settings import Settings, read_settings
 
@@ -43,6 +43,10 @@ def main() -> NoReturn:
     except ServekitError as error:
         click.echo(render(error.findings, sys.stderr), err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a file, a folder or a device: the user's to mend, whoever ran into it
+        finding = Finding(error.strerror or str(error), file=str(error.filename or ""))
+        click.echo(render([finding], sys.stderr), err=True)
+        sys.exit(ExitCode.CONFIGURATION)
     except Exception:  # noqa: BLE001 - servekit raises no other error on purpose
         traceback.print_exc()
         click.echo("this is a bug in servekit: please report the lines above", err=True)

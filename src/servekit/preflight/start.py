@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from servekit.errors import ConfigurationError, Finding
 from servekit.nvml import GpuSurvey
 from servekit.preflight.host.gpu_rules import gpu_model
 from servekit.preflight.host.gpus import SurveyGpus, survey_gpus, visible_gpus
@@ -78,7 +79,7 @@ def make_start(
     """Decide what to start for `profile`; `gpu` is planned for instead of the host's.
 
     Target `auto` is cuda where NVML answers, even if it sees no GPU: a driver without a GPU is a fault for preflight to
-    report, not a reason to serve on the CPU silently.
+    report, not a reason to serve on the CPU silently. Raises ConfigurationError for a wrong VLLM_CPU_KVCACHE_SPACE.
     """
     target = settings.target
     found = None if target is Target.CPU else survey()
@@ -111,11 +112,18 @@ def make_start(
         engine_patches=find_engine_patches(settings),
         addresses={"--port": (settings.host, settings.port)},
         cache_dir=settings.cache_dir,
-        kv_space_gib=int(environ.get("VLLM_CPU_KVCACHE_SPACE") or CPU_KV_SPACE_GIB),
+        kv_space_gib=_kv_space_gib(environ.get("VLLM_CPU_KVCACHE_SPACE") or str(CPU_KV_SPACE_GIB)),
         survey=found,
         gpu=gpu,
         skip=settings.skip,
     )
+
+
+def _kv_space_gib(text: str) -> int:
+    if not text.isdecimal():
+        message = "must be a whole number of GiB"
+        raise ConfigurationError([Finding(message, "VLLM_CPU_KVCACHE_SPACE", got=text)])
+    return int(text)
 
 
 def _demo_model(cache_dir: Path) -> str:
