@@ -102,8 +102,10 @@ def _log_plan(plan: Plan, guard: Guard, observe_url: str) -> None:
         what = "generated an API key" if guard.key_generated else "clients' keys"
         logger.info("%s: %s (servekit key --show)", what, guard.key_file)
     if plan.withheld:
-        reasons = "; ".join(f"{name} ({why})" for name, why in plan.withheld.items())
-        logger.warning("withheld from the engine, see SERVEKIT_PASS_ENV: %s", reasons)
+        logger.warning(
+            "withheld from the engine, see SERVEKIT_PASS_ENV: %s",
+            "; ".join(f"{name} ({why})" for name, why in plan.withheld.items()),
+        )
     for deviation in plan.deviations:
         logger.warning(
             "deviation from the contract: %s is %s instead of %s: %s",

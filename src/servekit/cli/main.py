@@ -43,9 +43,10 @@ def main() -> NoReturn:
     except ServekitError as error:
         click.echo(render(error.findings, sys.stderr), err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # a file, a folder or a device: the user's to mend, whoever ran into it
-        finding = Finding(error.strerror or str(error), file=str(error.filename or ""))
-        click.echo(render([finding], sys.stderr), err=True)
+    except OSError as error:  # a file, a folder or a device: for the user to mend
+        click.echo(
+            render([Finding(error.strerror or str(error), file=str(error.filename or ""))], sys.stderr), err=True
+        )
         sys.exit(ExitCode.CONFIGURATION)
     except Exception:  # noqa: BLE001 - servekit raises no other error on purpose
         traceback.print_exc()

@@ -35,8 +35,6 @@ _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-logger = logging.getLogger(__name__)
-
 Answer = tuple[str, str, bytes]
 """HTTP status line, content type and body."""
 
@@ -147,12 +145,15 @@ class Server(WSGIServer):
         try:
             super().__init__((host, port), _QuietHandler)
         except OSError as error:
-            finding = Finding(
-                f"servekit's own server cannot listen here: {error.strerror}",
-                f"{host}:{port}",
-                remedy="choose another --observe-host or --observe-port, or stop what listens there",
-            )
-            raise PreflightError([finding]) from error
+            raise PreflightError(
+                [
+                    Finding(
+                        f"servekit's own server cannot listen here: {error.strerror}",
+                        f"{host}:{port}",
+                        remedy="choose another --observe-host or --observe-port, or stop what listens there",
+                    )
+                ]
+            ) from error
         self.set_app(application)
 
     def server_bind(self) -> None:
@@ -189,7 +190,7 @@ class Server(WSGIServer):
         except OSError:
             pass  # a client that sends nothing or has hung up
         except Exception:  # an error must end only its own connection
-            logger.exception("cannot answer a request")
+            logging.getLogger(__name__).exception("cannot answer a request")
         finally:
             self.shutdown_request(request)
 

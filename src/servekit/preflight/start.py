@@ -121,8 +121,7 @@ def make_start(
 
 def _kv_space_gib(text: str) -> int:
     if not text.isdecimal():
-        message = "must be a whole number of GiB"
-        raise ConfigurationError([Finding(message, "VLLM_CPU_KVCACHE_SPACE", got=text)])
+        raise ConfigurationError([Finding("must be a whole number of GiB", "VLLM_CPU_KVCACHE_SPACE", got=text)])
     return int(text)
 
 

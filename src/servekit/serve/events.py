@@ -21,13 +21,9 @@ class Exited:
     code: int
 
 
-@dataclass(frozen=True)
-class ThreadEnded:
+class ThreadEndedError(Exception):
     """A thread of servekit has ended with an exception: what it did is no longer done."""
 
-    name: str
-    error: str
 
-
-Event = StopRequested | Exited | ThreadEnded | Phase | Settled | Observation
+Event = StopRequested | Exited | ThreadEndedError | Phase | Settled | Observation
 """A `Phase` reports that this phase of the start has begun."""

@@ -13,8 +13,7 @@ def notify(status: Status, *, environ: Mapping[str, str] = os.environ) -> None:
 
     `systemctl status` shows the text. systemd expects READY=1 once and ignores it afterwards.
     """
-    address = environ.get("NOTIFY_SOCKET", "")
-    if not address:
+    if not (address := environ.get("NOTIFY_SOCKET", "")):
         return
     text = f"{status.state}: {status.phase or status.reason}"
     sign = {State.READY: "READY=1\n", State.DRAINING: "STOPPING=1\n"}.get(status.state, "")

@@ -20,10 +20,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            finding = Finding(
-                "another servekit runs with this state folder and this port",
-                str(folder),
-                remedy="choose another --port or --state-dir, or stop the other one",
-            )
-            raise PreflightError([finding]) from error
+            raise PreflightError(
+                [
+                    Finding(
+                        "another servekit runs with this state folder and this port",
+                        str(folder),
+                        remedy="choose another --port or --state-dir, or stop the other one",
+                    )
+                ]
+            ) from error
         yield

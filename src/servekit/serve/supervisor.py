@@ -16,7 +16,7 @@ from servekit.serve.engine.engine_output import EngineOutput
 from servekit.serve.engine.last_requests import in_flight_lines
 from servekit.serve.engine.oom import OomWatcher
 from servekit.serve.engine.process import Engine
-from servekit.serve.events import Event, Exited, StopRequested, ThreadEnded
+from servekit.serve.events import Event, Exited, StopRequested, ThreadEndedError
 from servekit.serve.guard import InFlight
 from servekit.serve.phases import deadline_of, phase_of
 from servekit.serve.plan import Plan
@@ -41,10 +41,6 @@ _RECENT_S = 30.0
 
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(ENGINE_LOGGER)
-
-
-class _ThreadEndedError(Exception):
-    """A thread of servekit has ended with an exception."""
 
 
 class Supervisor:
@@ -78,7 +74,8 @@ class Supervisor:
     def report_thread(self, ended: threading.ExceptHookArgs) -> None:
         """End with a bug: a thread has ended unasked. To be `threading.excepthook`."""
         logger.error("a thread has ended", exc_info=ended.exc_value)
-        self._events.put(ThreadEnded(ended.thread.name if ended.thread else "?", repr(ended.exc_value)))
+        name, error = getattr(ended.thread, "name", "?"), ended.exc_value
+        self._events.put(ThreadEndedError(f"a bug in servekit: its thread {name} has ended: {error!r}"))
 
     def request_stop(self, by: str) -> None:
         """Request a drain; a second one kills the engine immediately. Safe in a signal handler: it only enqueues."""
@@ -99,8 +96,8 @@ class Supervisor:
         try:
             ended = self._await_ready(started_s)
             return self._serve() if ended is None else ended
-        except _ThreadEndedError as error:
-            with contextlib.suppress(_ThreadEndedError):
+        except ThreadEndedError as error:
+            with contextlib.suppress(ThreadEndedError):
                 self._kill()
             self._engine.sweep()
             return self._end(ExitCode.BUG, str(error))
@@ -224,8 +221,8 @@ class Supervisor:
                     logged_s = time.monotonic()
                     log_progress()
             else:
-                if isinstance(event, ThreadEnded):
-                    raise _ThreadEndedError(f"a bug in servekit: its thread {event.name} has ended: {event.error}")
+                if isinstance(event, ThreadEndedError):
+                    raise event
                 return event
         return None
 
