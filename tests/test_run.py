@@ -110,15 +110,16 @@ def test_start_serve_stop(serve: Serve) -> None:
 
 def test_probe_asks_a_running_endpoint(serve: Serve) -> None:
     """`servekit probe` returns 1 while it starts and 0 when it is ready, with the reason."""
-    serving = serve(faults="--load-s 4")
-    wait_until(lambda: serving.observe("/livez")[0] == 200, within_s=30)
-    assert probe(serving, "live").returncode == 0
-    waiting = probe(serving, "ready")
+    loading = serve(faults="--never-listen")
+    wait_until(lambda: loading.observe("/livez")[0] == 200, within_s=30)
+    assert probe(loading, "live").returncode == 0
+    waiting = probe(loading, "ready")
     assert (waiting.returncode, waiting.stdout[:8]) == (1, "starting")
+    assert loading.stop(signal.SIGINT) == 0
+    serving = serve()
     serving.until_ready()
     ready = probe(serving, "ready")
     assert (ready.returncode, ready.stdout) == (0, "ready\n")
-    assert serving.stop(signal.SIGINT) == 0
 
 
 def test_sigterm_at_once(serve: Serve) -> None:
