@@ -376,3 +376,4 @@ def test_space_of_the_cpu_engine(space: str, monkeypatch: pytest.MonkeyPatch) ->
     found = CliRunner().invoke(cli.command, ["plan", "--target", "cpu"])
     assert isinstance(found.exception, ServekitError)
     assert f"VLLM_CPU_KVCACHE_SPACE: must be a whole number of GiB (got {space})" in str(found.exception)
+    assert CliRunner().invoke(cli.command, ["plan", "--gpu", "l4"]).exit_code == 0, "a GPU has no use for it"

@@ -205,12 +205,24 @@ def test_a_file_opened_to_others_later_is_not_taken(path: Path) -> None:
     assert ring.admits(SECOND.encode())
 
 
-def test_a_rotated_file_keeps_its_owner_and_mode(path: Path) -> None:
-    """The container's user can still read a file that root rotates; others never gain the right to write."""
+@pytest.mark.parametrize(("mode", "kept"), [(0o640, 0o640), (0o600, 0o600), (0o666, 0o640), (0o4200, 0o600)])
+def test_a_rotated_file_keeps_its_owner(path: Path, mode: int, kept: int) -> None:
+    """The container's user can still read a file that root rotates; others never gain a right, nor keep one."""
     rotate_key(path)
     owner = (10001, 10001) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     os.chown(path, *owner)
-    path.chmod(0o642)
+    path.chmod(mode)
     rotate_key(path)
     now = path.stat()
-    assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (*owner, 0o640)
+    assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (*owner, kept)
+
+
+def test_a_file_that_cannot_be_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who may replace a file but not give it away rotates the key all the same."""
+
+    def fchown(*_: object) -> None:
+        raise PermissionError
+
+    rotate_key(path)
+    monkeypatch.setattr(os, "fchown", fchown)
+    assert rotate_key(path) in path.read_text(encoding="utf-8")

@@ -18,6 +18,15 @@ BROKEN_LINES = [
     ("seed:", "8: seed: has no value; give it one, or leave the key out for vLLM's default"),
     ("seed: ~", "8: seed: has no value (got ~); give it one, or leave the key out for vLLM's default"),
     ("seed: null", "8: seed: has no value (got null); give it one, or leave the key out for vLLM's default"),
+    ("block-size: 0", "8: block-size: must be at least 1, and a size that exists (got 0); correct it, or take it out"),
+    (
+        "num-gpu-blocks-override: -1",
+        "8: num-gpu-blocks-override: must be at least 1, and a size that exists (got -1); correct it, or take it out",
+    ),
+    (
+        "cpu-offload-gb: 1.0e+308",
+        "8: cpu-offload-gb: must be at least 0, and a size that exists (got 1e+308); correct it, or take it out",
+    ),
     ("seed: &a 1", "8: seed: anchors are not allowed (got &a); take it out"),
     ("seed: *a", "8: seed: aliases are not allowed (got *a); write the value out"),
     ("seed: !!int 1", "8: seed: tags are not allowed (got tag:yaml.org,2002:int); write the value without it"),
@@ -296,6 +305,13 @@ def test_refused(refused: Refused, write: Write, smallest: str, broken: tuple[st
     """Each mistake gives one line with its place, the value and the remedy."""
     line, *messages = broken
     assert refused(write(smallest + line + "\n")) == [in_profile(message) for message in messages]
+
+
+@pytest.mark.parametrize(("sign", "word"), [("&a", "anchors"), ("!!map", "tags"), ("!python/object:foo", "tags")])
+def test_a_root_with_an_anchor_or_a_tag(refused: Refused, write: Write, smallest: str, sign: str, word: str) -> None:
+    """The rules of the graph hold for the whole document too."""
+    (message,) = refused(write(f"--- {sign}\n{smallest}"))
+    assert f"{word} are not allowed" in message
 
 
 def test_contract_missing(refused: Refused, write: Write) -> None:

@@ -10,13 +10,13 @@ from servekit.serve.notify import notify
 from servekit.serve.status import Phase, State, Status, StatusStore
 
 
-@pytest.fixture(params=["file", "abstract"])
+@pytest.fixture(params=["file", "abstract", "at"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, dict[str, str]]]:
     """A service manager's socket, and the environment that names it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        path = str(tmp_path / "notify")
-        name = path if request.param == "file" else f"@{path}"
-        listening.bind(name.replace("@", "\0", 1))
+        path = str(tmp_path / ("no@tify" if request.param == "at" else "notify"))
+        name = f"@{path}" if request.param == "abstract" else path
+        listening.bind(f"\0{path}" if request.param == "abstract" else path)
         listening.settimeout(0)
         yield listening, {"NOTIFY_SOCKET": name}
 
@@ -28,12 +28,12 @@ def test_the_manager_follows_the_state(manager: tuple[socket.socket, dict[str, s
     store.enter(State.STARTING, "checking and preparing")
     store.enter_phase(Phase.WEIGHTS)
     store.enter(State.READY, "serving")
-    store.enter(State.DRAINING, "SIGTERM")
+    store.enter(State.DRAINING, "two\nlines, and half a sign: \udc80")
     assert [listening.recv(200).decode() for _ in range(4)] == [
         "STATUS=starting: checking and preparing",
         "STATUS=starting: weights",
         "READY=1\nSTATUS=ready: serving",
-        "STOPPING=1\nSTATUS=draining: SIGTERM",
+        "STOPPING=1\nSTATUS=draining: two lines, and half a sign: ?",
     ]
 
 

@@ -226,10 +226,10 @@ def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
     path = settings.api_keys_file or own_key_file(settings.state_dir)
     if keep_old and not new:
         raise click.UsageError("--keep-old needs --new")
-    if new:
-        rotate_key(path, keep_old=keep_old)
+    made = rotate_key(path, keep_old=keep_old) if new else ""
+    if made:
         click.echo(f"new key in {path}", err=True)
-    click.echo(load_keys(path)[0] if show else path)
+    click.echo((made or load_keys(path)[0]) if show else path)
 
 
 @command.command(

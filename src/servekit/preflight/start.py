@@ -112,14 +112,15 @@ def make_start(
         engine_patches=find_engine_patches(settings),
         addresses={"--port": (settings.host, settings.port)},
         cache_dir=settings.cache_dir,
-        kv_space_gib=_kv_space_gib(environ.get("VLLM_CPU_KVCACHE_SPACE") or str(CPU_KV_SPACE_GIB)),
+        kv_space_gib=_kv_space_gib(environ) if target is Target.CPU else CPU_KV_SPACE_GIB,
         survey=found,
         gpu=gpu,
         skip=settings.skip,
     )
 
 
-def _kv_space_gib(text: str) -> int:
+def _kv_space_gib(environ: Mapping[str, str]) -> int:
+    text = environ.get("VLLM_CPU_KVCACHE_SPACE") or str(CPU_KV_SPACE_GIB)
     if not text.isdecimal():
         raise ConfigurationError([Finding("must be a whole number of GiB", "VLLM_CPU_KVCACHE_SPACE", got=text)])
     return int(text)

@@ -12,6 +12,11 @@ BATCHED: Final = "max-num-batched-tokens"
 PARTIAL: Final = "max-num-partial-prefills"
 LONG: Final = "max-long-partial-prefills"
 
+_LEAST: Final = {"block-size": 1, "num-gpu-blocks-override": 1, "kv-cache-memory-bytes": 1, "cpu-offload-gb": 0}
+"""Numbers that make no KV cache, or none that can be planned, below this."""
+
+_MOST: Final = 2**60
+
 _Broken = tuple[KeyPath, str, str, Value]
 """The key's path, what is wrong, what to do, and the value; None leaves the value out of the message."""
 
@@ -34,6 +39,9 @@ def _product(arguments: Mapping[str, Value], deviate: Collection[str]) -> Iterat
     for key, (allowed, why) in PINNED.items():
         if key in arguments and arguments[key] not in allowed:
             yield (key,), why, f"write {' or '.join(map(shown, allowed))}, or take it out", arguments[key]
+    for key, least in _LEAST.items():
+        if isinstance(number := arguments.get(key), int | float) and not least <= number < _MOST:
+            yield (key,), f"must be at least {least}, and a size that exists", "correct it, or take it out", number
     key = "kv-cache-dtype-skip-layers"
     if "kv-cache-dtype" not in deviate and arguments.get(key):
         remedy = "take it out, or allow it with --deviate kv-cache-dtype"

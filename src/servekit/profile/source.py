@@ -192,6 +192,7 @@ class _Walk:
 
     def mapping(self, node: Any, path: KeyPath) -> dict[str, Value]:
         """Return the values of a mapping; those of the root go into the source."""
+        self._refuse_graph(node, path)
         values: dict[str, Value] = {} if path else self.source.values
         for key, value in node.value:
             inner = (*path, key.value)
@@ -203,9 +204,9 @@ class _Walk:
         return values
 
     def _value(self, node: Any, path: KeyPath) -> Value:
-        self._refuse_graph(node, path)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
+        self._refuse_graph(node, path)
         if isinstance(node, yaml.SequenceNode):
             items = {(*path, f"[{index}]"): item for index, item in enumerate(node.value)}
             self.source.lines.update({inner: _line(item) for inner, item in items.items()})
@@ -238,7 +239,7 @@ class _Walk:
         return not problem
 
     def _refuse_graph(self, node: Any, path: KeyPath) -> None:
-        for problem in self.graph[node]:
+        for problem in self.graph.get(node, ()):  # a node that a syntax error cut short is not there
             self._note(node, path, *problem)
 
     def _note(self, node: Any, path: KeyPath, message: str, remedy: str, got: str = "") -> None:

@@ -18,5 +18,6 @@ def notify(status: Status, *, environ: Mapping[str, str] = os.environ) -> None:
     text = f"{status.state}: {status.phase or status.reason}"
     sign = {State.READY: "READY=1\n", State.DRAINING: "STOPPING=1\n"}.get(status.state, "")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager, suppress(OSError):
-        # A leading @ stands for the null byte of an abstract address.
-        manager.sendto(f"{sign}STATUS={text}".encode(), address.replace("@", "\0", 1))
+        # A leading @ stands for the null byte of an abstract address; a line break would begin another assignment.
+        place = f"\0{address[1:]}" if address[0] == "@" else address
+        manager.sendto(f"{sign}STATUS={' '.join(text.split())}".encode(errors="replace"), place)

@@ -4,6 +4,7 @@ A key file has one key per line; blank lines and everything after a `#` are igno
 others may not read it.
 """
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -66,8 +67,7 @@ def rotate_key(path: Path, *, keep_old: bool = False) -> str:
 def write_private(path: Path, text: str, before: os.stat_result | None = None) -> None:
     """Write a file (0600) in one step. It replaces an older file or a link, so no reader ever sees half of it.
 
-    before: the owner and the mode to keep, without a right for others to write: a container's user may read the file
-    of another.
+    before: the owner and the group's right to read, which are kept: a container's user may read the file of another.
     """
     path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
@@ -75,8 +75,9 @@ def write_private(path: Path, text: str, before: os.stat_result | None = None) -
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             if before is not None:
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-                os.fchmod(file.fileno(), before.st_mode & ~0o022)
+                with contextlib.suppress(PermissionError):  # only root may give a file away
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), before.st_mode & 0o640 | 0o400)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
