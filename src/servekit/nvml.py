@@ -154,8 +154,12 @@ class Nvml:
                 gpus.append(self._identify(index))
             except self._failures as error:
                 unreadable.append((index, str(error)))
-        driver = self._query("nvmlSystemGetDriverVersion") or "unknown"
-        return GpuSurvey(driver, (version // 1000, version % 1000 // 10), tuple(gpus), tuple(unreadable))
+        return GpuSurvey(
+            driver=self._query("nvmlSystemGetDriverVersion") or "unknown",
+            cuda=(version // 1000, version % 1000 // 10),
+            gpus=tuple(gpus),
+            unreadable=tuple(unreadable),
+        )
 
     def read(self, gpu: str) -> GpuReadings:
         """Read the values of a GPU, named by UUID."""

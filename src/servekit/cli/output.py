@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def profile_text(profile: "Profile") -> str:
     """Write that the profile is valid, and its deviations."""
     lines = [f"deviation: {each.key}: {each.used} instead of {each.wanted}" for each in profile.deviations]
-    count = len(profile.arguments)
-    return "\n".join([*lines, f"{profile.path}: {count} settings, all valid for vLLM {ENGINE_VERSION}"])
+    return "\n".join(
+        [*lines, f"{profile.path}: {len(profile.arguments)} settings, all valid for vLLM {ENGINE_VERSION}"]
+    )
 
 
 def diagnosis_text(found: "Diagnosis") -> str:

@@ -40,8 +40,7 @@ def load_profile(path: Path, *, deviate: Collection[str] = ()) -> Profile:
         raise ConfigurationError(mistakes.found) from None
     arguments = checked_values(source, mistakes)
     note_broken_rules(arguments, source.lines, mistakes, deviate=deviate)
-    rejected = set(source.values) - set(arguments)
-    note_broken_contract(arguments, source.lines, mistakes, skip={*deviate, *rejected})
+    note_broken_contract(arguments, source.lines, mistakes, skip={*deviate, *(source.values.keys() - arguments)})
     if mistakes.found:
         raise ConfigurationError(mistakes.found)
     return Profile(path, arguments, deviations(arguments, deviate))

@@ -70,8 +70,9 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
             raise mistakes.unreadable(WHOLE_FILE, "contains only comments", remedy=TEMPLATE)
         loader.get_node()
         if loader.check_node():
-            line = _line(loader.peek_event())
-            raise mistakes.unreadable(line, "a second document begins here", remedy="keep one document in the file")
+            raise mistakes.unreadable(
+                _line(loader.peek_event()), "a second document begins here", remedy="keep one document in the file"
+            )
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, mistakes) from error
     except (ValueError, OverflowError) as error:  # PyYAML's scanner passes `"\UFFFFFFFF"` to chr()

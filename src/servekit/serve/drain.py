@@ -67,8 +67,7 @@ class Drain:
     def settle(self, client: EngineClient, workers: ThreadPool, post: Callable[[Settled], None]) -> None:
         """Ask the guard to drain, on a worker, and post its answer."""
         client.close()  # a connection that the server has just closed would look like a dead guard
-        within_s = self._plan.settle_s + _ANSWER_S
-        workers.run(lambda: post(client.drain(within_s=within_s)))
+        workers.run(lambda: post(client.drain(within_s=self._plan.settle_s + _ANSWER_S)))
 
     def begin(self, settled: Settled) -> None:
         """Record how many requests run; the engine receives its SIGTERM now."""

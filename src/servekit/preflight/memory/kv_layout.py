@@ -59,8 +59,9 @@ class KvLayout:
 
     def longest_request(self, blocks: int, longest: int, max_num_batched_tokens: int) -> int:
         """Find the longest request, in tokens up to `longest`, the pool can hold; 0 if none."""
-        lengths = range(1, longest + 1)
-        return bisect_right(lengths, blocks, key=lambda tokens: self.blocks_at_most(tokens, max_num_batched_tokens))
+        return bisect_right(
+            range(1, longest + 1), blocks, key=lambda tokens: self.blocks_at_most(tokens, max_num_batched_tokens)
+        )
 
 
 def kv_layout(text: TextConfig, *, block_tokens: int, element_bytes: int, hybrid: bool = True) -> KvLayout:

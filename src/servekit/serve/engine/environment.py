@@ -125,9 +125,10 @@ def verdict(name: str) -> Row | None:
 
 def withheld(names: Iterable[str], passed: Iterable[str] = ()) -> dict[str, str]:
     """Return which of these variables do not reach the engine, each with the reason; those in `passed` do."""
-    decided = {name: verdict(name) for name in sorted(names)}
     return {
-        name: row.why for name, row in decided.items() if row and not row.passes and (row.final or name not in passed)
+        name: row.why
+        for name in sorted(names)
+        if (row := verdict(name)) and not row.passes and (row.final or name not in passed)
     }
 
 

@@ -118,8 +118,7 @@ class Gate:
 
     def _is_own(self, scope: Scope) -> bool:
         """Return whether the request comes from servekit: with its token, from this host."""
-        tokens = [value for name, value in scope["headers"] if name == TOKEN_HEADER]
-        hashes = [hashlib.sha256(token).digest() for token in tokens]
+        hashes = [hashlib.sha256(value).digest() for name, value in scope["headers"] if name == TOKEN_HEADER]
         return len(hashes) == 1 and hmac.compare_digest(hashes[0], self._token_hash) and _comes_from_this_host(scope)
 
     async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,11 +153,9 @@ class Gate:
         """Return the body's fields; raises RefusedError (400, 429) when they must not reach vLLM."""
         try:
             fields = parse(b"".join(chunks))
-            vocabulary_size = self.handoff.model.vocabulary_size
-            weight = check_body(fields, route.path, vocabulary_size, self._rules.structured_outputs)
+            weight = check_body(fields, route.path, self.handoff.model.vocabulary_size, self._rules.structured_outputs)
         except BodyError as error:
-            refusal = Refusal(400, "harmful", "invalid_value", error.message, error.param)
-            raise RefusedError(refusal) from None
+            raise RefusedError(Refusal(400, "harmful", "invalid_value", error.message, error.param)) from None
         if weight:
             self._intake.weigh(slot, weight)
         return fields
@@ -166,8 +163,7 @@ class Gate:
     async def _drain(self) -> dict[str, Any]:
         """Refuse every client from now on; return what is in flight when EngineCore has all earlier requests."""
         self._intake.close()
-        settled = await self.handoff.settle(self._rules.settle_s)
-        return {"in_flight": self._intake.in_flight, "settled": settled}
+        return {"settled": await self.handoff.settle(self._rules.settle_s), "in_flight": self._intake.in_flight}
 
     def count_unread(self, scope: Scope) -> None:
         """Count a request whose client did not read the answer; it was already counted when it arrived."""
