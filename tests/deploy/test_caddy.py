@@ -3,6 +3,7 @@
 import http.server
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -43,6 +44,17 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         """Log nothing."""
 
 
+def shakes_hands(port: int, authority: Path) -> bool:
+    """Whether a TLS connection can be made: Caddy listens before it has a certificate for the name."""
+    context = ssl.create_default_context(cafile=authority)
+    try:
+        with socket.create_connection(("localhost", port)) as plain:
+            context.wrap_socket(plain, server_hostname="localhost").close()
+    except OSError:  # ssl.SSLError is one
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def caddy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Run Caddy with the shipped file on loopback; yields its address and its authority's certificate."""
@@ -73,8 +85,8 @@ def caddy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         ):
             authority = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
             wait_until(authority.exists, what="Caddy's authority")
-            wait_until((folder / "caddy/certificates/local/localhost/localhost.crt").exists, what="its certificate")
             wait_until(lambda: b"serving initial configuration" in log.read_bytes(), what="Caddy")
+            wait_until(lambda: shakes_hands(port, authority), what="its certificate for localhost")
             yield f"https://localhost:{port}", authority
             process.terminate()
         upstream.shutdown()
