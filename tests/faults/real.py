@@ -15,20 +15,20 @@ from tests.harness.server import ENGINE, PATCHES
 def drain_streams(launch: Launch) -> Check:
     """Send SIGTERM while 8 streams run: all complete, new connections are refused, liveness stays green."""
     launch.until_says("ready")
-    body = {"model": MODEL, "prompt": "Once", "max_tokens": 400, "stream": True, "ignore_eos": True}
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 800, "stream": True, "ignore_eos": True}
     body["stream_options"] = {"include_usage": True}  # one event may hold several tokens
     headers = {"Authorization": f"Bearer {launch.key}"}
     pool = launch.things.enter_context(urllib3.PoolManager(headers=headers, retries=False, timeout=120, maxsize=9))
     streams = [pool.request("POST", f"{launch.url}/v1/completions", json=body, preload_content=False) for _ in range(8)]
     launch.process.send_signal(signal.SIGTERM)
-    launch.until_says("draining", 5)
+    launch.until_says("draining", 30)
     assert launch.observe("/livez")[0] == 200
-    launch.until(lambda: refused(launch), "refusal of new connections", 5)
+    launch.until(lambda: refused(launch), "refusal of new connections", 30)
 
     def check() -> None:
         for stream in streams:
             text = stream.read().decode()
-            assert '"completion_tokens":400' in text, text[-900:]
+            assert '"completion_tokens":800' in text, text[-900:]
             assert '"finish_reason":"length"' in text
             assert text.rstrip().endswith("data: [DONE]")
 
