@@ -166,7 +166,7 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.end()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 40
         while left := [pid for pid in self.seen if is_running(pid)]:
             if time.monotonic() > end:
                 raise HarnessError(f"left behind: {[command_line(pid) for pid in left]}")
