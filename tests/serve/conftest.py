@@ -54,7 +54,7 @@ def make_plan(free_port: int) -> Callable[..., Plan]:
             start_s=start_s,
             drain_s=drain_s,
             patience=HangPolicy(hang_s, silent_s=silent_s),
-            guard=GuardSettings(state_dir=Path("/nowhere"), max_in_flight=2048),
+            guard=GuardSettings(state_dir=Path("/nowhere"), max_in_flight=2048, settle_s=drain_s / 2),
             run_dir=Path("/nowhere"),
         )
 

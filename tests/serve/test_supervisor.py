@@ -14,7 +14,9 @@ import urllib3
 
 from servekit.errors import ExitCode
 from servekit.serve.guard import InFlight
-from servekit.serve.status import Phase, State
+from servekit.serve.plan import Plan
+from servekit.serve.status import Phase, State, StatusStore
+from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
 from tests.harness.processes import is_running
 from tests.serve.conftest import Run
@@ -312,6 +314,17 @@ def running(run: Run) -> int:
     """Return the number of requests in the engine."""
     counters = urllib3.request("GET", f"{run.plan.url}/_servekit/counters").json()
     return int(counters["in_flight"])
+
+
+def test_a_thread_that_ends_before_the_start(make_plan: Callable[..., Plan]) -> None:
+    """A thread that ends while servekit still prepares is a bug too, not a request to stop."""
+    plan, store = make_plan("--never-listen"), StatusStore()
+    supervisor = Supervisor(plan, store, EngineClient(plan.url), {})
+    error, thread = ZeroDivisionError("division by zero"), threading.Thread(name="gpu-errors")
+    supervisor.report_thread(threading.ExceptHookArgs((type(error), error, None, thread)))
+    assert supervisor.run() is ExitCode.BUG
+    assert "its thread gpu-errors has ended: ZeroDivisionError" in store.read().reason
+    assert store.read().engine_pid is None
 
 
 def test_a_thread_that_ends_unasked(

@@ -84,7 +84,7 @@ class Plan(Start):
         EngineCore takes new ones between two steps: on a busy GPU that is tens of milliseconds, but its first large
         batch after a start with empty caches took ten seconds in a test, most of them compiling.
         """
-        return self.drain_s / 2
+        return self.guard.settle_s
 
     @property
     def stop_s(self) -> int:

@@ -83,8 +83,11 @@ class Supervisor:
 
     def run(self) -> ExitCode:
         """Serve until a stop is requested or the engine fails; return why it ended."""
-        if not self._events.empty():
-            return self._end(ExitCode.STOPPED, "stopped before the engine was started")
+        try:
+            if not self._events.empty() and self._next():
+                return self._end(ExitCode.STOPPED, "stopped before the engine was started")
+        except ThreadEndedError as error:
+            return self._end(ExitCode.BUG, str(error))
         self._store.enter(State.STARTING, "the engine is loading")
         self._enter_phase(Phase.IMPORTS)
         started_s = time.monotonic()

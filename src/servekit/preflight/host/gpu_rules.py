@@ -51,7 +51,7 @@ def check_driver(survey: GpuSurvey) -> Iterator[Finding]:
 
 def gpu_model(gpu: GpuFacts) -> GpuModel:
     """Convert a GPU of this host for the memory plan."""
-    return GpuModel(gpu.name, gpu.memory_bytes, gpu.memory_bytes - gpu.reserved_bytes, gpu.capability)
+    return GpuModel(gpu.name, gpu.memory_bytes, gpu.usable_bytes, gpu.capability)
 
 
 def check_capability(gpu: GpuModel, kv_cache_dtype: str) -> Iterator[Finding]:
