@@ -83,14 +83,16 @@ def name_of(action: argparse.Action) -> str:
 def describe(action: argparse.Action, group: str) -> dict[str, Any]:
     """Describe one argument; properties that do not apply are omitted."""
     function, optional = wanted_type(action)
+    kind = kind_of(action, function)
     described = {
-        "kind": kind_of(action, function),
+        "kind": kind,
         "many": action.nargs == "+",
         "repeat": isinstance(action, argparse._AppendAction),  # noqa: SLF001
         "optional": optional,
         "choices": choices_of(action),
         "fields": fields_of(function),
-        "bounds": bounds_of(action.dest, group),
+        # vLLM's bound of a length is -1 and up, where -1 means auto; the kind has the exact range
+        "bounds": {} if kind == "human_int_or_auto" else bounds_of(action.dest, group),
         "aliases": sorted(option for option in action.option_strings if not option.startswith("--")),
         "default": plain(action.default),
         "group": "" if group == "options" else group,
@@ -128,7 +130,10 @@ def kind_of(action: argparse.Action, function: Any) -> str:
         "human_readable_int": "human_int",
         "human_readable_int_or_auto": "human_int_or_auto",
     }
-    return named.get(getattr(function, "__name__", ""), "str")
+    kind = named.get(getattr(function, "__name__", ""), "str")
+    if name_of(action) == "limit-mm-per-prompt":
+        return "limits"
+    return "json_list" if kind == "json" and isinstance(plain(action.default), list) else kind
 
 
 def choices_of(action: argparse.Action) -> list[Any]:

@@ -122,12 +122,6 @@ def _argument(name: str, row: dict[str, Any]) -> Argument:
         key: tuple(value) if isinstance(value, list) and key != "default" else value
         for key, value in row.items()
     }
-    if name == "limit-mm-per-prompt":
-        described["kind"] = "limits"
-    elif isinstance(described.get("default"), list) and described["kind"] == "json":
-        described["kind"] = "json_list"
-    if described["kind"] == "human_int_or_auto":
-        del described["bounds"]  # vLLM's bound is -1 and up; the kind has the exact range
     return Argument(name, **described)
 
 
