@@ -1,6 +1,7 @@
 """Faults on the real engine that tests/engine does not cover."""
 
 import json
+import os
 import signal
 
 import urllib3
@@ -35,6 +36,22 @@ def drain_streams(launch: Launch) -> Check:
     return check
 
 
+def kill_core_in_a_drain(launch: Launch) -> Check:
+    """Kill EngineCore while a drain waits for 3 requests: they fail, although vLLM ends with 0."""
+    launch.until_says("ready")
+    answers = launch.ask(3, max_tokens=8000, ignore_eos=True)
+    launch.process.send_signal(signal.SIGTERM)
+    launch.until_says("draining", 5)
+    launch.until(lambda: refused(launch), "refusal of new connections", 5)
+    os.kill(launch.pid_of("core"), signal.SIGKILL)
+
+    def check() -> None:
+        launch.until(lambda: len(answers) == 3, "answers", 10)
+        assert set(answers) <= {0, 500}
+
+    return check
+
+
 def other_flags(launch: Launch) -> None:
     """Use a script as the engine that starts the real one with fewer sequences and without prefix caching."""
     path = launch.folder / "engine"
@@ -64,7 +81,14 @@ FAULTS = (
         *(DRAINED, 8, ": 4 running requests cut"),
         engine="real",
         flags=("--drain-s", "3"),
-        provoke=send_with_requests(4, signal.SIGTERM, answered=False, max_tokens=8000, ignore_eos=True),
+        provoke=send_with_requests(4, signal.SIGTERM, status=500, max_tokens=8000, ignore_eos=True),
+        within_s=60,
+    ),
+    Fault(
+        "SIGTERM with 3 requests running, then EngineCore is killed",
+        *(DRAINED, 8, "the drain did not finish: EngineCore died, and with it 3 running requests"),
+        engine="real",
+        provoke=kill_core_in_a_drain,
         within_s=60,
     ),
     Fault(

@@ -15,26 +15,26 @@ FAULTS = (
         "SIGTERM with 8 requests running",
         *(DRAINED, 0, "SIGTERM: draining, 8 running requests, at most 60 s to finish"),
         faults=("--slow-request-s", "3"),
-        provoke=send_with_requests(8, SIGTERM, answered=True),
+        provoke=send_with_requests(8, SIGTERM, status=200),
     ),
     Fault(
         "SIGTERM, the drain runs out",
         *(DRAINED, 8, "SIGTERM: the drain did not finish: 3 running requests cut after 1 s"),
         faults=("--slow-request-s", "30"),
         flags=("--drain-s", "1"),
-        provoke=send_with_requests(3, SIGTERM, answered=False),
+        provoke=send_with_requests(3, SIGTERM, status=0),
     ),
     Fault(
         "SIGTERM twice",
         *(DRAINED, 8, "SIGTERM while draining: 2 running requests cut"),
         faults=("--slow-request-s", "30"),
-        provoke=send_with_requests(2, SIGTERM, SIGTERM, answered=False),
+        provoke=send_with_requests(2, SIGTERM, SIGTERM, status=0),
     ),
     Fault(
         "SIGTERM, then SIGINT",
         *(DRAINED, 8, "SIGINT while draining: 2 running requests cut"),
         faults=("--slow-request-s", "30"),
-        provoke=send_with_requests(2, SIGTERM, SIGINT, answered=False),
+        provoke=send_with_requests(2, SIGTERM, SIGINT, status=0),
     ),
     Fault(
         "SIGTERM, which the engine ignores",
@@ -48,7 +48,7 @@ FAULTS = (
         "SIGTERM, and the guard does not answer",
         *(DRAINED, 0, "SIGTERM: drained"),
         faults=("--deaf-to-drain",),
-        flags=("--drain-s", "4"),  # servekit waits half of it for the guard
+        flags=("--drain-s", "6"),  # servekit waits half of it for the guard
         provoke=send(SIGTERM),
         within_s=30,
     ),

@@ -95,12 +95,17 @@ class Drain:
         if not self.settling and self._in_time():
             self._left = fewest(self._began_with, count_connections(self._plan.port))
 
-    def ended(self, code: int) -> tuple[ExitCode, str]:
-        """Return exit code and reason after the engine has ended with `code`."""
-        # vLLM kills its EngineCore when its own timeout runs out, and still ends with 0.
-        if code == 0 and (self._in_time() or self._left == 0):
+    def ended(self, code: int, failed: int) -> tuple[ExitCode, str]:
+        """Return exit code and reason after the engine has ended with `code`, and EngineCore with `failed` requests."""
+        # vLLM also ends with 0 when its EngineCore has died, or was killed because vLLM's own timeout ran out.
+        if code == 0 and not failed and (self._in_time() or self._left == 0):
             return ExitCode.STOPPED, f"{self._by}: drained"
-        why = describe_exit(code) if code else f"{describe_requests(self._left)} cut after {self._plan.drain_s} s"
+        if code:
+            why = describe_exit(code)
+        elif self._in_time():
+            why = f"EngineCore died, and with it {describe_requests(failed)}"
+        else:
+            why = f"{describe_requests(self._left)} cut after {self._plan.drain_s} s"
         return ExitCode.DRAIN_RAN_OUT, f"{self._by}: the drain did not finish: {why}"
 
     def cut_short(self, again: str) -> tuple[ExitCode, str]:

@@ -177,7 +177,10 @@ class Supervisor:
         while True:
             match self._next(drain.deadline_s, drain.log_progress, drain.count):
                 case Exited(code):
-                    return self._end(*drain.ended(code))
+                    failed = len(self._in_flight())
+                    if code or failed:
+                        self._log_last_lines(in_flight=True)
+                    return self._end(*drain.ended(code, failed))
                 case StopRequested(again):
                     ending = drain.cut_short(again)
                     self._kill()

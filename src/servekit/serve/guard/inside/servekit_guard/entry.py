@@ -37,5 +37,7 @@ class Guard(Gate):
             app = scope["app"]
             vllm_patches.apply(app, self._app, [route.path for route in CLIENT_ROUTES if route.generates])
             self.handoff.watch(app.state.engine_client)
-            self.flights.engine_dead = lambda: bool(app.state.engine_client.errored)
+            client = app.state.engine_client
+            # In a drain EngineCore ends once it has no requests: those that are still being written have not failed.
+            self.flights.engine_dead = lambda: bool(client.errored and client.output_processor.request_states)
         await super().__call__(scope, receive, send)

@@ -46,6 +46,7 @@ def apply(app: Any, layer: Any, generating: Collection[str]) -> None:
     answer_wrong_fields(layer)
     state, renderer = app.state, app.state.engine_client.renderer
     image_cache.watch(renderer, current_request)  # forgets images whose request never reached EngineCore
+    wrap(state.engine_client, "shutdown", fail_what_is_left)
     wrap(renderer, "_process_multimodal_async", answer_images_without_a_place)
     wrap(state.openai_serving_models, "show_available_models", hide_paths)
     wrap(getattr(state, "anthropic_serving_messages", None), "create_messages", answer_messages)
@@ -96,6 +97,19 @@ def answer_wrong_fields(layer: Any) -> None:
         return response({"error": {"message": message, "param": param}}, 400)
 
     layer.add_exception_handler(importlib.import_module("fastapi.exceptions").RequestValidationError, answer)
+
+
+def fail_what_is_left(shutdown: Any, timeout: float | None = None) -> None:
+    """Fail the requests that EngineCore has not finished when it has ended in a drain.
+
+    vLLM waits until EngineCore has ended, cancels the task that reads its outputs (`v1/engine/async_llm.py`), and then
+    waits for the open requests. If EngineCore was killed, nothing ends those.
+    """
+    client = shutdown.__self__
+    shutdown(timeout=timeout)
+    if client.output_handler is not None:
+        error = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError()
+        client.output_handler.get_loop().call_soon_threadsafe(client.output_processor.propagate_error, error)
 
 
 async def answer_messages(create_messages: Any, *arguments: Any, **named: Any) -> Any:
