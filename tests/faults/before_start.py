@@ -64,14 +64,16 @@ def cut_shard(launch: Launch) -> None:
         shard.truncate(path.stat().st_size // 2)
 
 
-def port_taken(which: str) -> Prepare:
-    """Start with a port that another process listens on with SO_REUSEPORT."""
+def port_taken(which: str, *, listens: bool = True) -> Prepare:
+    """Start with a port that another process has bound as vLLM does, which listens on it only once it has loaded."""
 
     def prepare(launch: Launch) -> None:
         taken = launch.things.enter_context(socket.socket())
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
-        taken.listen()
+        if listens:
+            taken.listen()
         launch.flags += [which, str(taken.getsockname()[1])]
 
     return prepare
@@ -190,6 +192,12 @@ FAULTS = (
     ),
     Fault(
         "port: taken", NOT_STARTED, 3, "--port: cannot listen on 127.0.0.1", engine="none", prepare=port_taken("--port")
+    ),
+    Fault(
+        "port: taken by a server that does not yet listen",
+        *(NOT_STARTED, 3, "--port: cannot listen on 127.0.0.1"),
+        engine="none",
+        prepare=port_taken("--port", listens=False),
     ),
     Fault(
         "second instance on the port of a first",

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def wait(seconds: float) -> Callable[[Launch], None]:
 
 
 def hold_connections(count: int) -> Callable[[Launch], None]:
-    """Open connections to the observe port and send nothing, or garbage, on them."""
+    """Open connections to the observe port and send nothing or garbage on them, or reset them; none may be logged."""
 
     def hold(launch: Launch) -> None:
         port = launch.observe_port
@@ -99,8 +100,12 @@ def hold_connections(count: int) -> Callable[[Launch], None]:
             idle = launch.things.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 2:
                 idle.sendall(b"\0\xff garbage \r\n\r\n")
+            if number % 5 == 0:
+                idle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                idle.close()
         time.sleep(0.5)
         assert launch.probes.slowest.seconds < 1
+        assert not [line for line in launch.lines if "Traceback" in line or "Error" in line]
 
     return hold
 

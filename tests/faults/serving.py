@@ -10,6 +10,7 @@ from tests.faults.provoke import (
     kill,
     request_when_ready,
     scrape_a_mute_engine,
+    send,
     stays_ready,
     wait,
 )
@@ -28,6 +29,17 @@ def kill_servekit(launch: Launch) -> None:
     """Kill servekit itself."""
     launch.until_says("ready")
     launch.process.send_signal(signal.SIGKILL)
+
+
+def break_the_watch(launch: Launch) -> None:
+    """Make the thread that watches a ready engine raise: Python imports this file when servekit starts."""
+    (launch.folder / "sitecustomize.py").write_text(
+        "from servekit.serve.watch.watcher import Watch\n\n\n"
+        "def _watch_serving(self):\n    raise RuntimeError('provoked')\n\n\n"
+        "Watch._watch_serving = _watch_serving\n"
+    )
+    found = launch.environ.get("PYTHONPATH")
+    launch.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(launch.folder), found]))
 
 
 def hang_up_the_log(launch: Launch) -> None:
@@ -86,6 +98,16 @@ FAULTS = (
         within_s=30,
     ),
     Fault("keeper killed", BROKEN, 5, f"{_DIED}killed by signal 9", provoke=kill("keeper")),
+    Fault(
+        "servekit killed while its keeper starts",
+        *((STARTING,), -9, "starting: imports"),
+        provoke=send(signal.SIGKILL, at="starting (imports)"),
+    ),
+    Fault(
+        "a thread of servekit ends unasked",
+        *(BROKEN, 70, "a bug in servekit: its thread watch has ended: RuntimeError('provoked')"),
+        prepare=break_the_watch,
+    ),
     Fault(
         "servekit killed",
         *((STARTING, READY), -9, "ready after"),
@@ -159,7 +181,7 @@ FAULTS = (
         within_s=30,
     ),
     Fault(
-        "no fault: 200 idle or garbled connections on the observe port",
+        "no fault: 200 idle, garbled or reset connections on the observe port",
         *(DRAINED, 0, "SIGTERM: drained"),
         provoke=stays_ready(hold_connections(200)),
         within_s=45,

@@ -106,11 +106,13 @@ def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
 
     servekit binds without SO_REUSEPORT. vLLM 0.20.2 binds with it (entrypoints/openai/api_server.py,
     create_server_socket): a second server on the same port starts, and the kernel splits the connections between them.
+    It binds minutes before it listens, and SO_REUSEADDR would not see it until then. So this option is used only where
+    old connections of the port, which also stop a bind, are still there.
     """
     for flag, (host, port) in addresses.items():
         try:
             with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, _has_connections(port))
                 probe.bind((host, port))
         except OSError as problem:
             yield error(
@@ -119,6 +121,13 @@ def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
                 subject=flag,
                 remedy="choose another port or address, or stop the program that listens there",
             )
+
+
+def _has_connections(port: int) -> bool:
+    """Return whether the kernel lists a connection of this local port (proc(5), net/tcp), open or just closed."""
+    tables = [Path("/proc/self/net", name) for name in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables if table.exists() for row in table.read_text().splitlines()[1:]]
+    return any(int(row[1].rpartition(":")[2], 16) == port for row in rows)
 
 
 def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
