@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "servekit"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ORDER = (
-    {"__init__", "errors", "logs", "settings", "nvml", "thread_pool"},
+    {"__init__", "errors", "file_trouble", "logs", "settings", "nvml", "thread_pool"},
     {"profile", "demo"},
     {"preflight"},
     {"serve"},

@@ -15,7 +15,7 @@ PROGRAM = Path(sys.executable).with_name("servekit")
 SERVING = ("servekit.serve", "servekit.observe", "servekit.run", "prometheus_client", "wsgiref", "urllib3", "http")
 """Modules that only a serving endpoint needs."""
 ROOMS = set(
-    "cli demo errors logs nvml observe preflight profile run serve settings thread_pool".split()  # noqa: SIM905 - one line
+    "cli demo errors file_trouble logs nvml observe preflight profile run serve settings thread_pool".split()  # noqa: SIM905 - one line
 )
 """The parts of servekit that `serve` loads: not measure, tune, recipe or scale."""
 Loaded = Callable[..., set[str]]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
-from servekit.errors import ConfigurationError, ExitCode, Finding, PreflightError, ServekitError
+from servekit.errors import ExitCode, PreflightError, ServekitError
+from servekit.file_trouble import make_folder
 from servekit.logs import LEVELS
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.gpu_errors import GpuErrors
@@ -35,7 +36,7 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
     `on_stop_signal` receives the function that a stop signal must call. Raises ConfigurationError if a key, a folder or
     a limit is wrong.
     """
-    _make_folders(plan)
+    make_folder(plan.guard.state_dir)
     with alone_in(plan.run_dir):
         return _serve_alone(plan, on_stop_signal)
 
@@ -80,18 +81,6 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
         return supervisor.run()
 
 
-def _make_folders(plan: Plan) -> None:
-    mistakes = []
-    for folder in (plan.guard.state_dir, plan.cache_dir):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"cannot create folder: {error.strerror}"
-            mistakes.append(Finding(message, file=str(folder), remedy="choose another folder"))
-    if mistakes:
-        raise ConfigurationError(mistakes)
-
-
 def _log_plan(plan: Plan, guard: Guard, observe_url: str) -> None:
     logger.info("servekit %s, vLLM %s, target %s", __version__, ENGINE_VERSION, plan.target)
     logger.info("profile %s, model %s as %s", plan.profile, plan.model, plan.served_name)
@@ -130,6 +119,7 @@ def _prepare(plan: Plan) -> None:
             logger.log(LEVELS[finding.severity], finding)
     if examination.failed:
         raise PreflightError(f for f in examination.findings if f.severity is Severity.ERROR)
+    make_folder(plan.cache_dir)
     if memory := examination.memory:
         logger.info(
             "memory plan: pool of %s tokens, %.2f requests of %s tokens at once",

@@ -36,11 +36,18 @@ def _split(value: Any) -> Any:
 
 
 def _xdg(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable) or f"~/{default}").expanduser() / "servekit"
+    return Path(os.environ.get(variable) or f"~/{default}", "servekit")
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError("this user has no such home: set HOME, or write a whole path") from error
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+UserPath = Annotated[Path, AfterValidator(_expanded)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -122,10 +129,12 @@ class Settings(BaseModel):
     )
     state_dir: UserPath = Field(
         default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"),
+        validate_default=True,
         description="Folder for servekit's state: keys, run files.",
     )
     cache_dir: UserPath = Field(
         default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"),
+        validate_default=True,
         description="Folder for compile caches and the demo checkpoint; keep it between runs for a fast start.",
     )
     log_format: LogFormat = Field(LogFormat.TEXT, description="How the log is written.")
@@ -156,7 +165,8 @@ def flag_of(field: str) -> str:
 
 
 def _finding(detail: ErrorDetails, flags: Container[str]) -> Finding:
-    name, message, got = str(detail["loc"][0]), detail["msg"], detail["input"]
+    name, message, got = str(detail["loc"][0]), detail["msg"].removeprefix("Value error, "), detail["input"]
+    got = str(got) if isinstance(got, Path) else got
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         remedy = f"did you mean {variable_of(near[0])}?" if near else _HELP

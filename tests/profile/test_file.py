@@ -1,5 +1,6 @@
 """Files that are not a profile at all, and valid ones that look unusual."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -66,17 +67,17 @@ def test_wrong_ending(refused: Refused, write: Write, smallest: str) -> None:
 
 
 def test_unreadable(refused: Refused, write: Write, smallest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the system's reason why a file cannot be read."""
+    """A file that the system cannot read has the reason, and no advice about its permissions."""
     path = write(smallest)
 
     def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "anything")
+        raise OSError(errno.EIO, "anything")
 
     monkeypatch.setattr(Path, "open", refuse)
     assert refused(path) == [
-        "profile.yaml: error: cannot be read: Permission denied; check the path and its permissions"
+        "profile.yaml: error: the disk or the network file system reports an error; look at the kernel's log (dmesg)"
     ]
-    assert refused(Path("a\0b.yaml"))[0].endswith("check the path and its permissions")
+    assert refused(Path("a\0b.yaml"))[0].endswith("embedded null byte; check the path")
 
 
 def test_large_file_is_refused_unread(refused: Refused, write: Write) -> None:

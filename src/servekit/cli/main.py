@@ -14,7 +14,8 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.options import settings_options
-from servekit.errors import ExitCode, Finding, ServekitError, render
+from servekit.errors import ExitCode, ServekitError, render
+from servekit.file_trouble import finding_of
 from servekit.logs import configure_logging
 from servekit.settings import Settings, read_settings
 
@@ -44,9 +45,7 @@ def main() -> NoReturn:
         click.echo(render(error.findings, sys.stderr), err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a file, a folder or a device: for the user to mend
-        click.echo(
-            render([Finding(error.strerror or str(error), file=str(error.filename or ""))], sys.stderr), err=True
-        )
+        click.echo(render([finding_of(error)], sys.stderr), err=True)
         sys.exit(ExitCode.CONFIGURATION)
     except Exception:  # noqa: BLE001 - servekit raises no other error on purpose
         traceback.print_exc()
@@ -282,7 +281,7 @@ def _plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, str]":
     if plan.demo and not Path(plan.model).exists():
         return None, "the demo checkpoint does not exist yet; the first start builds it"
     found = examine(dataclasses.replace(plan, addresses={}, engine=""))
-    return found.memory, next((finding.message for finding in found.findings), "")
+    return found.memory, next((f"{each.message}; {each.remedy}" for each in found.findings), "")
 
 
 def _gpu(name: str) -> "GpuModel":

@@ -24,6 +24,7 @@ from servekit.demo.sizes import SIZES, Gemma4, Size
 from servekit.demo.tensor_list import tensors
 from servekit.demo.vocabulary import Vocabulary, tokenizer, vocabulary
 from servekit.errors import ConfigurationError, Finding
+from servekit.file_trouble import about, make_folder
 
 GENERATOR = 1
 """Version of what this package writes: raise it with every change that gives other bytes for a seed."""
@@ -53,7 +54,7 @@ def build_demo_model(
     """
     _refuse_occupied(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _partial(directory) as partial:
+    with about(directory), _partial(directory) as partial:
         _write(partial, size=size, quantized=quantized, seed=seed, progress=progress)
         try:
             partial.rename(directory)
@@ -78,7 +79,7 @@ def ensure_demo_model(
     """
     directory = demo_directory(cache, size=size, quantized=quantized, seed=seed)
     wanted = _identity(size=size, quantized=quantized, seed=seed)
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     with (cache / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_intact(directory, wanted):
@@ -145,6 +146,8 @@ def _is_intact(directory: Path, wanted: dict[str, object]) -> bool:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         files: dict[str, int] = record.pop("files")
         sizes = {name: (directory / name).stat().st_size for name in files}
+    except PermissionError:
+        raise  # another user's: it cannot be replaced either
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     return bool(record == wanted and sizes == files)

@@ -10,6 +10,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "engine-patches": "The folder of newer packages for the engine does not exist, or its Pillow is too old.",
     # Where the model is.
     "model-missing": "The model's folder does not exist.",
+    "checkpoint-unreadable": "This user cannot read the model's folder, a file in it, or the hub's cache.",
     "model-name": "The model is neither a folder nor a hub id such as `owner/name`.",
     "hub-offline": "The model is not in the local cache, and offline mode forbids a download.",
     "hub-unreachable": "The model is not in the local cache, and the hub does not answer or denies access.",

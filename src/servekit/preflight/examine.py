@@ -4,9 +4,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from servekit import ENGINE_VERSION
+from servekit.file_trouble import find_trouble
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
 from servekit.preflight.checkpoint.hub import hub_cache_folder, is_offline
 from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
@@ -98,5 +100,7 @@ def _check_engine(start: Start) -> list[Finding]:
         return []
     if shutil.which(start.engine):
         return check_patches(start.engine_patches)
+    if "/" in start.engine and (why := find_trouble(Path(start.engine), "x")):
+        return [error("engine-missing", subject="--engine", **why)]
     remedy = f"install vLLM {ENGINE_VERSION} (for the CPU: make install) and set --engine or SERVEKIT_ENGINE"
     return [error("engine-missing", f"no such program: {start.engine}", subject="--engine", remedy=remedy)]

@@ -4,7 +4,6 @@ PyYAML keeps the last of two equal keys, turns `key:` into None and forgets the 
 of nodes; a walk over the nodes gives them their meaning and finds every mistake.
 """
 
-import os
 import re
 import stat
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from servekit.file_trouble import explain
 from servekit.profile.mistakes import WHOLE_FILE, Mistakes, UnreadableError
 from servekit.profile.scalars import ScalarTrapError, plain_value
 from servekit.profile.values import KeyPath, Lines, Value
@@ -103,11 +103,10 @@ def _contents(path: Path, mistakes: Mistakes) -> bytes:
             return file.read(LARGEST_BYTES)
     except FileNotFoundError as error:
         raise mistakes.unreadable(WHOLE_FILE, "does not exist", remedy="name the profile with --config FILE") from error
-    except (OSError, ValueError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise mistakes.unreadable(
-            WHOLE_FILE, f"cannot be read: {reason}", remedy="check the path and its permissions"
-        ) from error
+    except OSError as error:
+        raise mistakes.unreadable(WHOLE_FILE, **explain(error, path)) from error
+    except ValueError as error:
+        raise mistakes.unreadable(WHOLE_FILE, f"cannot be read: {error}", remedy="check the path") from error
 
 
 def _refused_character(line: int, code: int, mistakes: Mistakes) -> UnreadableError:

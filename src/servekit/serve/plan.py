@@ -205,7 +205,7 @@ def _environment(settings: Settings, start: Start, environ: Mapping[str, str]) -
         "TORCHINDUCTOR_CACHE_DIR": str(settings.cache_dir / "inductor"),
         "PYTHONUNBUFFERED": "1",
     }
-    if start.demo or Path(start.model).is_dir():
+    if start.demo or os.path.isdir(start.model):  # noqa: PTH112 - Path.is_dir raises where this user may not look
         added["HF_HUB_OFFLINE"] = "1"
     defaults = _CPU_ENVIRONMENT if start.target is Target.CPU else _CUDA_ENVIRONMENT
     return added | {name: environ.get(name, value) for name, value in defaults.items()}

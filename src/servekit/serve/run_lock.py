@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from servekit.errors import Finding, PreflightError
+from servekit.file_trouble import make_folder
 from servekit.serve.guard.keys import OWNER_ONLY_FOLDER
 
 
@@ -15,7 +16,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     The kernel frees it however this process ends. Raises PreflightError where another process holds it.
     """
-    folder.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
+    make_folder(folder, OWNER_ONLY_FOLDER)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

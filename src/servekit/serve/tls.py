@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
+from servekit.file_trouble import explain, or_elsewhere
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def load_certificate(chain: Path | None, key: Path | None) -> Certificate | None
         try:
             path.read_bytes()
         except OSError as error:
-            mistakes.append(Finding(f"cannot be read: {error.strerror}", flag, got=str(path), remedy="name a PEM file"))
+            why = or_elsewhere(explain(error, path, private=flag == "--tls-key"), "name a PEM file")
+            mistakes.append(Finding(subject=flag, file=str(path), **why))
     if mistakes:
         raise ConfigurationError(mistakes)
     try:

@@ -1,10 +1,13 @@
 """The facts of a checkpoint, from its headers and configuration alone: preflight reads no weight."""
 
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from servekit.file_trouble import Trouble, explain, find_trouble
 from servekit.preflight.checkpoint.architectures import MULTIMODAL_ARCHITECTURES
 from servekit.preflight.checkpoint.config_file import (
     CONFIG,
@@ -30,6 +33,8 @@ from servekit.preflight.checkpoint.tokenizer_files import (
 from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
 from servekit.preflight.findings import Finding, error, located
 from servekit.profile import EngineArguments
+
+_READ_BY_VLLM: Final = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def inspect_checkpoint(
     )
     if folder is None:
         return None, missing
+    if denied := _unreadable(folder):
+        return None, denied
     config, findings = read_config(folder)
     tensors, shard_findings = read_shards(folder)
     findings += shard_findings
@@ -137,6 +144,30 @@ def inspect_checkpoint(
         ]
         facts = CheckpointFacts(folder, revision, config, scheme, tensors)
     return facts, tuple(located(each, folder / each.file) if each.file else each for each in findings)
+
+
+def _unreadable(folder: Path) -> tuple[Finding, ...]:
+    """Report the files that vLLM would read and this user cannot: one finding, however many they are."""
+    if trouble := find_trouble(folder):
+        return (error("checkpoint-unreadable", subject=str(folder), **trouble),)
+    denied: dict[Path, Trouble] = {}
+    for path in sorted(each for each in folder.iterdir() if each.suffix in _READ_BY_VLLM):
+        try:
+            with path.open("rb") as file:
+                file.read(1)
+        except FileNotFoundError:
+            pass  # a broken link counts as a missing file
+        except OSError as problem:
+            denied[path] = explain(problem, path)
+    if not denied:
+        return ()
+    first, why = next(iter(denied.items()))
+    if len({each["message"] for each in denied.values()}) > 1:
+        why["message"] += f" and {len(denied) - 1} other files"
+        if "chmod" in why["remedy"]:
+            shared = os.path.commonpath([path.resolve().parent for path in denied])
+            why["remedy"] = f"run: sudo chmod -R a+rX {shlex.quote(shared)}"
+    return (error("checkpoint-unreadable", file=str(first), **why),)
 
 
 def _check_modality(config: ModelConfig, images: int) -> Iterator[Finding]:

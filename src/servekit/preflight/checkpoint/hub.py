@@ -4,11 +4,13 @@ The cache's layout is that of huggingface_hub ("Manage huggingface_hub cache-sys
 `refs/REVISION`, which holds a commit, and `snapshots/COMMIT/` with the files.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from servekit.file_trouble import find_trouble
 from servekit.preflight.findings import Finding, error, note
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -21,11 +23,16 @@ HUB_TIMEOUT_S: Final = 1.5
 def hub_cache_folder(environ: Mapping[str, str]) -> Path:
     """Return the hub cache that huggingface_hub uses with this environment."""
     if explicit := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(explicit).expanduser()
+        return _expanded(explicit)
     if home := environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    cache = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".cache")
-    return Path(cache).expanduser() / "huggingface" / "hub"
+        return _expanded(home) / "hub"
+    cache = environ.get("XDG_CACHE_HOME") or str(_expanded(environ.get("HOME", "~")) / ".cache")
+    return _expanded(cache) / "huggingface" / "hub"
+
+
+def _expanded(path: str) -> Path:
+    """Expand `~` as huggingface_hub does: where there is no such home it stays, and Path.expanduser would raise."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
@@ -64,7 +71,11 @@ def locate_model(
 
     Without such a folder on this machine: None, and the finding with the reason.
     """
-    folder = Path(model).expanduser()
+    folder = _expanded(model)
+    repository = hub_cache / f"models--{model.replace('/', '--')}"
+    places = (folder, repository, repository / "refs" / revision, repository / "snapshots")
+    if why := next(filter(None, map(find_trouble, places)), None):
+        return None, "", (error("checkpoint-unreadable", subject=model, **why),)
     if folder.is_dir():
         return folder, "", ()
     snapshot = _cached(model, hub_cache, revision) if _HUB_ID.fullmatch(model) else None

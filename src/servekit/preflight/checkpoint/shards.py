@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from servekit import ENGINE_VERSION
+from servekit.file_trouble import explain
 from servekit.preflight.checkpoint.config_file import ABSENT, read_object
 from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_header
 from servekit.preflight.findings import Finding, error, note, warning
@@ -44,8 +45,7 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
             reason = "is a broken link" if shard.is_symlink() else ABSENT
             findings.append(error("shard-missing", reason, file=shard.name, remedy=_AGAIN))
         except OSError as problem:
-            reason = f"cannot be read: {problem.strerror}"
-            findings.append(error("shard-missing", reason, file=shard.name, remedy=_AGAIN))
+            findings.append(error("checkpoint-unreadable", file=shard.name, **explain(problem, shard)))
     findings += _duplicates(tensors)
     if named is not None:
         findings += _stale(named, tensors)

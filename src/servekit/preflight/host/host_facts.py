@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from servekit.file_trouble import find_trouble, or_elsewhere
 from servekit.nvml import GpuFacts
 from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
@@ -134,15 +135,10 @@ def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
     """Report each folder that is not writable, or whose file system lacks room for all of the folders on it."""
     devices: Counter[int] = Counter()
     for folder, size in wanted.items():
-        existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            yield error(
-                "cache-folder",
-                f"{existing} is {'not writable' if existing.is_dir() else 'not a folder'}",
-                subject=str(folder),
-                remedy="choose another cache folder, or make it writable for this user",
-            )
+        if why := find_trouble(folder, "rwx"):
+            yield error("cache-folder", subject=str(folder), **or_elsewhere(why))
             continue
+        existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
         device = existing.stat().st_dev
         devices[device] += size
         free = shutil.disk_usage(existing).free

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from servekit.file_trouble import find_trouble
 from servekit.preflight.findings import Finding, error, warning
 
 PILLOW_FLOOR = "13.0.0"
@@ -16,6 +17,8 @@ def is_recent_pillow(version: object) -> bool:
 
 def check_patches(folder: Path | None) -> list[Finding]:
     """Check that the folder holds a Pillow that may decode images; None: there is no folder."""
+    if folder and (why := find_trouble(folder)):
+        return [error("engine-patches", subject="--engine-patches", **why)]
     found = folder.glob("pillow-*.dist-info") if folder else ()
     if any(is_recent_pillow(each.name.removeprefix("pillow-")) for each in found):
         return []

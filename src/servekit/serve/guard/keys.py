@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
+from servekit.file_trouble import about, explain, find_trouble, or_elsewhere
 
 from .inside.servekit_guard.keyring import KeyFileError, read_keys
 
@@ -26,6 +27,8 @@ def own_key_file(state_dir: Path) -> Path:
 
 def load_keys(path: Path) -> tuple[str, ...]:
     """Return the keys in the file, in its order; raises ConfigurationError with every mistake in it."""
+    if why := find_trouble(path, private=True):
+        raise ConfigurationError([Finding(file=str(path), **why)])
     try:
         return read_keys(path)
     except KeyFileError as error:
@@ -58,9 +61,8 @@ def rotate_key(path: Path, *, keep_old: bool = False) -> str:
     try:
         write_private(path, "\n".join((_HEADING, key, *old_keys, "")), path.stat() if path.exists() else None)
     except OSError as error:
-        message = f"cannot write the key file: {error.strerror or error}"
-        remedy = "make the folder writable for this user, or name a key file with SERVEKIT_API_KEYS_FILE"
-        raise ConfigurationError([Finding(message, file=str(path), remedy=remedy)]) from error
+        why = or_elsewhere(explain(error, path.parent, "rwx"), "name a key file with SERVEKIT_API_KEYS_FILE")
+        raise ConfigurationError([Finding(file=str(path), **why)]) from error
     return key
 
 
@@ -72,7 +74,7 @@ def write_private(path: Path, text: str, before: os.stat_result | None = None) -
     path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with about(path), os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             if before is not None:
                 with contextlib.suppress(PermissionError):  # only root may give a file away
