@@ -15,6 +15,8 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "hub-offline": "The model is not in the local cache, and offline mode forbids a download.",
     "hub-unreachable": "The model is not in the local cache, and the hub does not answer or denies access.",
     "hub-download": "The model is not in the local cache; the engine downloads it during the start.",
+    "hash-mismatch": "A file of the hub's cache does not have the hash that the hub gave for it.",
+    "hashes-unknown": "The checkpoint is not in a hub's cache: there are no hashes to compare with.",
     # config.json.
     "config-missing": "The checkpoint has no config.json.",
     "config-invalid": "config.json is not a JSON object.",
