@@ -97,7 +97,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 def _preflight(folder: Path) -> tuple[float, CheckpointFacts, tuple[Finding, ...], int, int]:
     begin = time.perf_counter()
-    facts, findings = inspect_checkpoint(str(folder), arguments=ARGUMENTS, hub_cache=folder / "no-cache", offline=True)
+    facts, findings = inspect_checkpoint(folder, arguments=ARGUMENTS)
     assert facts is not None
     plan, _ = plan_capacity(facts, ARGUMENTS, parse_gpu_model("l4"))
     assert plan is not None

@@ -5,10 +5,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.demo.build import ensure_demo_model
-from servekit.errors import ExitCode, PreflightError, ServekitError
+from servekit.errors import ExitCode, Finding, PreflightError, ServekitError
 from servekit.file_trouble import make_folder
 from servekit.logs import LEVELS
 from servekit.observe.endpoints import Endpoints, Server
@@ -19,6 +20,7 @@ from servekit.observe.metrics import make_registry, status_families
 from servekit.preflight.examine import examine
 from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
+from servekit.preflight.hub.hub_model import find_hub_model
 from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
 from servekit.serve.notify import notify
 from servekit.serve.plan import Plan, engine_environment
@@ -43,7 +45,9 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
 
 def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
     guard = prepare_guard(plan.guard, plan.run_dir)
+    told: set[Finding] = set()
     store = StatusStore(on_change=notify)
+    store.record(commit=plan.hub.commit if plan.hub and plan.hub.whole else "")
     client = EngineClient(
         plan.url, guard.headers, fingerprint=plan.certificate.fingerprint if plan.certificate else None
     )
@@ -56,6 +60,7 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
         engine_environment(plan, os.environ),
         in_flight=lambda: read_flights(plan.run_dir / FLIGHT_FILE_NAME),
         gpu_errors=gpu_errors.describe,
+        check_download=lambda: _check_downloaded(plan, told),
     )
     on_stop_signal(supervisor.request_stop)
     threading.excepthook = supervisor.report_thread
@@ -70,20 +75,18 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
     with Server(Endpoints(plan, store, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
         _log_plan(plan, guard, server.url)
         try:
-            _prepare(plan)
+            _prepare(plan, told)
         except ServekitError as error:
             store.enter(State.FAILED, str(error), exit_code=error.exit_code)
-            for finding in error.findings:
-                logger.error(finding)  # noqa: TRY400 - meant for the user, not a bug
-            reason = ", ".join(finding.name or finding.message for finding in error.findings)
-            logger.error("%s (exit code %d)", reason, error.exit_code)  # noqa: TRY400
+            logger.error("%s (exit code %d)", _log_error(error), error.exit_code)  # noqa: TRY400
             return error.exit_code
         return supervisor.run()
 
 
 def _log_plan(plan: Plan, guard: Guard, observe_url: str) -> None:
     logger.info("servekit %s, vLLM %s, target %s", __version__, ENGINE_VERSION, plan.target)
-    logger.info("profile %s, model %s as %s", plan.profile, plan.model, plan.served_name)
+    commit = f" at commit {plan.hub.commit}" if plan.hub and plan.hub.whole else ""
+    logger.info("profile %s, model %s%s as %s", plan.profile, plan.model, commit, plan.served_name)
     logger.info("health, status and metrics on %s", observe_url)
     if guard.key_file is None:
         logger.warning("authentication is off: anyone who can reach %s:%d can use the model", plan.host, plan.port)
@@ -104,24 +107,47 @@ def _log_plan(plan: Plan, guard: Guard, observe_url: str) -> None:
         logger.info("adjusted: %s is %s: %s", adjustment.key, adjustment.used, adjustment.reason)
 
 
-def _prepare(plan: Plan) -> None:
+def _prepare(plan: Plan, told: set[Finding]) -> None:
     """Build the demo checkpoint if the plan uses it, then check everything before the start.
 
     Raises PreflightError with the findings that stop the start.
     """
     if plan.demo:
         ensure_demo_model(plan.cache_dir, progress=logger.info)
+    _check(plan, told)
+    make_folder(plan.cache_dir)
+
+
+def _check_downloaded(plan: Plan, told: set[Finding]) -> str:
+    """Check the model that is in the cache now; return why it cannot be served, if it cannot."""
+    hub = find_hub_model(plan.model, plan.hub.revision if plan.hub else "", os.environ, engine="")
+    try:
+        _check(replace(plan, addresses={}, engine="", hub=hub and replace(hub, whole=True)), told)
+    except PreflightError as error:
+        return _log_error(error)
+    return ""
+
+
+def _check(plan: Plan, told: set[Finding]) -> None:
+    """Log what preflight finds and has not `told` yet. Raises PreflightError with what stops the start."""
     examination = examine(plan)
     for finding in examination.skipped:
         logger.warning("skipped (--skip): %s", finding)
     for finding in examination.findings:
-        if finding.severity is not Severity.ERROR:
+        if finding.severity is not Severity.ERROR and finding not in told:
             logger.log(LEVELS[finding.severity], finding)
+    told.update(examination.findings)
     if examination.failed:
         raise PreflightError(f for f in examination.findings if f.severity is Severity.ERROR)
-    make_folder(plan.cache_dir)
     if memory := examination.memory:
         logger.info(
             "memory plan: pool of %s tokens, %.2f requests of %s tokens at once",
             *(f"{memory.pool_tokens:,}", memory.full_requests, f"{memory.max_model_len:,}"),
         )
+
+
+def _log_error(error: ServekitError) -> str:
+    """Log each finding; return their names."""
+    for finding in error.findings:
+        logger.error(finding)
+    return ", ".join(finding.name or finding.message for finding in error.findings)

@@ -62,6 +62,10 @@ class Settings(BaseModel):
         description="Checkpoint folder or hub id. Default: salve-mundii/gemma4-E4B-opt; with target cpu the embedded "
         "demo checkpoint, which the first start builds.",
     )
+    revision: Annotated[str, Field(pattern=r"^([A-Za-z0-9][\w./-]*)?$")] = Field(
+        "",
+        description="Branch, tag or commit of a hub model. Default: main, and what the cache has of it.",
+    )
     served_name: str = Field(
         "", description="Model name in clients' requests. Default: the last part of the model's name."
     )

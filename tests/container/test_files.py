@@ -84,7 +84,9 @@ def test_every_setting_can_be_set(resolve: Resolve) -> None:
     example = (ROOT / ".env.example").read_text()
     used = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / name).read_text() for name in ("compose.yaml", *OVERLAYS))))
     explained = set(re.findall(r"^# ?([A-Z_]+)=", example, re.MULTILINE))
-    assert explained == used | variables | {"HF_TOKEN", "HF_HUB_OFFLINE", "COMPOSE_FILE", "COMPOSE_PROFILES"}
+    hub = {"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
+    assert hub <= service["environment"].keys()
+    assert explained == used | variables | hub | {"COMPOSE_FILE", "COMPOSE_PROFILES"}
 
 
 def test_example_shows_the_defaults(resolve: Resolve) -> None:

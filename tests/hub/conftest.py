@@ -1,23 +1,28 @@
 """A hub with one model, and the program that downloads from it."""
 
 import json
-import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servekit.serve.engine import hub_program
+from servekit.demo.build import build_demo_model
+from servekit.preflight.hub import hub_program
+from servekit.preflight.hub.hub_program import MARK
+from tests.harness.endpoint import Endpoint, clean_environment
 from tests.hub.rig import Hub, Repository, hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "team/model"
 SIZE = 600_000
+DEMO = "team/demo"
+FAKE = Path(__file__).parents[1] / "serve" / "fake_engine.py"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def python(root: Path) -> Path:
     """The engine's Python, whose client is the real one."""
     return root / ".venv-engine/bin/python"
@@ -42,13 +47,17 @@ def server(model: Path) -> Iterator[Hub]:
         yield running
 
 
+def hub_environment(cache: Path, server: Hub) -> dict[str, str]:
+    """The environment without settings of servekit and without proxies, for that hub and that cache."""
+    kept = {name: value for name, value in clean_environment().items() if not name.upper().endswith("_PROXY")}
+    return kept | {"HF_HUB_CACHE": str(cache), "HF_HOME": str(cache), "HF_ENDPOINT": server.url}
+
+
 class Program:
     """The program as the engine's Python runs it, with a cache of its own."""
 
     def __init__(self, python: Path, cache: Path, server: Hub, **variables: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
-        own = {"HF_HUB_CACHE": str(cache), "HF_HOME": str(cache), "HF_ENDPOINT": server.url}
-        self.environ = kept | own | variables
+        self.environ = hub_environment(cache, server) | variables
         self.command = [str(python), "-I", hub_program.__file__]
         self.snapshot = cache / "models--team--model" / "snapshots" / COMMIT
 
@@ -58,7 +67,7 @@ class Program:
             [*self.command, *words], env=self.environ, capture_output=True, text=True, check=False, timeout=50
         )
         assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+        return done.returncode, [json.loads(line.removeprefix(MARK)) for line in done.stdout.splitlines()]
 
     def fetch(self) -> tuple[int, list[dict[str, Any]]]:
         """Fetch the model's main revision."""
@@ -69,3 +78,57 @@ class Program:
 def program(python: Path, tmp_path: Path, server: Hub) -> Program:
     """The program with an empty cache."""
     return Program(python, tmp_path / "cache", server)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint; read-only."""
+    folder = tmp_path_factory.mktemp("demo") / "tiny"
+    build_demo_model(folder, size="tiny")
+    return folder
+
+
+@pytest.fixture
+def demo_checkpoint(demo: Path, tmp_path: Path) -> Path:
+    """The files of the model in the hub, which a test may alter."""
+    return Path(shutil.copytree(demo, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def demo_hub(demo_checkpoint: Path) -> Iterator[Hub]:
+    """A hub with the demo checkpoint."""
+    with hub(team__demo=Repository(demo_checkpoint, COMMIT)) as running:
+        yield running
+
+
+@pytest.fixture
+def environ(tmp_path: Path, demo_hub: Hub, python: Path) -> dict[str, str]:
+    """The environment of a start whose engine is the fake one, run by the real engine's Python."""
+    script = tmp_path / "vllm"
+    script.write_text(
+        f"#!{python}\nimport runpy, sys\nsys.path[0] = ''\nrunpy.run_path({str(FAKE)!r}, run_name='__main__')\n"
+    )
+    script.chmod(0o755)
+    own = {name: str(tmp_path / name.lower()) for name in ("SERVEKIT_STATE_DIR", "SERVEKIT_CACHE_DIR")}
+    engine = {"SERVEKIT_ENGINE": str(script), "SERVEKIT_TARGET": "cpu", "SERVEKIT_MODEL": DEMO}
+    return hub_environment(tmp_path / "hub-cache", demo_hub) | own | engine
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """The folder of the model's files in the cache."""
+    return tmp_path / "hub-cache" / "models--team--demo" / "snapshots" / COMMIT
+
+
+@pytest.fixture
+def serve(environ: dict[str, str]) -> Iterator[Callable[..., Endpoint]]:
+    """Start endpoints; afterwards end them, and fail if a process is left."""
+    started: list[Endpoint] = []
+
+    def start(*flags: str, **variables: str) -> Endpoint:
+        started.append(Endpoint(flags, environ | variables, model="demo").start())
+        return started[-1]
+
+    yield start
+    for endpoint in started:
+        endpoint.finish()

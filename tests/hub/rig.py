@@ -33,7 +33,9 @@ class Repository:
     token: str = ""
     """Readers must show it; empty: the model is public."""
     gated: bool = False
-    """The token's account has not accepted the terms."""
+    """Anyone may list the files, and only an account that has `accepted` the terms may read them."""
+    accepted: str = ""
+    """The token of such an account."""
     lfs: str = "*.safetensors"
 
     def files(self) -> dict[str, Path]:
@@ -55,6 +57,8 @@ class Faults:
     stall_after: int | None = None
     """Every download of a large file stands still after so many bytes, until `released`."""
     released: threading.Event = field(default_factory=threading.Event)
+    proxy_status: int = 0
+    """The proxy answers everything with this status; 0: it forwards."""
     corrupt: bool = False
     """The store flips one bit of every large file."""
 
@@ -66,6 +70,8 @@ class Hub:
         self.repositories = dict(repositories)
         self.faults = Faults()
         self.requests: Counter[str] = Counter()
+        self.sent = 0
+        """Bytes of large files."""
         self.tokens_at_store: set[str] = set()
         """Tokens that the client has shown to the second host; must stay empty."""
         self._servers = [_server(self, handler) for handler in (_HubHandler, _StoreHandler, _ProxyHandler)]
@@ -158,8 +164,8 @@ class _HubHandler(_Handler):
             self.refuse(401, "RepoNotFound", "Repository not found")
         elif repository.token and shown != repository.token:
             self.refuse(401, "", "Invalid credentials in Authorization header")
-        elif repository.gated and file:
-            self.refuse(403, "GatedRepo", "Access to this model is restricted")
+        elif file and repository.gated and shown != (repository.accepted or None):
+            self.refuse(403 if shown else 401, "GatedRepo", "Access to this model is restricted")
         elif revision not in {"main", repository.commit}:
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif file:
@@ -208,6 +214,7 @@ class _StoreHandler(_Handler):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
             self.wfile.write(data[at : at + CHUNK])
+            self.hub.sent += len(data[at : at + CHUNK])
             if faults.bytes_per_s:
                 time.sleep(CHUNK / faults.bytes_per_s)
 
@@ -217,8 +224,8 @@ class _ProxyHandler(_Handler):
 
     def answer(self) -> None:
         url = urlsplit(self.path)
-        if not url.hostname:
-            self.send(400)
+        if self.hub.faults.proxy_status or not url.hostname:
+            self.send(self.hub.faults.proxy_status or 400)
             return
         upstream = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
         headers = {key: value for key, value in self.headers.items() if not key.lower().startswith("proxy")}

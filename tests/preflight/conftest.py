@@ -63,9 +63,7 @@ class Patient:
         self, *, target: str = "cuda", arguments: EngineArguments = ARGUMENTS
     ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
         """Preflight the folder."""
-        return inspect_checkpoint(
-            str(self.folder), arguments=arguments, hub_cache=Path("/nonexistent"), offline=True, target=target
-        )
+        return inspect_checkpoint(self.folder, arguments=arguments, target=target)
 
     def names(self, **options: Any) -> list[str]:
         """Return the names of preflight's errors and warnings, each once, errors first."""

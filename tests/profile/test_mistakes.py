@@ -136,16 +136,16 @@ BROKEN_LINES = [
         ),
     ),
     (
-        "revision: 12e4567",
-        '8: revision: could be a number or a text (got 12e4567); write "12e4567" in quotes for the text',
+        "code-revision: 12e4567",
+        '8: code-revision: could be a number or a text (got 12e4567); write "12e4567" in quotes for the text',
     ),
     ("cpu-offload-gb: .inf", "8: cpu-offload-gb: is not a finite number (got .inf); give a number"),
     ("cpu-offload-gb: 1.0e+999", "8: cpu-offload-gb: is not a finite number (got 1.0e+999); give a number"),
     ("seed: 1234567890123456789", "8: seed: is a number of 19 digits (got 1234567890123456789); check it"),
     (f"cpu-offload-gb: 0.{'1' * 39}", f"8: cpu-offload-gb: is a number of 41 digits (got 0.{'1' * 39}); check it"),
     (
-        "revision: 2024-01-01",
-        '8: revision: YAML reads this as a date (got 2024-01-01); write "2024-01-01" in quotes for the text',
+        "code-revision: 2024-01-01",
+        '8: code-revision: YAML reads this as a date (got 2024-01-01); write "2024-01-01" in quotes for the text',
     ),
     (
         "mm-processor-kwargs: {a: [1, {b: no}]}",

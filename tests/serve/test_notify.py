@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from servekit.serve.download import Download
 from servekit.serve.notify import notify
 from servekit.serve.status import Phase, State, Status, StatusStore
 
@@ -35,6 +36,16 @@ def test_the_manager_follows_the_state(manager: tuple[socket.socket, dict[str, s
         "READY=1\nSTATUS=ready: serving",
         "STOPPING=1\nSTATUS=draining: two lines, and half a sign: ?",
     ]
+
+
+def test_a_download_extends_the_start(manager: tuple[socket.socket, dict[str, str]]) -> None:
+    """Each moment of a download is a status line and extends the time that the manager gives the start."""
+    listening, environ = manager
+    store = StatusStore(on_change=lambda status: notify(status, environ=environ))
+    store.enter_phase(Phase.DOWNLOAD)
+    store.record_download(Download(bytes=5_000, total=10_000))
+    sent = [listening.recv(200).decode() for _ in range(2)]
+    assert sent[1] == "EXTEND_TIMEOUT_USEC=7200000000\nSTATUS=starting: not started yet: 5.0 kB of 10.0 kB"
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": "/nowhere"}], ids=["none", "gone"])

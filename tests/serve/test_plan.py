@@ -1,11 +1,13 @@
 """The plan: everything is computed from values, without side effects."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from servekit.errors import ConfigurationError
 from servekit.nvml import GpuSurvey
 from servekit.preflight.start import find_engine_patches, make_start
 from servekit.profile import load_profile
@@ -123,6 +125,48 @@ def test_model_and_name(plan: MakePlan, tmp_path: Path) -> None:
     assert made.served_name == "my-model"
     assert made.environment["HF_HUB_OFFLINE"] == "1"
     assert plan(Target.CPU, model="org/m", served_name="chat").served_name == "chat"
+
+
+def test_hub_model_is_pinned_or_downloaded(plan: MakePlan, tmp_path: Path) -> None:
+    """A whole cached model starts offline at its commit; before one that is not whole goes the download."""
+    engine = tmp_path / "vllm"
+    engine.write_text(f"#!{sys.executable}\n")
+    engine.chmod(0o755)
+    snapshot = tmp_path / "hub" / "models--org--m" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+
+    def make() -> Plan:
+        environ = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+        return plan(Target.CUDA, environ=environ, model="org/m", revision="a" * 40, engine=str(engine))
+
+    made = make()
+    assert made.argv[:2] == (sys.executable, "-I")
+    assert made.argv[3:9] == ("fetch", "org/m", "a" * 40, "--", str(engine), "serve")
+    assert "--revision" not in made.argv
+    assert "HF_HUB_OFFLINE" not in made.environment
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / name).touch()
+    made = make()
+    assert made.argv[0] == str(engine)
+    assert made.argv[made.argv.index("--revision") + 1] == "a" * 40
+    assert made.environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_profile_that_names_another_hub_model(plan: MakePlan, tmp_path: Path, root: Path) -> None:
+    """The engine may download what the profile names besides the model, unless the operator forbids it."""
+    file = tmp_path / "p.yaml"
+    file.write_text((root / "vllm_config.yaml").read_text() + "tokenizer: org/other\n")
+    assert plan(Target.CPU, file=str(file)).environment["HF_HUB_OFFLINE"] == "0"
+    offline = plan(Target.CPU, file=str(file), environ={"HF_HUB_OFFLINE": "1"})
+    assert offline.environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_revision_of_a_folder(plan: MakePlan, tmp_path: Path) -> None:
+    """A revision is an error where the model is not the hub's, and where it could be read as a flag."""
+    with pytest.raises(ConfigurationError, match="only a model of the hub has revisions"):
+        plan(Target.CPU, model=str(tmp_path), revision="v1")
+    with pytest.raises(ConfigurationError, match="--revision"):
+        plan(Target.CPU, model="org/m", revision="--trust-remote-code")
 
 
 def test_grace_arithmetic(plan: MakePlan) -> None:

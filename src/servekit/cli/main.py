@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +14,7 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.options import settings_options
-from servekit.errors import ExitCode, ServekitError, render
+from servekit.errors import ExitCode, Finding, ServekitError, in_order, render
 from servekit.file_trouble import finding_of
 from servekit.logs import configure_logging
 from servekit.settings import Settings, read_settings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from servekit.demo.sizes import Size
     from servekit.preflight.memory.gpu_models import GpuModel
     from servekit.preflight.memory.memory_plan import MemoryPlan
+    from servekit.preflight.start import Start
     from servekit.profile import Profile
     from servekit.serve.plan import Plan
 
@@ -72,13 +73,17 @@ def command() -> None:
     "  servekit check                                       profile, checkpoint, host and memory\n"
     "  servekit check --profile-only                        the file alone\n"
     "  servekit check --model /models/m --format json | jq .findings\n"
+    "  servekit check --model owner/name --hashes           is the download in the cache undamaged?\n"
     "  servekit check --config profiles/fp16-baseline.yaml --deviate quantization --deviate kv-cache-dtype\n"
     "\b\nExit codes: 0 no errors, 2 the profile, a flag or a variable is wrong, 3 the start would fail here."
 )
 @click.option("--profile-only", is_flag=True, help="Check the profile, not the checkpoint and the host.")
+@click.option(
+    "--hashes", is_flag=True, help="Read all of a hub model in the cache, and compare it with the hub's hashes."
+)
 @_FORMAT
 @settings_options(_PLAN_FIELDS)
-def check(output: str, *, profile_only: bool, **flags: Any) -> None:
+def check(output: str, *, profile_only: bool, hashes: bool, **flags: Any) -> None:
     """Check everything before a start, and report all mistakes and findings. Needs no engine."""
     settings, profile = _load(flags)
     if output == "text":
@@ -102,6 +107,7 @@ def check(output: str, *, profile_only: bool, **flags: Any) -> None:
 
         ensure_demo_model(settings.cache_dir)
     found = examine(dataclasses.replace(start, engine=""))
+    found = dataclasses.replace(found, findings=in_order((*found.findings, *(_hashes(start) if hashes else ()))))
     if output == "json":
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -280,8 +286,14 @@ def _plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, str]":
 
     if plan.demo and not Path(plan.model).exists():
         return None, "the demo checkpoint does not exist yet; the first start builds it"
-    found = examine(dataclasses.replace(plan, addresses={}, engine=""))
+    found = examine(dataclasses.replace(plan, addresses={}, engine="", hub=plan.hub and plan.hub.unasked))
     return found.memory, next((f"{each.message}; {each.remedy}" for each in found.findings), "")
+
+
+def _hashes(start: "Start") -> Iterator[Finding]:
+    from servekit.preflight.hub.hashes import check_hashes
+
+    return check_hashes(start.hub.snapshot if start.hub else Path(start.model))
 
 
 def _gpu(name: str) -> "GpuModel":

@@ -94,7 +94,7 @@ class Endpoints:
         if status.state is State.READY:
             return _OK, _TEXT, b"ready\n"
         phase = f" ({status.phase})" if status.phase else ""
-        return _UNAVAILABLE, _TEXT, f"{status.state}{phase}: {status.reason}\n".encode()
+        return _UNAVAILABLE, _TEXT, f"{status.state}{phase}: {status.detail}\n".encode()
 
     def _status(self) -> Answer:
         status, now = self._store.read(), self._clock()
@@ -106,12 +106,22 @@ class Endpoints:
             "exit_code": status.exit_code,
             "served_name": self._plan.served_name,
             "endpoint": f"{self._plan.url}/v1",
+            "commit": status.commit,
             "engine_pid": status.engine_pid,
             "start_seconds": round(status.start_seconds(now), 3),
             "start_phases": [
                 {"phase": phase, "seconds": round(seconds, 3), "running": phase is status.phase}
                 for phase, seconds in status.timeline(now).items()
             ],
+            "download": status.download
+            and {
+                "bytes": status.download.bytes,
+                "total_bytes": status.download.total,
+                "verified_bytes": status.download.verified,
+                "bytes_per_s": round(status.download.bytes_per_s),
+                "seconds_left": status.download.seconds_left,
+                "problem": status.download.problem,
+            },
             "transitions": [
                 {"time": change.time_s, "state": change.state, "reason": change.reason} for change in status.transitions
             ],

@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -22,6 +23,9 @@ def status_families(plan: Plan, status: Status, now_s: float) -> Iterator[Metric
     servekit_ready 1.0
     servekit_start_seconds 27.4
     servekit_start_phase_seconds{phase="weights"} 3.1
+    servekit_download_bytes 5.1e9                                  only where the start downloads
+    servekit_download_total_bytes 9.3e9
+    servekit_model_info{model="owner/name",revision="main",commit="0123..."} 1.0
     servekit_contract_info{item="kv-cache-dtype",wanted="fp8_e4m3"} 1.0
     servekit_contract_met{item="kv-cache-dtype"} 1.0           only once the running engine has reported
     servekit_deviation_info{key="kv-cache-dtype",wanted="fp8_e4m3",used="auto",reason="..."} 1.0
@@ -55,6 +59,27 @@ def status_families(plan: Plan, status: Status, now_s: float) -> Iterator[Metric
         ("phase",),
         {(phase.value,): seconds for phase, seconds in status.timeline(now_s).items()},
     )
+    if status.download:
+        yield family(
+            GaugeMetricFamily,
+            "servekit_download_bytes",
+            "Bytes of the model in the cache, during and after a download.",
+            (),
+            {(): status.download.bytes},
+        )
+        yield family(
+            GaugeMetricFamily,
+            "servekit_download_total_bytes",
+            "Bytes of the model.",
+            (),
+            {(): status.download.total or None},
+        )
+    model = {
+        "model": plan.model if plan.hub else Path(plan.model).name,
+        "revision": plan.hub.revision if plan.hub else "",
+        "commit": status.commit,
+    }
+    yield InfoMetricFamily("servekit_model", "The model that is served; revision and commit of a hub model.", model)
     # InfoMetricFamily holds only one series: an info metric with several is written as the gauge it becomes.
     yield family(
         GaugeMetricFamily,

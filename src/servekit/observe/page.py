@@ -68,7 +68,7 @@ def _state(status: Status) -> list[Element]:
     phase = f" ({status.phase})" if status.phase else ""
     nodes = [
         _element("p", f"{status.state}{phase}", data_state=status.state.value),
-        _element("p", status.reason, class_="reason"),
+        _element("p", status.detail, class_="reason"),
     ]
     if status.exit_code is not None:
         nodes.append(_element("p", f"servekit ends with exit code {int(status.exit_code)}."))
@@ -139,7 +139,7 @@ def _history(status: Status) -> list[Element]:
 def _endpoint(plan: Plan, status: Status) -> list[Element]:
     facts = {
         "Address": f"{plan.url}/v1",
-        "Model": plan.model,
+        "Model": f"{plan.model}{f' at {status.commit}' if status.commit else ''}",
         "Profile": plan.profile,
         "Target": plan.target,
         "Versions": f"servekit {__version__}, vLLM {ENGINE_VERSION}",

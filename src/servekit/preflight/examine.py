@@ -4,25 +4,24 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from servekit import ENGINE_VERSION
 from servekit.file_trouble import find_trouble
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
-from servekit.preflight.checkpoint.hub import hub_cache_folder, is_offline
 from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
 from servekit.preflight.host.gpu_rules import check_capability
 from servekit.preflight.host.host_facts import HostFacts, inspect_host
 from servekit.preflight.host.patches import check_patches
+from servekit.preflight.hub.hub_answer import ask_hub
+from servekit.preflight.hub.hub_model import expanded, not_found
 from servekit.preflight.memory.capacity import plan_capacity
 from servekit.preflight.memory.memory_plan import MemoryPlan
 from servekit.preflight.memory.memory_report import plan_as_dict
 from servekit.preflight.start import DEFAULT_MODEL, Start
 from servekit.settings import Target
-
-_DOWNLOAD_BYTES = 10_200_000_000
-"""What the engine will download of gemma4-E4B-opt: 9.33 GB by its model card, with room for the rest."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,12 @@ class Examination:
 
 def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examination:
     """Check the checkpoint, the host and the memory for a start."""
-    hub_cache = hub_cache_folder(environ)
-    checkpoint, found = inspect_checkpoint(
-        start.model,
-        arguments=start.arguments,
-        hub_cache=hub_cache,
-        offline=is_offline(environ),
-        target=start.target,
-    )
+    checkpoint, found, downloads = _inspect_model(start, environ)
     findings = [*_check_engine(start), *found]
     weights = checkpoint.weights(start.arguments) if checkpoint else None
     host, found = inspect_host(
         start,
-        downloads={hub_cache: _DOWNLOAD_BYTES} if any(each.name == "hub-download" for each in findings) else {},
+        downloads=downloads,
         weights_bytes=weights.total_bytes if weights else 0,
         environ=environ,
     )
@@ -93,6 +85,23 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
         host=host,
         memory=memory,
     )
+
+
+def _inspect_model(
+    start: Start, environ: Mapping[str, str]
+) -> tuple[CheckpointFacts | None, tuple[Finding, ...], dict[Path, int]]:
+    """Check the files that are here; return what they are, the findings, and the bytes to download by folder."""
+    hub, inspect = start.hub, partial(inspect_checkpoint, arguments=start.arguments, target=start.target)
+    folder = expanded(start.model)
+    if why := next(filter(None, map(find_trouble, hub.places if hub else (folder,))), None):
+        return None, (error("checkpoint-unreadable", subject=start.model, **why),), {}
+    if hub is None:
+        return (*inspect(folder), {}) if folder.is_dir() else (None, (not_found(start.model),), {})
+    if hub.whole:
+        return *inspect(hub.snapshot, revision=hub.commit), {}
+    answer = ask_hub(hub, environ)
+    _, found = inspect(hub.snapshot, whole=False) if hub.snapshot.is_dir() else (None, ())
+    return None, (*answer.findings, *found), {} if hub.offline else {hub.repository: answer.missing_bytes}
 
 
 def _check_engine(start: Start) -> list[Finding]:

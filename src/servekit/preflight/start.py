@@ -10,6 +10,7 @@ from servekit.errors import ConfigurationError, Finding
 from servekit.nvml import GpuSurvey
 from servekit.preflight.host.gpu_rules import gpu_model
 from servekit.preflight.host.gpus import SurveyGpus, survey_gpus, visible_gpus
+from servekit.preflight.hub.hub_model import HubModel, find_hub_model
 from servekit.preflight.memory.gpu_models import GpuModel
 from servekit.profile import CPU_DEVIATION, Deviation, EngineArguments, Profile, Value, resolve
 from servekit.settings import Settings, Target
@@ -43,6 +44,8 @@ class Start:
     """Not AUTO."""
     profile: Path
     model: str
+    hub: HubModel | None = None
+    """The model in the hub and its cache; None for a folder."""
     demo: bool = False
     """Whether `model` is the embedded checkpoint, which servekit builds where it does not exist yet."""
     values: Mapping[str, Value]
@@ -79,7 +82,8 @@ def make_start(
     """Decide what to start for `profile`; `gpu` is planned for instead of the host's.
 
     Target `auto` is cuda where NVML answers, even if it sees no GPU: a driver without a GPU is a fault for preflight to
-    report, not a reason to serve on the CPU silently. Raises ConfigurationError for a wrong VLLM_CPU_KVCACHE_SPACE.
+    report, not a reason to serve on the CPU silently. Raises ConfigurationError for a wrong VLLM_CPU_KVCACHE_SPACE, and
+    for a revision of a model that is not the hub's.
     """
     target = settings.target
     found = None if target is Target.CPU else survey()
@@ -97,10 +101,18 @@ def make_start(
             values[CPU_DEVIATION.key] = str(CPU_DEVIATION.used)
             deviations = (*(each for each in deviations if each.key != CPU_DEVIATION.key), CPU_DEVIATION)
     demo = not settings.model and target is Target.CPU
+    model = settings.model or (_demo_model(settings.cache_dir) if demo else DEFAULT_MODEL)
+    hub = None if demo else find_hub_model(model, settings.revision, environ, settings.engine)
+    if settings.revision and hub is None:
+        remedy = "leave it out, or give the hub id of the model with --model"
+        raise ConfigurationError(
+            [Finding(f"only a model of the hub has revisions, not {model}", "--revision", remedy=remedy)]
+        )
     return Start(
         target=target,
         profile=profile.path,
-        model=settings.model or (_demo_model(settings.cache_dir) if demo else DEFAULT_MODEL),
+        model=model,
+        hub=hub,
         demo=demo,
         values=values,
         arguments=resolve(

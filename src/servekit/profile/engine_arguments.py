@@ -43,7 +43,6 @@ class EngineArguments:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     disable_hybrid_kv_cache_manager: bool = False
-    revision: str | None = None
     chat_template: str | None = None
     structured_outputs_config: Mapping[str, Value] = field(default_factory=dict)
     given: frozenset[str] = frozenset()

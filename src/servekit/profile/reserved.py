@@ -22,6 +22,7 @@ SOCKETS = ("opens ports that the guard does not see", TAKE_OUT)
 RESERVED: Final[Mapping[str, tuple[str, str]]] = {
     "model": ("servekit names the model", _setting("MODEL", "--model")),
     "model-tag": ("servekit names the model", _setting("MODEL", "--model")),
+    "revision": ("servekit pins the revision", _setting("REVISION", "--revision")),
     "served-model-name": ("servekit names the model", _setting("SERVED_NAME", "--served-name")),
     "config": ("a profile cannot name another one", "give the other file to servekit with --config FILE"),
     "host": ("servekit sets the address", _setting("HOST", "--host")),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from servekit.serve.download import Download
 from servekit.serve.status import Phase
 from servekit.serve.watch.probe import Settled
 from servekit.serve.watch.watcher import Observation
@@ -25,5 +26,5 @@ class ThreadEndedError(Exception):
     """A thread of servekit has ended with an exception: what it did is no longer done."""
 
 
-Event = StopRequested | Exited | ThreadEndedError | Phase | Settled | Observation
-"""A `Phase` reports that this phase of the start has begun."""
+Event = StopRequested | Exited | ThreadEndedError | Phase | Download | Settled | Observation
+"""A `Phase` reports that this phase of the start has begun, a `Download` how far it is."""

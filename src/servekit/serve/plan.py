@@ -41,6 +41,8 @@ _CUDA_ENVIRONMENT: Final = {
     # them while free memory is not in pieces: 1,000 rows with logprobs ended an engine with an L4's memory without it.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
+_OTHER_MODELS: Final = frozenset({"tokenizer", "hf-config-path", "lora-modules", "speculative-config"})
+"""Arguments that may name another model of the hub, which the engine then downloads itself."""
 _SECRET_MARKS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -97,6 +99,7 @@ class Plan(Start):
             "target": self.target.value,
             "profile": str(self.profile),
             "model": self.model,
+            "revision": self.hub and self.hub.revision,
             "served_name": self.served_name,
             "argv": list(self.argv),
             "environment": dict(self.environment),
@@ -141,7 +144,9 @@ def build_plan(
         **vars(start),
         served_name=served_name,
         argv=(
+            *(start.hub.prefix if start.hub else ()),
             *(settings.engine, "serve", start.model, "--served-model-name", served_name),
+            *(start.hub.pinned if start.hub else ()),
             *("--host", settings.host, "--port", str(settings.port)),
             *("--shutdown-timeout", str(settings.drain_s)),
             # servekit queries these every second; a line for each answer would bury the rest.
@@ -205,8 +210,9 @@ def _environment(settings: Settings, start: Start, environ: Mapping[str, str]) -
         "TORCHINDUCTOR_CACHE_DIR": str(settings.cache_dir / "inductor"),
         "PYTHONUNBUFFERED": "1",
     }
-    if start.demo or os.path.isdir(start.model):  # noqa: PTH112 - Path.is_dir raises where this user may not look
-        added["HF_HUB_OFFLINE"] = "1"
+    names_others = bool(start.values.keys() & _OTHER_MODELS)
+    if names_others or start.hub is None or start.hub.whole:
+        added["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE") or ("0" if names_others else "1")
     defaults = _CPU_ENVIRONMENT if start.target is Target.CPU else _CUDA_ENVIRONMENT
     return added | {name: environ.get(name, value) for name, value in defaults.items()}
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from servekit.serve.download import Download
 from servekit.serve.watch.running_contract import ContractItem
 
 _KEPT_TRANSITIONS = 200
@@ -27,6 +28,7 @@ class Phase(StrEnum):
     """The parts of a start, in order; an engine may skip some."""
 
     PREFLIGHT = "preflight"
+    DOWNLOAD = "download"
     IMPORTS = "imports"
     ENGINE = "engine"
     WEIGHTS = "weights"
@@ -59,12 +61,22 @@ class Status:
     engine_pid: int | None = None
     contract: tuple[ContractItem, ...] = ()
     """The plan and the running engine, item by item; empty until the engine has reported."""
+    commit: str = ""
+    """The commit of the hub model that is served; empty until it is known, and for a folder."""
+    download: Download | None = None
+    """The last moment of the download, if there was one."""
     exit_code: int | None = None
 
     @property
     def phase(self) -> Phase | None:
         """The current phase of the start; None once the start is over."""
         return self.starts[-1][0] if self.starts and self.over_s is None else None
+
+    @property
+    def detail(self) -> str:
+        """The reason, with how far a running download is."""
+        downloads = self.download and self.phase is Phase.DOWNLOAD
+        return f"{self.reason}: {self.download}" if downloads else self.reason
 
     def timeline(self, now: float) -> dict[Phase, float]:
         """Return every phase that has begun, with its length in seconds at the monotonic second `now`."""
@@ -86,7 +98,7 @@ class StatusStore:
         *,
         on_change: Callable[[Status], None] = lambda _: None,
     ) -> None:
-        """Call `on_change` after each change of state or phase; it must not raise."""
+        """Call `on_change` after each change of state, phase or download; it must not raise."""
         self._clock = clock
         self._wall = wall
         self._on_change = on_change
@@ -119,7 +131,19 @@ class StatusStore:
         self._on_change(self._status)
         return True
 
-    def record(self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] = ()) -> None:
+    def record(
+        self, *, engine_pid: int | None = None, contract: tuple[ContractItem, ...] = (), commit: str = ""
+    ) -> None:
         """Record what is known about the running engine; a value that is not given stays as it is."""
         old = self._status
-        self._status = replace(old, engine_pid=engine_pid or old.engine_pid, contract=contract or old.contract)
+        self._status = replace(
+            old,
+            engine_pid=engine_pid or old.engine_pid,
+            contract=contract or old.contract,
+            commit=commit or old.commit,
+        )
+
+    def record_download(self, download: Download) -> None:
+        """Record how far the download is."""
+        self._status = replace(self._status, download=download, commit=download.commit)
+        self._on_change(self._status)

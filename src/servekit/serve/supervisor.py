@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from servekit.errors import ExitCode
 from servekit.logs import ENGINE_LOGGER
+from servekit.serve.download import Download, DownloadReader
 from servekit.serve.drain import Drain
 from servekit.serve.engine.cause import describe_exit
 from servekit.serve.engine.engine_output import EngineOutput
@@ -55,8 +56,13 @@ class Supervisor:
         *,
         in_flight: Callable[[], Sequence[InFlight]] = list,
         gpu_errors: Callable[[], str] = str,
+        check_download: Callable[[], str] = str,
     ) -> None:
-        """Supervise `plan`; after a death `in_flight` returns what ran, `gpu_errors` what the GPU reported."""
+        """Supervise `plan`; after a death `in_flight` returns what ran, `gpu_errors` what the GPU reported.
+
+        After a download `check_download` returns why the model cannot be served, if it cannot.
+        """
+        self._check_download = check_download
         self._in_flight = in_flight
         self._gpu_errors = gpu_errors
         self._plan = plan
@@ -64,6 +70,7 @@ class Supervisor:
         self._client = client
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._output = EngineOutput()
+        self._download = DownloadReader()
         self._engine = Engine(
             plan.argv, environment, on_line=self._take_line, on_exit=lambda code: self._events.put(Exited(code))
         )
@@ -88,16 +95,17 @@ class Supervisor:
                 return self._end(ExitCode.STOPPED, "stopped before the engine was started")
         except ThreadEndedError as error:
             return self._end(ExitCode.BUG, str(error))
-        self._store.enter(State.STARTING, "the engine is loading")
-        self._enter_phase(Phase.IMPORTS)
-        started_s = time.monotonic()
+        downloads = self._plan.hub is not None and self._plan.hub.prefix != ()
+        self._begin(Phase.DOWNLOAD if downloads else Phase.IMPORTS)
         try:
             self._store.record(engine_pid=self._engine.start())
         except OSError as error:
             return self._end(ExitCode.START_FAILED, f"cannot start the engine: {error}")
         self.watch.start()
         try:
-            ended = self._await_ready(started_s)
+            ended = self._await_download() if downloads else None
+            if ended is None:
+                ended = self._await_ready()
             return self._serve() if ended is None else ended
         except ThreadEndedError as error:
             with contextlib.suppress(ThreadEndedError):
@@ -109,10 +117,42 @@ class Supervisor:
             self._oom.close()
             self._workers.close()
 
-    def _await_ready(self, started_s: float) -> ExitCode | None:
+    def _begin(self, phase: Phase) -> None:
+        what = "the engine is loading" if phase is Phase.IMPORTS else "downloading the model"
+        self._store.enter(State.STARTING, what)
+        self._enter_phase(phase)
+
+    def _await_download(self) -> ExitCode | None:
+        """Wait until the model is downloaded and checked; return the exit code if it cannot be served."""
+        while True:
+            deadline_s, stalled = deadline_of(self._store.read(), self._plan.start_s)
+            match self._next(deadline_s):
+                case Download() as download:
+                    self._store.record_download(download)
+                    if download.commit:
+                        logger.info("downloaded and verified: %s, commit %s", self._plan.model, download.commit)
+                        if reason := self._check_download():
+                            self._kill()
+                            return self._end(ExitCode.PREFLIGHT, reason)
+                        self._begin(Phase.IMPORTS)
+                        return None
+                    if download.noted:
+                        level = logging.WARNING if download.problem else logging.INFO
+                        logger.log(level, "starting: download: %s", download)
+                case StopRequested(by):
+                    return self._stop_start(by)
+                case Exited(code):
+                    known = self._store.read().download
+                    problem = (known and known.problem) or self._output.cause() or "no reason found in its output"
+                    return self._end(ExitCode.START_FAILED, f"the download failed, {describe_exit(code)}: {problem}")
+                case None:
+                    self._kill()
+                    return self._end(ExitCode.START_FAILED, stalled)
+
+    def _await_ready(self) -> ExitCode | None:
         """Wait until the engine is ready; return the exit code if it never gets ready."""
         while True:
-            deadline_s, limit = deadline_of(self._store.read(), started_s, self._plan.start_s)
+            deadline_s, limit = deadline_of(self._store.read(), self._plan.start_s)
             match self._next(deadline_s, self._log_start):
                 case Phase() as phase:
                     self._enter_phase(phase)
@@ -123,10 +163,7 @@ class Supervisor:
                     self._log_ready()
                     return None
                 case StopRequested(by):
-                    # vLLM 0.20.2 loses a SIGTERM while it initialises, and no request is running yet.
-                    self._store.enter(State.DRAINING, f"{by} during the start")
-                    self._kill()
-                    return self._end(ExitCode.STOPPED, f"{by} during the start: the engine was killed")
+                    return self._stop_start(by)
                 case Unfit(reason, exit_code):
                     self._kill()
                     return self._end(exit_code, reason)
@@ -138,9 +175,13 @@ class Supervisor:
                 case None:
                     self._kill()
                     self._log_last_lines(in_flight=False)
-                    return self._end(
-                        ExitCode.START_FAILED, f"{limit}; raise SERVEKIT_START_S, or look at the engine's last lines"
-                    )
+                    return self._end(ExitCode.START_FAILED, limit)
+
+    def _stop_start(self, by: str) -> ExitCode:
+        """Kill: vLLM 0.20.2 loses a SIGTERM while it initialises, and no request is running yet."""
+        self._store.enter(State.DRAINING, f"{by} during the start")
+        self._kill()
+        return self._end(ExitCode.STOPPED, f"{by} during the start: the engine was killed")
 
     def _serve(self) -> ExitCode:
         """Serve until the engine exits or must be stopped; return the exit code."""
@@ -233,6 +274,9 @@ class Supervisor:
         return None
 
     def _take_line(self, line: str) -> None:
+        if download := self._download.read(line):
+            self._events.put(download)
+            return
         engine_log.info("%s", line)
         self._output.add(line)
         if phase := phase_of(line):

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,6 @@ from servekit.preflight.checkpoint.config_file import (
     check_vision,
     read_config,
 )
-from servekit.preflight.checkpoint.hub import hub_status, locate_model
 from servekit.preflight.checkpoint.kv_scales import check_kv_scales
 from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignore_list, check_quantization
 from servekit.preflight.checkpoint.shard_header import Tensor
@@ -94,27 +93,13 @@ class CheckpointFacts:
 
 
 def inspect_checkpoint(
-    model: str,
-    *,
-    arguments: EngineArguments,
-    hub_cache: Path,
-    offline: bool,
-    target: str = "cuda",
-    ask_hub: Callable[[str, str], str] = hub_status,
+    folder: Path, *, arguments: EngineArguments, target: str = "cuda", revision: str = "", whole: bool = True
 ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
-    """Check the checkpoint of a folder or a hub id against a profile's arguments.
+    """Check the checkpoint in a folder against a profile's arguments; `revision` is its commit.
 
-    Returns None and the reasons if there is no such model, or no readable config.json.
+    Returns None and the reasons if there is no readable config.json. Of a checkpoint that is not whole yet it checks
+    the files that are there, and returns no facts.
     """
-    folder, revision, missing = locate_model(
-        model,
-        hub_cache=hub_cache,
-        offline=offline,
-        revision=arguments.revision or "main",
-        ask_hub=ask_hub,
-    )
-    if folder is None:
-        return None, missing
     if denied := _unreadable(folder):
         return None, denied
     config, findings = read_config(folder)
@@ -125,13 +110,13 @@ def inspect_checkpoint(
         limits, length = arguments.limit_mm_per_prompt, arguments.max_model_len
         scheme, more = check_quantization(config.quantization, arguments.quantization)
         findings += more
-        if tensors and (scheme or config.quantization is None):
+        if whole and tensors and (scheme or config.quantization is None):
             # The tensors of a damaged shard are missing too, so only the shard is reported: one cause, one finding.
             damaged = any(not finding.name.startswith("tensor-") for finding in shard_findings)
             caused = {"tensor-missing", "tower-missing"} if damaged else set()
             findings += (f for f in check_tensors(tensors, config, scheme, limits) if f.name not in caused)
         findings += [
-            *check_kv_scales(tensors, config.text, config.quantization, target),
+            *(check_kv_scales(tensors, config.text, config.quantization, target) if whole else ()),
             *_check_modality(config, limits["image"]),
             *check_vision(config, limits["image"]),
             *check_tokenizer(folder, config),
@@ -143,6 +128,8 @@ def inspect_checkpoint(
             *(check_context(config.text, length) if config.text and isinstance(length, int) else ()),
         ]
         facts = CheckpointFacts(folder, revision, config, scheme, tensors)
+    if not whole:
+        return None, tuple(located(each, folder / each.file) for each in findings if (folder / each.file).is_file())
     return facts, tuple(located(each, folder / each.file) if each.file else each for each in findings)
 
 
