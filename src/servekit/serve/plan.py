@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from servekit.preflight.host.gpus import SurveyGpus, survey_gpus
+from servekit.preflight.host.gpus import SurveyGpus, pinned, survey_gpus
 from servekit.preflight.memory.gpu_models import MIB, GpuModel
 from servekit.preflight.start import CPU_KV_SPACE_GIB, Start, make_start
 from servekit.profile import Profile, render
@@ -214,6 +214,8 @@ def _environment(settings: Settings, start: Start, environ: Mapping[str, str]) -
     if names_others or start.hub is None or start.hub.whole:
         added["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE") or ("0" if names_others else "1")
     defaults = _CPU_ENVIRONMENT if start.target is Target.CPU else _CUDA_ENVIRONMENT
+    if start.target is Target.CUDA:
+        added |= pinned(start.survey, environ)
     return added | {name: environ.get(name, value) for name, value in defaults.items()}
 
 

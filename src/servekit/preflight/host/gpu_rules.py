@@ -5,7 +5,7 @@ from typing import Final
 
 from servekit.nvml import GpuFacts, GpuSurvey
 from servekit.preflight.findings import Finding, error, warning
-from servekit.preflight.host.gpus import visible_gpus
+from servekit.preflight.host.gpus import BUS_ORDER, visible_gpus
 from servekit.preflight.memory.gpu_models import GpuModel, gib
 from servekit.profile import EngineArguments
 
@@ -26,17 +26,18 @@ def one_gpu(survey: GpuSurvey | None, environ: Mapping[str, str]) -> tuple[GpuFa
             ),
         )
     visible = visible_gpus(survey, environ)
-    if len(visible) == 1:
+    order, chosen = environ.get("CUDA_DEVICE_ORDER") or BUS_ORDER, environ.get("CUDA_VISIBLE_DEVICES")
+    one = f"set CUDA_VISIBLE_DEVICES={survey.gpus[0].uuid} or give the container one GPU"
+    if len(survey.gpus) > 1 and order != BUS_ORDER:
+        problem = f"CUDA_DEVICE_ORDER is {order!r}, and servekit numbers GPUs as nvidia-smi does", "unset it"
+    elif chosen and "MIG-" in chosen:
+        problem = f"CUDA_VISIBLE_DEVICES is {chosen!r}: vLLM 0.20.2 cannot be given an instance of a GPU (MIG)", one
+    elif len(visible) != 1:
+        setting = "CUDA_VISIBLE_DEVICES is not set" if chosen is None else f"CUDA_VISIBLE_DEVICES is {chosen!r}"
+        problem = f"{len(visible)} of {len(survey.gpus)} GPUs are visible, {setting}", one
+    else:
         return visible[0], ()
-    chosen = environ.get("CUDA_VISIBLE_DEVICES")
-    setting = "CUDA_VISIBLE_DEVICES is not set" if chosen is None else f"CUDA_VISIBLE_DEVICES is {chosen!r}"
-    return None, (
-        error(
-            "gpu-visible",
-            f"{len(visible)} of {len(survey.gpus)} GPUs are visible, {setting}",
-            remedy=f"set CUDA_VISIBLE_DEVICES={survey.gpus[0].uuid} or give the container one GPU",
-        ),
-    )
+    return None, (error("gpu-visible", problem[0], remedy=problem[1]),)
 
 
 def check_driver(survey: GpuSurvey) -> Iterator[Finding]:

@@ -1,7 +1,9 @@
 """The GPUs of this host: those that NVML can read, and those that CUDA shows to a program."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 from servekit.nvml import NVML, GpuFacts, GpuSurvey
 from servekit.preflight.findings import Finding, error, warning
@@ -9,16 +11,32 @@ from servekit.preflight.findings import Finding, error, warning
 SurveyGpus = Callable[[], GpuSurvey | None]
 
 survey_gpus: SurveyGpus = NVML.survey
+BUS_ORDER: Final = "PCI_BUS_ID"
+"""The CUDA_DEVICE_ORDER that is NVML's, and that of `nvidia-smi`."""
+_NUMBER: Final = re.compile(r"\s*\+?(\d+)")
 
 
 def visible_gpus(survey: GpuSurvey, environ: Mapping[str, str] = os.environ) -> tuple[GpuFacts, ...]:
-    """Select the GPUs that CUDA shows to a program with this environment.
+    """Select the GPUs that CUDA would show to a program with this environment, in the order of NVML.
 
-    CUDA_VISIBLE_DEVICES holds indices or prefixes of UUIDs. CUDA stops at the first entry that does not exist (CUDA C++
-    Programming Guide, "CUDA Environment Variables").
+    CUDA_VISIBLE_DEVICES holds numbers, of which CUDA reads the leading digits, or prefixes of UUIDs. The list ends at
+    the first entry that names no GPU, or is not of the first one's kind; a GPU named twice is an error. Seen with two
+    H200 and CUDA 13.0.
     """
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
-    return survey.gpus if chosen is None else tuple(_chosen(survey.gpus, chosen))
+    return survey.gpus if chosen is None else _chosen(survey.gpus, chosen.split(","))
+
+
+def pinned(survey: GpuSurvey | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which the engine uses the GPU that preflight has looked at.
+
+    CUDA numbers the fastest GPU first unless CUDA_DEVICE_ORDER says otherwise, NVML in the order of the bus. vLLM
+    0.20.2 looks up a GPU in NVML by its number for CUDA, and takes no UUID (platforms/interface.py,
+    device_id_to_physical_device_id).
+    """
+    visible = visible_gpus(survey, environ) if survey else ()
+    chosen = {"CUDA_VISIBLE_DEVICES": str(visible[0].index)} if len(visible) == 1 else {}
+    return {"CUDA_DEVICE_ORDER": BUS_ORDER} | chosen
 
 
 def check_readable(survey: GpuSurvey | None) -> Iterator[Finding]:
@@ -33,9 +51,16 @@ def check_readable(survey: GpuSurvey | None) -> Iterator[Finding]:
         )
 
 
-def _chosen(gpus: tuple[GpuFacts, ...], chosen: str) -> Iterator[GpuFacts]:
-    for entry in (part.strip() for part in chosen.split(",")):
-        match = [gpu for gpu in gpus if entry == str(gpu.index) or (entry[:3] == "GPU" and gpu.uuid.startswith(entry))]
-        if not match:
-            return
-        yield match[0]
+def _chosen(gpus: tuple[GpuFacts, ...], entries: list[str]) -> tuple[GpuFacts, ...]:
+    numbered, found = bool(_NUMBER.match(entries[0])), list[GpuFacts]()
+    for entry in entries:
+        if number := _NUMBER.match(entry):
+            match = [gpu for gpu in gpus if gpu.index == int(number[1])]
+        else:
+            match = [gpu for gpu in gpus if entry[:4].upper() == "GPU-" and gpu.uuid.lower().startswith(entry.lower())]
+        if bool(number) != numbered or len(match) != 1:
+            break
+        if match[0] in found:
+            return ()
+        found += match
+    return tuple(found)

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import shutil
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from servekit.nvml import GpuFacts
 from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.host.gpu_rules import check_gpu, one_gpu
 from servekit.preflight.host.gpus import check_readable
+from servekit.preflight.host.host_memory import host_memory, read_text
+from servekit.preflight.host.ports import check_ports
 from servekit.preflight.memory.gpu_models import GIB, MIB, gib
 from servekit.preflight.start import Start
 from servekit.settings import Target
@@ -69,7 +70,7 @@ def inspect_host(
     survey = start.survey
     gpu, gpu_findings = one_gpu(survey, environ) if start.target is Target.CUDA else (None, ())
     findings = [
-        *_check_ports(start.addresses),
+        *check_ports(start.addresses),
         *_check_folders({start.cache_dir: COMPILE_CACHE_BYTES, **downloads}),
         *_check_shared_memory(root / "dev/shm", QUEUE_BYTES[start.target]),
     ]
@@ -87,48 +88,6 @@ def inspect_host(
         memory_bytes=memory,
         available_bytes=available,
     ), tuple(findings)
-
-
-def host_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Return total and available bytes of this host or, if less, of its control group; 0 if unknown."""
-    lines = _text(root / "proc/meminfo").splitlines()
-    kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest}
-    total, available = kib.get("MemTotal", 0) * 1024, kib.get("MemAvailable", 0) * 1024
-    group = root / "sys/fs/cgroup"  # of version 2, or of version 1
-    limit = _number(group / "memory.max") or _number(group / "memory/memory.limit_in_bytes")
-    used = _number(group / "memory.current") or _number(group / "memory/memory.usage_in_bytes")
-    if limit and limit < total:
-        return limit, min(available, max(limit - used, 0))
-    return total, available
-
-
-def _check_ports(addresses: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
-    """Report each flag whose (host, port) cannot be bound.
-
-    servekit binds without SO_REUSEPORT. vLLM 0.20.2 binds with it (entrypoints/openai/api_server.py,
-    create_server_socket): a second server on the same port starts, and the kernel splits the connections between them.
-    It binds minutes before it listens, and SO_REUSEADDR would not see it until then. So this option is used only where
-    old connections of the port, which also stop a bind, are still there.
-    """
-    for flag, (host, port) in addresses.items():
-        try:
-            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, _has_connections(port))
-                probe.bind((host, port))
-        except OSError as problem:
-            yield error(
-                "port-taken",
-                f"cannot listen on {host}:{port}: {problem.strerror}",
-                subject=flag,
-                remedy="choose another port or address, or stop the program that listens there",
-            )
-
-
-def _has_connections(port: int) -> bool:
-    """Return whether the kernel lists a connection of this local port (proc(5), net/tcp), open or just closed."""
-    tables = [Path("/proc/self/net", name) for name in ("tcp", "tcp6")]
-    rows = [row.split() for table in tables if table.exists() for row in table.read_text().splitlines()[1:]]
-    return any(int(row[1].rpartition(":")[2], 16) == port for row in rows)
 
 
 def _check_folders(wanted: Mapping[Path, int]) -> Iterator[Finding]:
@@ -162,7 +121,9 @@ def _check_shared_memory(folder: Path, wanted: int) -> Iterator[Finding]:
 
 
 def _check_cpu(root: Path) -> Iterator[Finding]:
-    flags = next((line.split() for line in _text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), [])
+    flags = next(
+        (line.split() for line in read_text(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), []
+    )
     # Only an x86 CPU has flags. vLLM 0.20.2, platforms/cpu.py: one extension for AVX2, one for AVX-512
     if flags and "avx2" not in flags:
         yield error("cpu-features", "the CPU has no AVX2, which the CPU engine requires", remedy="use another host")
@@ -187,15 +148,3 @@ def _check_memory(available: int, weights_bytes: int, kv_space_gib: int) -> Iter
             f"{gib(available)} are available, but processes, weights and KV cache take about {gib(wanted)}",
             remedy="free some memory, or lower VLLM_CPU_KVCACHE_SPACE",
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else 0

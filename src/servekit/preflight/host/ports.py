@@ -1,0 +1,64 @@
+"""The addresses that servekit and the engine will listen on: whether they are free, and who has them."""
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from servekit.preflight.findings import Finding, error
+
+_LISTENS: Final = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
+
+def check_ports(addresses: Mapping[str, tuple[str, int]], proc: Path = Path("/proc")) -> Iterator[Finding]:
+    """Report each flag whose (host, port) cannot be bound.
+
+    servekit binds without SO_REUSEPORT. vLLM 0.20.2 binds with it (entrypoints/openai/api_server.py,
+    create_server_socket): a second server on the same port starts, and the kernel splits the connections between them.
+    It binds minutes before it listens, and SO_REUSEADDR would not see it until then. So this option is used only where
+    old connections of the port, which also stop a bind, are still there.
+    """
+    for flag, (host, port) in addresses.items():
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, bool(_sockets(port, proc)))
+                probe.bind((host, port))
+        except OSError as problem:
+            message, remedy = f"cannot listen on {host}:{port}: {problem.strerror}", "choose another port"
+            if problem.errno == errno.EADDRINUSE:
+                who, stop = _owner(port, proc)
+                message, remedy = message + who, f"{stop}, or choose another port"
+            elif problem.errno == errno.EACCES:
+                remedy = "choose a port from 1024 on: lower ones need the capability CAP_NET_BIND_SERVICE"
+            elif problem.errno == errno.EADDRNOTAVAIL:
+                remedy = "choose an address of this host (ip address)"
+            yield error("port-taken", message, subject=flag, remedy=remedy)
+
+
+def _owner(port: int, proc: Path) -> tuple[str, str]:
+    """Return who listens on the port, and how to stop it; only root sees the processes of others."""
+    for process in _listeners(port, proc):
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        if any(word.startswith(("servekit.", "servekit_guard.")) or Path(word).name == "servekit" for word in words):
+            return f", by an endpoint of servekit (process {process.name})", "stop that endpoint"
+        return f", by process {process.name} ({Path(words[0]).name})", f"stop that process (kill {process.name})"
+    return "", "stop the program that listens there (sudo ss -ltnp)"
+
+
+def _listeners(port: int, proc: Path) -> Iterator[Path]:
+    sockets = {f"socket:[{row[9]}]" for row in _sockets(port, proc) if row[3] == _LISTENS}
+    for process in sorted(proc.glob("[0-9]*"), key=lambda each: int(each.name)):
+        try:
+            if any(str(descriptor.readlink()) in sockets for descriptor in (process / "fd").iterdir()):
+                yield process
+        except OSError:
+            continue  # another user's, or it has just ended
+
+
+def _sockets(port: int, proc: Path) -> list[list[str]]:
+    """Return the lines of proc(5)'s net/tcp about a local port: who listens, and connections, open or just closed."""
+    tables = [table for name in ("tcp", "tcp6") if (table := proc / "self/net" / name).exists()]
+    rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    return [row for row in rows if row[1].endswith(f":{port:04X}")]
