@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def names(**changes: Any) -> list[str]:
     [
         ({}, []),
         ({"engine": "26.1.5+dfsg1"}, []),
-        ({"compose": ""}, ["docker-compose"]),
+        ({"compose": ""}, []),
         ({"compose": "2.20.1"}, ["docker-compose"]),
         ({"compose": "2.26.1-4"}, []),
         ({"runtimes": ("runc",)}, ["docker-gpu"]),
@@ -39,14 +40,19 @@ def names(**changes: Any) -> list[str]:
     ],
 )
 def test_each_lack_is_found(changes: dict[str, Any], expected: list[str]) -> None:
-    """Old versions, missing GPU support, and missing or wrong-platform images each have a finding."""
+    """Old versions, missing GPU support, and missing or wrong-platform images each have a finding.
+
+    A missing Compose is reported where the project is read.
+    """
     assert names(**changes) == expected
 
 
 def test_cdi_stands_in_for_the_runtime() -> None:
-    """CDI devices can replace the NVIDIA runtime; a container without a GPU needs neither."""
+    """CDI devices can replace the runtime, unless a service names it; a container without a GPU needs neither."""
     assert check_docker(CDI, gpu=True) == []
     assert check_docker(dataclasses.replace(CDI, cdi_devices=()), gpu=False) == []
+    (finding,) = check_docker(CDI, gpu=True, runtime=True)
+    assert "Docker has no runtime `nvidia`" in finding.message
 
 
 def test_driver_of_the_host() -> None:
@@ -100,6 +106,41 @@ def test_missing_socket_is_a_finding_and_leaves_nothing_open(monkeypatch: pytest
     gc.collect()
     assert (facts, finding.name) == (None, "docker-unreachable")
     assert "No such file" in finding.message
+    assert finding.remedy == "start it, or set DOCKER_HOST"
+
+
+def test_socket_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user who may not connect is told to join Docker's group, and not to start what runs."""
+    pytest.importorskip("docker")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    _, (finding,) = inspect_docker()
+    assert finding.remedy == "run: sudo usermod -aG docker $USER, and log in again"
+
+
+def test_image_for_the_cpu_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that is built for the CPU says so in its environment, and needs no GPU whatever its name is."""
+    docker = pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    monkeypatch.setattr(docker.APIClient, "version", lambda *_, **__: {"Version": "28.0.0"})
+    monkeypatch.setattr(docker.APIClient, "info", lambda _self: {})
+    target = {"mine:1": "cpu", "mine:2": "cuda"}
+    monkeypatch.setattr(
+        docker.APIClient,
+        "inspect_image",
+        lambda _self, name: {
+            "Os": "linux",
+            "Architecture": "amd64",
+            "Config": {"Env": [f"SERVEKIT_TARGET={target[name]}"]},
+        },
+    )
+    facts, _ = inspect_docker(tuple(target))
+    assert facts is not None
+    assert facts.cpu_images == ("mine:1",)
 
 
 def test_real_engine_is_understood() -> None:

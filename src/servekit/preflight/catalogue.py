@@ -119,8 +119,9 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "docker-gpu": "Docker has neither the NVIDIA runtime nor CDI devices.",
     "docker-image": "The image is not on this host.",
     "docker-platform": "The image or the engine is not for linux/amd64.",
-    "compose-gpus": "The Compose file asks for GPUs in a way this Compose ignores.",
+    "compose-gpus": "A service asks for no GPU, for several, without CUDA or NVML, or in a way this Compose ignores.",
     "compose-grace": "Docker would kill the container before its drain is over.",
-    "compose-mount": "A file or folder that the Compose project mounts does not exist.",
+    "compose-mount": "A file or folder that is mounted does not exist, or the container's user cannot write to it.",
+    "compose-model": "The model's folder is not mounted, or the container's user cannot read it.",
     "compose-secret": "The container could not use the key file.",
 }

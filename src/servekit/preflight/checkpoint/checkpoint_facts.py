@@ -33,7 +33,8 @@ from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_g
 from servekit.preflight.findings import Finding, error, located
 from servekit.profile import EngineArguments
 
-_READ_BY_VLLM: Final = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
+READ_BY_VLLM: Final = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
+"""Suffixes of the files of a checkpoint that vLLM may read."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _unreadable(folder: Path) -> tuple[Finding, ...]:
     if trouble := find_trouble(folder):
         return (error("checkpoint-unreadable", subject=str(folder), **trouble),)
     denied: dict[Path, Trouble] = {}
-    for path in sorted(each for each in folder.iterdir() if each.suffix in _READ_BY_VLLM):
+    for path in sorted(each for each in folder.iterdir() if each.suffix in READ_BY_VLLM):
         try:
             with path.open("rb") as file:
                 file.read(1)

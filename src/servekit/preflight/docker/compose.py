@@ -1,23 +1,21 @@
 """A Compose project, as the installed Compose resolves it, checked before the first `docker compose up`."""
 
 import json
-import os
 import re
 import shutil
-import stat
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from servekit.file_trouble import find_trouble
+from servekit.preflight.docker.gpu_requests import check_gpu_requests, gpu_requests
+from servekit.preflight.docker.mounted_files import check_mounted_files
 from servekit.preflight.findings import Finding, error, line_of, located
 
-GPUS_KEY_SINCE: Final = (2, 30)
-"""The first Compose that acts on a service's `gpus`; 2.26 reads the key and ignores it."""
 STOP_GRACE: Final = "10s"
 """Docker's default time between SIGTERM and SIGKILL."""
-DEFAULT_USER: Final = "10001:0"
-"""The user of the image."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -34,18 +32,22 @@ def read_project(
     files: Sequence[Path] = (), env_file: Path | None = None
 ) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
     """Let Compose resolve the project of this folder, or of `files`; None and the reason if it cannot."""
+    if not compose_version():
+        lacking = "Docker Compose is not installed" if shutil.which("docker") else "no program `docker` on the PATH"
+        remedy = "install the plugin docker-compose-plugin or docker-compose-v2"
+        return None, (error("docker-compose", lacking, remedy=remedy),)
+    named = [*files, *([env_file] if env_file else [])]
+    if denied := [(path, why) for path in named if (why := find_trouble(path))]:
+        return None, tuple(error("docker-compose", file=str(path), **why) for path, why in denied)
     options = [*(f"--file={path}" for path in files), *([f"--env-file={env_file}"] if env_file else [])]
     try:
         return dict(json.loads(_run(*options, "config", "--format", "json"))), ()
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as problem:
-        reason = str(problem.stderr if isinstance(problem, subprocess.CalledProcessError) else problem).strip()
-    return None, (
-        error(
-            "docker-compose",
-            f"Compose cannot read the project: {reason}",
-            remedy="run it in the folder of compose.yaml, or name the files with --file",
-        ),
-    )
+        said = str(problem.stderr if isinstance(problem, subprocess.CalledProcessError) else problem)
+    reason = "; ".join(line for line in said.strip().splitlines() if "level=warning" not in line)
+    nowhere = "run it in the folder of compose.yaml, or name the files with --file"
+    remedy = nowhere if "no configuration file" in reason else "correct the file"
+    return None, (error("docker-compose", f"Compose cannot read the project: {reason}", remedy=remedy),)
 
 
 def check_project(
@@ -55,35 +57,26 @@ def check_project(
     drain_s: int,
     margin_s: int,
     files: Iterable[Path] = (),
+    host_gpus: int | None = None,
+    cpu_images: Collection[str] = (),
 ) -> list[Finding]:
     """Check the services of servekit in a resolved project.
 
-    `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills, `files` the Compose files.
+    `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills, `files` the Compose files,
+    `host_gpus` the number of GPUs of this host (None: unknown), `cpu_images` the images that are built for the CPU.
     """
     findings: list[Finding] = []
     for name, service in project.get("services", {}).items():
         environment = service.get("environment") or {}
-        if service.get("gpus") and compose < GPUS_KEY_SINCE:
-            findings.append(
-                _about(
-                    (name, "gpus"),
-                    "compose-gpus",
-                    f"Compose {'.'.join(map(str, compose))} ignores it: the container starts without a GPU",
-                    "use deploy.resources.reservations.devices",
-                )
-            )
         if any(variable.startswith("SERVEKIT_") and variable != "SERVEKIT_DOMAIN" for variable in environment):
-            findings += [
-                *_check_grace(name, service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s),
-                *_check_mounts(name, service),
-                *_check_secrets(name, service, project.get("secrets", {})),
+            found = [
+                *_check_grace(service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s),
+                *check_mounted_files(service, project.get("secrets", {})),
             ]
+            if not _is_for_cpu(service, cpu_images):
+                found += check_gpu_requests(service, compose=compose, host_gpus=host_gpus)
+            findings += (replace(each, key=f"services.{name}.{key}") for key, each in found)
     return [next((located(each, path) for path in files if line_of(path, each.key)), each) for each in findings]
-
-
-def _about(where: tuple[str, str], name: str, message: str, remedy: str) -> Finding:
-    """Make an error about a key of a service."""
-    return error(name, message, key=f"services.{'.'.join(where)}", remedy=remedy)
 
 
 def images_of(project: Mapping[str, Any]) -> tuple[str, ...]:
@@ -93,13 +86,8 @@ def images_of(project: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def reserves_gpu(project: Mapping[str, Any]) -> bool:
-    """Whether a service reserves a GPU."""
-    for service in project.get("services", {}).values():
-        resources = (service.get("deploy") or {}).get("resources") or {}
-        devices = (resources.get("reservations") or {}).get("devices") or ()
-        if service.get("gpus") or any("gpu" in (device.get("capabilities") or ()) for device in devices):
-            return True
-    return False
+    """Whether a service gets a GPU."""
+    return any(gpu_requests(service) for service in project.get("services", {}).values())
 
 
 def seconds_of(duration: str) -> float:
@@ -107,61 +95,22 @@ def seconds_of(duration: str) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(duration))
 
 
-def _check_grace(name: str, service: Mapping[str, Any], drain: str, margin_s: int) -> Iterator[Finding]:
+def _is_for_cpu(service: Mapping[str, Any], cpu_images: Collection[str]) -> bool:
+    image, environment = str(service.get("image", "")), service.get("environment") or {}
+    built_for = ((service.get("build") or {}).get("args") or {}).get("ENGINE")
+    return "cpu" in {environment.get("SERVEKIT_TARGET"), built_for, image.rpartition("-")[2]} or image in cpu_images
+
+
+def _check_grace(service: Mapping[str, Any], drain: str, margin_s: int) -> Iterator[tuple[str, Finding]]:
     grace_s = seconds_of(str(service.get("stop_grace_period") or STOP_GRACE))
     if not drain.isdecimal():
-        yield _about(
-            (name, "environment.SERVEKIT_DRAIN_S"),
-            "compose-grace",
-            f"is {drain!r}, not a number of seconds",
-            "write it without a unit, such as SERVEKIT_DRAIN_S=60",
-        )
+        message = f"is {drain!r}, not a number of seconds"
+        remedy = "write it without a unit, such as SERVEKIT_DRAIN_S=60"
+        yield "environment.SERVEKIT_DRAIN_S", error("compose-grace", message, remedy=remedy)
     elif grace_s <= int(drain) + margin_s:
-        yield _about(
-            (name, "stop_grace_period"),
-            "compose-grace",
-            f"is {grace_s:g} s, but servekit may need {drain} + {margin_s} s: Docker would kill it",
-            f"set ENDPOINT_STOP_GRACE to {int(drain) + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S",
-        )
-
-
-def _check_mounts(name: str, service: Mapping[str, Any]) -> Iterator[Finding]:
-    for mount in service.get("volumes") or ():
-        source = Path(str(mount.get("source", "")))
-        if mount.get("type") == "bind" and not source.exists():
-            yield _about(
-                (name, "volumes"),
-                "compose-mount",
-                f"{source} does not exist, for the mount on {mount.get('target')}",
-                "correct the path in .env, or create it",
-            )
-
-
-def _check_secrets(name: str, service: Mapping[str, Any], secrets: Mapping[str, Any]) -> Iterator[Finding]:
-    user, _, group = str(service.get("user") or DEFAULT_USER).partition(":")
-    group = group or "0"
-    for used in service.get("secrets") or ():
-        path = Path(str(secrets.get(used.get("source"), {}).get("file", os.devnull)))
-        if path != Path(os.devnull) and (reason := _why_unusable(path, user, group)):
-            yield _about(
-                (name, "secrets"),
-                "compose-secret",
-                f"{path}: {reason}",
-                f"sudo chown 0:0 {path} && sudo chmod 0440 {path}, or ENDPOINT_USER=$(id -u):0 for a file of your own",
-            )
-
-
-def _why_unusable(path: Path, user: str, group: str) -> str:
-    """Return why the guard rejects the file; empty if this user or root owns it and only this user can read it."""
-    try:
-        status = path.stat()
-    except OSError as problem:
-        return problem.strerror or str(problem)
-    owner, mode = str(status.st_uid), stat.S_IMODE(status.st_mode)
-    by_group = owner == "0" and str(status.st_gid) == group and mode & 0o040
-    if not mode & 0o027 and (owner == user or by_group):
-        return ""
-    return f"owner {owner}:{status.st_gid}, mode {mode:04o}: user {user}:{group} cannot use it"
+        message = f"is {grace_s:g} s, but servekit may need {drain} + {margin_s} s: Docker would kill it"
+        remedy = f"set it (ENDPOINT_STOP_GRACE in .env) to {int(drain) + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S"
+        yield "stop_grace_period", error("compose-grace", message, remedy=remedy)
 
 
 def _run(*arguments: str) -> str:

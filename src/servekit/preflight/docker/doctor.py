@@ -22,6 +22,12 @@ API_VERSION: Final = "1.44"
 """The API of Docker Engine 25, and the oldest that Engine 29 supports."""
 COMPOSE_NEEDED: Final = "2.24"
 """The first Compose with `!reset`, which the CPU override needs."""
+_JOIN_GROUP: Final = "run: sudo usermod -aG docker $USER, and log in again"
+_NO_RUNTIME: Final = "Docker has no runtime `nvidia`: a container that names it would not start"
+_NO_GPUS: Final = (
+    "Docker has neither the NVIDIA runtime nor CDI devices nvidia.com/gpu: a container with a GPU would fail with "
+    '`could not select device driver "nvidia"`'
+)
 _SOCKET: Final = "unix:///var/run/docker.sock"
 _COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 
@@ -37,6 +43,8 @@ class DockerFacts:
     cdi_devices: tuple[str, ...] = ()
     images: Mapping[str, str] = field(default_factory=dict)
     """The project's images and their platform such as `linux/amd64`; the platform of an absent image is empty."""
+    cpu_images: tuple[str, ...] = ()
+    """Those of them that are built for the CPU."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +86,20 @@ def diagnose(
     facts, unreachable = inspect_docker(images_of(project) if project else ())
     findings = [*unreadable, *unreachable]
     gpu = reserves_gpu(project) if project else True
+    found = survey() if gpu else None
     if facts:
-        findings += check_docker(facts, gpu=gpu)
-    if facts and project:
+        runtimes = [service.get("runtime") for service in (project or {}).get("services", {}).values()]
+        findings += check_docker(facts, gpu=gpu, runtime="nvidia" in runtimes)
+    if project:
         findings += check_project(
             project,
-            compose=version_numbers(facts.compose),
+            compose=version_numbers(facts.compose if facts else compose_version()),
             drain_s=drain_s,
             margin_s=margin_s,
             files=files or [path for path in map(Path, _COMPOSE_FILES) if path.exists()],
+            host_gpus=len(found.gpus) if found else None,
+            cpu_images=facts.cpu_images if facts else (),
         )
-    found = survey() if gpu else None
     if gpu:
         findings += check_driver_of_host(found)
     return Diagnosis(facts, found.driver if found else "", in_order(findings))
@@ -120,34 +131,38 @@ def inspect_docker(images: tuple[str, ...] = ()) -> tuple[DockerFacts | None, tu
                     ),
                 )
             info = client.info()
+            found = {image: _attributes(docker, client, image) for image in images}
             return DockerFacts(
                 engine=engine,
                 compose=compose_version(),
                 architecture=str(info.get("Architecture", "")),
                 runtimes=tuple(info.get("Runtimes") or ()),
                 cdi_devices=_cdi_devices(info),
-                images={image: _platform(docker, client, image) for image in images},
+                images={image: f"{each['Os']}/{each['Architecture']}" if each else "" for image, each in found.items()},
+                cpu_images=tuple(image for image, each in found.items() if _is_for_cpu(each)),
             ), ()
     except (docker.errors.DockerException, OSError) as problem:
+        may_not = isinstance(problem, PermissionError)
         return None, (
             error(
                 "docker-unreachable",
                 f"the Docker Engine does not answer: {problem}",
-                remedy="start it, set DOCKER_HOST, or add this user to the group docker",
+                remedy=_JOIN_GROUP if may_not else "start it, or set DOCKER_HOST",
             ),
         )
 
 
-def check_docker(facts: DockerFacts, *, gpu: bool) -> list[Finding]:
-    """Check what Docker reports; `gpu`: whether a container needs one."""
+def check_docker(facts: DockerFacts, *, gpu: bool, runtime: bool = False) -> list[Finding]:
+    """Check what Docker reports; `gpu`: a container needs one; `runtime`: by `runtime: nvidia`."""
     cdi = any(device.startswith("nvidia.com/gpu") for device in facts.cdi_devices)
     checks = (
         (
-            version_numbers(facts.compose) < version_numbers(COMPOSE_NEEDED),
+            # A missing one is reported where the project is read.
+            facts.compose and version_numbers(facts.compose) < version_numbers(COMPOSE_NEEDED),
             error(
                 "docker-compose",
-                f"Compose {facts.compose or 'is not installed'}; {COMPOSE_NEEDED} is the first with !reset",
-                remedy="install the plugin docker-compose-plugin or docker-compose-v2",
+                f"Compose {facts.compose}; {COMPOSE_NEEDED} is the first with !reset",
+                remedy="install a newer docker-compose-plugin or docker-compose-v2",
             ),
         ),
         (
@@ -155,11 +170,10 @@ def check_docker(facts: DockerFacts, *, gpu: bool) -> list[Finding]:
             warning("docker-platform", f"the engine is {facts.architecture}, the image is built for linux/amd64"),
         ),
         (
-            gpu and "nvidia" not in facts.runtimes and not cdi,
+            gpu and "nvidia" not in facts.runtimes and (runtime or not cdi),
             error(
                 "docker-gpu",
-                "Docker has neither the NVIDIA runtime nor CDI devices nvidia.com/gpu: a container with a GPU would "
-                'fail with `could not select device driver "nvidia"`',
+                _NO_RUNTIME if runtime else _NO_GPUS,
                 remedy="install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker",
             ),
         ),
@@ -203,12 +217,15 @@ def _check_images(facts: DockerFacts) -> Iterator[Finding]:
             )
 
 
-def _platform(docker: Any, client: Any, image: str) -> str:
+def _attributes(docker: Any, client: Any, image: str) -> Mapping[str, Any]:
     try:
-        attributes = client.images.get(image).attrs
+        return dict(client.images.get(image).attrs)
     except docker.errors.ImageNotFound:
-        return ""
-    return f"{attributes.get('Os', '')}/{attributes.get('Architecture', '')}"
+        return {}
+
+
+def _is_for_cpu(attributes: Mapping[str, Any]) -> bool:
+    return "SERVEKIT_TARGET=cpu" in ((attributes.get("Config") or {}).get("Env") or ())
 
 
 def _cdi_devices(info: Mapping[str, Any]) -> tuple[str, ...]:
