@@ -14,7 +14,7 @@ def names() -> set[int]:
 def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., None]) -> None:
     """While one of the kept threads is idle, it does the job."""
     before = names()
-    workers = ThreadPool(2)
+    workers = ThreadPool(2, most=100)
     eventually(lambda: workers._idle == 2, what="waiting threads")
     kept, used = names() - before, set()
     for _ in range(20):
@@ -35,7 +35,7 @@ def test_jobs_one_after_the_other_need_no_new_thread(eventually: Callable[..., N
 def test_jobs_that_last_hold_up_nobody(eventually: Callable[..., None]) -> None:
     """More jobs than kept threads all run in parallel, and the extra threads do not stay."""
     before = names()
-    workers = ThreadPool(2)
+    workers = ThreadPool(2, most=100)
     begun, go_on = threading.Semaphore(0), threading.Event()
 
     def job() -> None:
@@ -52,10 +52,32 @@ def test_jobs_that_last_hold_up_nobody(eventually: Callable[..., None]) -> None:
     eventually(lambda: not names() - before, what="the end of the threads")
 
 
+def test_more_jobs_than_threads_wait(eventually: Callable[..., None]) -> None:
+    """There are never more than `most` threads; jobs beyond them wait, and all are done, after the close too."""
+    before = names()
+    workers = ThreadPool(1, most=3)
+    done, go_on = threading.Semaphore(0), threading.Event()
+
+    def job() -> None:
+        assert_set(go_on)
+        done.release()
+
+    for _ in range(20):
+        workers.run(job)
+    assert len(names() - before) == 3
+    assert workers.waiting == 17
+    workers.close()
+    go_on.set()
+    for _ in range(20):
+        assert done.acquire(timeout=5)
+    assert workers.waiting == 0
+    eventually(lambda: not names() - before, what="the end of the threads")
+
+
 def test_a_thread_at_work_goes_after_the_close(eventually: Callable[..., None]) -> None:
     """Closing does not wait for running jobs, and leaves no thread behind."""
     before = names()
-    workers = ThreadPool(1)
+    workers = ThreadPool(1, most=100)
     go_on = threading.Event()
     for _ in range(3):
         workers.run(lambda: assert_set(go_on))

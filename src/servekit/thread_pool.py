@@ -12,14 +12,16 @@ Job = Callable[[], None]
 
 
 class ThreadPool:
-    """Runs each job immediately: on an idle thread, or on a new one if none is idle."""
+    """Runs each job immediately, on an idle thread or on a new one, as long as it has fewer than `most` threads."""
 
-    def __init__(self, kept: int) -> None:
-        """Keep up to `kept` idle threads; any other thread ends with its job."""
-        self._kept = kept
+    def __init__(self, kept: int, most: int) -> None:
+        """Keep up to `kept` idle threads; any other thread ends with its job. Beyond `most` threads, jobs wait."""
+        self._kept, self._most = kept, most
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._idle = 0
+        self._threads, self._idle = kept, 0
+        self.waiting = 0
+        """Jobs that no thread has begun."""
         self._closed = False
         for _ in range(kept):
             self._start(lambda: None)
@@ -27,11 +29,16 @@ class ThreadPool:
     def run(self, job: Job) -> None:
         """Run a job, which must not raise."""
         with self._lock:
-            if self._idle:
+            if new := not self._idle and self._threads < self._most:
+                self._threads += 1
+            elif self._idle:
                 self._idle -= 1
-                self._jobs.put(job)
-                return
-        self._start(job)
+            else:
+                self.waiting += 1
+        if new:
+            self._start(job)
+        else:
+            self._jobs.put(job)
 
     def close(self) -> None:
         """End the idle threads now, the others after their jobs."""
@@ -39,6 +46,7 @@ class ThreadPool:
             self._closed = True
             for _ in range(self._idle):
                 self._jobs.put(None)
+            self._threads -= self._idle
             self._idle = 0
 
     def _start(self, job: Job) -> None:
@@ -48,7 +56,11 @@ class ThreadPool:
         while job is not None:
             job()
             with self._lock:
-                if self._closed or self._idle >= self._kept:
+                if self.waiting:
+                    self.waiting -= 1
+                elif self._closed or self._idle >= self._kept:
+                    self._threads -= 1
                     return
-                self._idle += 1
+                else:
+                    self._idle += 1
             job = self._jobs.get()

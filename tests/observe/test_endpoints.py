@@ -1,8 +1,10 @@
 """servekit's own server: correct answers in every state, over real HTTP."""
 
+import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from servekit.errors import PreflightError
-from servekit.observe.endpoints import Endpoints, Server, _QuietHandler
+from servekit.observe.endpoints import _KEPT_WORKERS, _MOST_CONNECTIONS, Endpoints, Server, _QuietHandler
 from servekit.observe.metrics import make_registry, status_families
 from servekit.profile import load_profile
 from servekit.serve.plan import Plan, build_plan
@@ -208,6 +210,46 @@ def test_clients_that_say_nothing(
     assert get(f"{server.url}/livez")[0] == 200
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
+
+
+def test_more_connections_than_threads(
+    server: Server, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many clients connect and send nothing, probes are answered, by a bounded number of threads."""
+    with contextlib.ExitStack() as idle:
+        first = idle.enter_context(socket.create_connection(("127.0.0.1", server.server_port)))
+        for _ in range(300):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.server_port)))
+        assert get(f"{server.url}/livez")[0] == 200
+        assert sum(thread.name == "worker" for thread in threading.enumerate()) <= _MOST_CONNECTIONS + _KEPT_WORKERS
+        first.settimeout(5)
+        assert first.recv(1) == b"", "the oldest is cut"
+    assert get(f"{server.url}/readyz")[0] == 503
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+def test_connections_that_wait_for_the_engine(plan: Plan, store: StatusStore) -> None:
+    """If every thread waits for a frozen engine, further connections are closed instead of collected without end."""
+    go_on = threading.Event()
+
+    class Frozen(Endpoints):
+        def answer(self, method: str, path: str) -> tuple[str, str, bytes]:
+            assert go_on.wait(20)
+            return super().answer(method, path)
+
+    with (
+        Server(Frozen(plan, store, make_registry(), lambda: ""), "127.0.0.1", 0) as server,
+        contextlib.ExitStack() as open_,
+    ):
+        for _ in range(5 * _MOST_CONNECTIONS):
+            client = open_.enter_context(socket.create_connection(("127.0.0.1", server.server_port)))
+            client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+        client.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b"", "the last is closed"
+        assert server._workers.waiting <= _MOST_CONNECTIONS
+        go_on.set()
 
 
 def test_the_host_has_no_name(plan: Plan, store: StatusStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """servekit's own HTTP server, on a separate port: probes, status, metrics and a page, all from a snapshot."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -26,6 +27,8 @@ _ACCEPTED_S = "servekit.accepted_s"
 """The monotonic second at which the connection of a request was accepted."""
 _KEPT_WORKERS = 8
 """Enough for the probes, a scrape or two and a page at the same time."""
+_MOST_CONNECTIONS = 64
+"""The most threads, too. Beyond it the oldest connection is cut: usually one that sends nothing, never a new probe."""
 _OK, _UNAVAILABLE = "200 OK", "503 Service Unavailable"
 _TEXT = "text/plain; charset=utf-8"
 _HEADERS = (
@@ -150,8 +153,9 @@ class Server(WSGIServer):
 
     def __init__(self, application: Endpoints, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.accepted_s: dict[int, float] = {}
-        self._workers = ThreadPool(_KEPT_WORKERS)
+        self.accepted_s: dict[Any, float] = {}
+        """When each open connection was accepted, the oldest first."""
+        self._workers = ThreadPool(_KEPT_WORKERS, _MOST_CONNECTIONS)
         try:
             super().__init__((host, port), _QuietHandler)
         except OSError as error:
@@ -190,8 +194,15 @@ class Server(WSGIServer):
         self._workers.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer on a worker; record first when the connection was accepted."""
-        self.accepted_s[request.fileno()] = time.monotonic()
+        """Answer on a worker; record first when the connection was accepted, and cut the oldest of too many."""
+        if self._workers.waiting >= _MOST_CONNECTIONS:  # every thread waits for the engine
+            self.shutdown_request(request)
+            return
+        if len(self.accepted_s) >= _MOST_CONNECTIONS and (oldest := next(iter([*self.accepted_s]), None)):
+            self.accepted_s.pop(oldest, None)
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # ends the read that its worker waits in
+        self.accepted_s[request] = time.monotonic()
         self._workers.run(lambda: self._answer(request, client_address))
 
     def _answer(self, request: Any, client_address: Any) -> None:
@@ -202,6 +213,7 @@ class Server(WSGIServer):
         except Exception:  # an error must end only its own connection
             logging.getLogger(__name__).exception("cannot answer a request")
         finally:
+            self.accepted_s.pop(request, None)
             self.shutdown_request(request)
 
 
@@ -212,7 +224,7 @@ class _QuietHandler(WSGIRequestHandler):
 
     def get_environ(self) -> "WSGIEnvironment":
         """Add the time at which the connection was accepted."""
-        return super().get_environ() | {_ACCEPTED_S: self.server.accepted_s.pop(self.connection.fileno())}
+        return super().get_environ() | {_ACCEPTED_S: self.server.accepted_s.get(self.connection, time.monotonic())}
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         """Log nothing: probes come every second."""

@@ -75,7 +75,7 @@ class Supervisor:
             plan.argv, environment, on_line=self._take_line, on_exit=lambda code: self._events.put(Exited(code))
         )
         self._oom = OomWatcher()
-        self._workers = ThreadPool(1)
+        self._workers = ThreadPool(1, most=1)
         self.watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
 
     def report_thread(self, ended: threading.ExceptHookArgs) -> None:
