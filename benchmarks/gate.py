@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.programs import spread
-from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
-from servekit.serve.guard.inside.servekit_guard.gate import CHECKED_BODY, Gate
+from servekit.serve.guard.inside.servekit_guard.asgi import CHECKED_BODY, App, Message, Receive, Scope, Send
+from servekit.serve.guard.inside.servekit_guard.gate import Gate
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
 
 NAME = "gate"

@@ -22,6 +22,7 @@ MODELS = {
     "/v1/completions": "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
     "/v1/responses": "vllm.entrypoints.openai.responses.protocol:ResponsesRequest",
     "/v1/messages": "vllm.entrypoints.anthropic.protocol:AnthropicMessagesRequest",
+    "/v1/messages/count_tokens": "vllm.entrypoints.anthropic.protocol:AnthropicCountTokensRequest",
 }
 MAX_TYPE_CHARS = 60
 

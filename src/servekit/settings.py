@@ -109,6 +109,11 @@ class Settings(BaseModel):
         (),
         description="Host names from which images may come, comma-separated. Default: none, data: URLs only.",
     )
+    cors_origins: Names = Field(
+        (),
+        description="Origins whose web pages may use the endpoint from a browser, comma-separated; for example "
+        "https://app.example.org. Default: none.",
+    )
     pass_env: Names = Field(
         (),
         description="Names of variables to pass to the engine that servekit withholds by default (docs/security.md), "

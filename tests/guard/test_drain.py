@@ -11,7 +11,8 @@ import pytest
 
 from servekit.serve.guard.inside.servekit_guard.asgi import Message, Receive, Scope, Send
 from servekit.serve.guard.inside.servekit_guard.core.handoff import TooLateError
-from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, DRAIN, Gate, Route
+from servekit.serve.guard.inside.servekit_guard.gate import Gate
+from servekit.serve.guard.inside.servekit_guard.routes import CLIENT_ROUTES, DRAIN, Route
 from tests.guard.test_gate import BODY, Upstream, ask, make_gate, make_scope, own_headers
 
 PLAIN = SimpleNamespace(n=1, prompt_logprobs=None, logprobs=None)
@@ -103,7 +104,7 @@ def test_every_client_is_refused(key_file: Path, route: Route) -> None:
         assert headers[b"retry-after"] == b"1"
         assert headers[b"connection"] == b"close"
         error = json.loads(body)["error"]
-        kind = "overloaded_error" if route.path == "/v1/messages" else "server_error"
+        kind = "overloaded_error" if route.path.startswith("/v1/messages") else "server_error"
         assert (error["type"], error["code"], error["param"]) == (kind, "server_draining", None)
         assert "draining" in error["message"]
         assert (vllm.rendering, engine.core) == (0, [])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from servekit.serve.guard.inside.servekit_guard.asgi import Message, Scope
-from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE, describe_wrong_field, explain
+from servekit.serve.guard.inside.servekit_guard.error_shape import LONGEST_MESSAGE
 from tests.guard.test_gate import BODY, make_gate, make_scope
 
 VLLM = {"error": {"message": "temperature must be non-negative", "type": "BadRequestError", "param": "t", "code": 400}}
@@ -98,88 +98,3 @@ def test_a_message_has_an_end(key_file: Path) -> None:
     """vLLM repeats rejected values; a client gets the beginning only."""
     _, part = answer_of(key_file, "/v1/completions", 400, json.dumps({"error": {"message": "x" * 10**6}}).encode())
     assert len(json.loads(part["body"])["error"]["message"]) == LONGEST_MESSAGE
-
-
-@pytest.mark.parametrize(
-    "python",
-    [
-        "",
-        "list index out of range",
-        "pop from empty list",
-        "'role'",
-        "invalid literal for int() with base 10: 'x'",
-        "could not convert string to float: 'a'",
-        "unhashable type: 'dict'",
-        "'NoneType' object is not iterable",
-        "'list' object has no attribute 'items'",
-        "'<' not supported between instances of 'str' and 'int'",
-        "unsupported operand type(s) for +: 'int' and 'str'",
-        "argument of type 'int' is not iterable",
-        "TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]",
-        "maximum recursion depth exceeded",
-    ],
-)
-def test_pythons_own_messages_are_explained(python: str) -> None:
-    """The text of an IndexError does not help the client, so the message explains what to check."""
-    said = explain(python)
-    assert said.startswith("The request could not be processed")
-    assert python in said
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "`auto` needs a parser",
-        "'auto' is not one of the tools",
-        "The model `x` does not exist.",
-        "n must be at least 1",
-    ],
-)
-def test_vllms_own_messages_stay(message: str) -> None:
-    """vLLM's own messages are passed on."""
-    assert explain(message) == message
-
-
-MISSING = {"type": "missing", "msg": "Field required", "input": {}}
-UNION = ("body", "messages", 0, "ChatCompletionUserMessageParam", "content")
-
-
-@pytest.mark.parametrize(
-    ("errors", "body", "expected"),
-    [
-        (
-            [MISSING | {"loc": UNION}],
-            {"messages": [{}]},
-            ("messages[0].content: Field required", "messages[0].content"),
-        ),
-        ([MISSING | {"loc": ("body", "input")}], {}, ("input: Field required", "input")),
-        (
-            [{"type": "x", "loc": ("body", "stop", "list[str]", 1), "msg": "Not a string"}] * 3,
-            {"stop": ["a", 1]},
-            ("stop[1]: Not a string (and 2 more errors)", "stop[1]"),
-        ),
-        ([{"type": "x", "loc": ("body", "stop", "str"), "msg": "No"}], {"stop": 1}, ("stop: No", "stop")),
-        (
-            [{"type": "value_error", "loc": ("body",), "msg": "Value error, Pass a prompt."}],
-            {},
-            ("Pass a prompt.", None),
-        ),
-        (
-            [{"type": "value_error", "loc": ("body", "n"), "msg": "Value error, n must be 1"}],
-            {"n": 2},
-            ("n must be 1", "n"),
-        ),
-        (["Unsupported Media Type"], None, ("Unsupported Media Type", None)),
-        ([], None, ("The request body is not valid.", None)),
-    ],
-)
-def test_a_wrong_field_is_named(errors: list[Any], body: Any, expected: tuple[str, str | None]) -> None:
-    """The message has the field as a client writes it, without vLLM's class names, and what is wrong with it."""
-    assert describe_wrong_field(errors, body) == expected
-
-
-def test_vllms_parameter_is_the_field() -> None:
-    """The parameter that a validator of vLLM names is the field."""
-    cause = type("VLLMValidationError", (ValueError,), {"parameter": "logprobs"})()
-    error = {"type": "value_error", "loc": ("body",), "msg": "Value error, no", "ctx": {"error": cause}}
-    assert describe_wrong_field([error], {}) == ("no", "logprobs")

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from servekit.serve.guard.inside.servekit_guard.asgi import App, Message, Receive, Scope, Send
-from servekit.serve.guard.inside.servekit_guard.gate import CLIENT_ROUTES, OWN_ROUTES, TOKEN_HEADER, Gate, Route
+from servekit.serve.guard.inside.servekit_guard.gate import TOKEN_HEADER, Gate
 from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
+from servekit.serve.guard.inside.servekit_guard.routes import CLIENT_ROUTES, MODEL, NAMED_MODEL, OWN_ROUTES, Route
 from tests.conftest import KEY
 
 TOKEN = "a-private-token"
@@ -169,7 +171,7 @@ def test_every_other_path_is_not_found(tmp_path_factory: pytest.TempPathFactory,
 
 
 @given(
-    st.sampled_from(sorted(ALLOWED)),
+    st.sampled_from(sorted(ALLOWED - {(MODEL.path, "GET")})),
     st.sampled_from(["/{}", "{}/", "{}?", "{}#", "{}%00", "{}\0", "{} ", "/.{}", "/..{}", "{};x", "{}//"]),
 )
 @settings(max_examples=100, deadline=None)
@@ -177,10 +179,10 @@ def test_a_path_near_an_allowed_one_is_not_found(
     tmp_path_factory: pytest.TempPathFactory, allowed: tuple[str, str], form: str
 ) -> None:
     """Nothing is normalised: a path that only resembles an allowed one is 404."""
-    path, method = allowed
-    upstream = Upstream()
+    near, upstream = form.format(allowed[0]), Upstream()
+    assume(not near.removeprefix(NAMED_MODEL) or not near.startswith(NAMED_MODEL))  # the path of a model
     gate = shared_gate(tmp_path_factory, upstream)
-    assert run(gate, make_scope(form.format(path), method))[0] == 404
+    assert run(gate, make_scope(near, allowed[1]))[0] == 404
     assert upstream.seen == []
 
 
@@ -206,6 +208,37 @@ def test_a_path_that_was_sent_otherwise_is_not_found(gate: Gate, upstream: Upstr
     """An escaped or prefixed path counts as it was sent, not as it decodes; HEAD and OPTIONS are not POST."""
     assert run(gate, make_scope(**changes))[0] == 404
     assert upstream.seen == []
+
+
+@pytest.mark.parametrize("name", [b"m", b"google/gemma-4", b"google%2Fgemma-4", b"a%20b", b"../metrics", b"{name}"])
+def test_a_model_is_asked_for_by_its_name(gate: Gate, upstream: Upstream, name: bytes) -> None:
+    """Every name reaches vLLM, with slashes as they are or escaped, is counted under one label, and needs a key."""
+    raw_path = NAMED_MODEL.encode() + name
+    scope = make_scope(unquote(raw_path.decode()), "GET", raw_path=raw_path)
+    assert run(gate, scope)[0] == 200
+    assert upstream.seen[0]["path"] == scope["path"]
+    assert counts(gate) == {(MODEL.path, "allowed"): 1}
+    assert run(gate, scope | {"headers": []})[0] == 401
+    assert run(gate, scope | {"method": "DELETE"})[0] == 404
+
+
+@pytest.mark.parametrize("raw_path", [b"/v1/models/", b"/v1%2Fmodels/m", b"/v1/models%2Fm", b"http://h/v1/models/m"])
+def test_what_stands_before_the_name_is_compared(gate: Gate, upstream: Upstream, raw_path: bytes) -> None:
+    """An escape before the name, or no name, is 404."""
+    path = unquote(raw_path.decode()).removeprefix("http://h")
+    assert run(gate, make_scope(path, "GET", raw_path=raw_path))[0] == 404
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize("route", CLIENT_ROUTES, ids=lambda route: route.path)
+def test_head_is_served_where_get_is(gate: Gate, upstream: Upstream, route: Route) -> None:
+    """A probe's HEAD reaches vLLM as GET, needs the same key, and is 404 where a body is posted."""
+    status, _, _ = run(gate, make_scope(route.path, "HEAD"))
+    assert (status == 200) == (route.method == "GET")
+    assert [scope["method"] for scope in upstream.seen] == ["GET"] * len(upstream.seen)
+    assert run(gate, make_scope(route.path, "HEAD", key=None))[0] == (
+        200 if route.public else 401 if route.method == "GET" else 404
+    )
 
 
 def test_a_refusal_is_shaped_like_openai(gate: Gate) -> None:
@@ -241,6 +274,26 @@ def test_the_scheme_is_case_insensitive(gate: Gate, scheme: str) -> None:
     """RFC 9110 lets a client write the scheme in any case, and more than one space after it."""
     header = (b"authorization", f"{scheme} {KEY}".encode())
     assert run(gate, make_scope(key=None, headers=[header]), BODY)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([(b"x-api-key", KEY.encode())], 200),
+        ([(b"x-api-key", b" " + KEY.encode())], 200),
+        ([(b"x-api-key", b"Bearer " + KEY.encode())], 401),
+        ([(b"x-api-key", b"another-key-0123456789")], 401),
+        ([(b"x-api-key", KEY.encode())] * 2, 401),
+        ([(b"api-key", KEY.encode())], 401),
+        ([(b"x-api-key", KEY.encode()), (b"authorization", b"Bearer another-key-0123456789")], 401),
+        ([(b"x-api-key", b"of-another-service"), (b"authorization", b"Bearer " + KEY.encode())], 200),
+    ],
+)
+def test_a_key_may_come_as_anthropics_clients_send_it(
+    gate: Gate, headers: list[tuple[bytes, bytes]], status: int
+) -> None:
+    """`X-Api-Key` counts when there is no Authorization header; two of them, or Azure's name for it, do not."""
+    assert run(gate, make_scope("/v1/messages", key=None, headers=headers), BODY)[0] == status
 
 
 def test_two_credentials_are_refused(gate: Gate) -> None:
@@ -343,9 +396,9 @@ def test_the_body_arrives_whole(gate: Gate, upstream: Upstream) -> None:
 
 
 def test_the_answer_is_not_touched(gate: Gate) -> None:
-    """vLLM's answer is unchanged, except for the request's id in its headers."""
+    """vLLM's answer is unchanged, except for the request's id and nginx's header."""
     status, headers, body = run(gate, make_scope(), BODY)
-    assert (status, set(headers), body) == (200, {b"x-request-id"}, b"ok")
+    assert (status, set(headers), body) == (200, {b"x-request-id", b"x-accel-buffering"}, b"ok")
 
 
 @pytest.mark.parametrize("length", [b"1001", b"9" * 18])
@@ -484,7 +537,9 @@ def assert_nothing_in_flight(gate: Gate) -> None:
 
 def test_structured_output_in_flight_is_bounded(key_file: Path) -> None:
     """The weights of grammars are added up: a request that does not fit is 429, and every weight is released."""
-    body = json.dumps({"model": "m", "messages": [{}], "response_format": {"type": "json_object"}, "n": 4}).encode()
+    body = json.dumps(
+        {"model": "m", "messages": [{"role": "user"}], "response_format": {"type": "json_object"}, "n": 4}
+    ).encode()
     for weight, status in ((3, 429), (4, 200)):
         upstream = Upstream()
         gate = make_gate(upstream, key_file, max_structured_weight=weight)

@@ -63,7 +63,7 @@ from vllm.entrypoints.anthropic.api_router import router as messages
 from vllm.entrypoints.openai.chat_completion.api_router import router as chat
 from vllm.entrypoints.openai.completion.api_router import router as completions
 from vllm.entrypoints.openai.responses.api_router import router as responses
-from servekit_guard.gate import CLIENT_ROUTES
+from servekit_guard.routes import CLIENT_ROUTES
 from servekit_guard.vllm_patches import stop_at_first_mistakes
 app = FastAPI()
 for router in (messages, chat, completions, responses):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from servekit.serve.guard.inside.servekit_guard.header_limits import limited
 from servekit.serve.guard.inside.servekit_guard.images.media import check_size, check_url, data_of
+from servekit.serve.guard.inside.servekit_guard.wire.header_limits import limited
 
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA"])
@@ -96,6 +96,8 @@ class Protocol:
     def is_closing(self) -> bool:
         """Return whether it was closed."""
         return self.closed
+
+    cycle = None
 
     def connection_made(self, _transport: Any) -> None:
         """Begin."""

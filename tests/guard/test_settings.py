@@ -72,12 +72,12 @@ def test_the_engine_gets_the_guard_and_nothing_else_of_servekit(settings: GuardS
 def test_no_media_domain_means_none(settings: GuardSettings, tmp_path: Path) -> None:
     """Without domains vLLM gets a list that no URL can match; it never follows redirects."""
     environment = guard_environment(tmp_path / "guard.json")
-    assert guard_arguments(())[-2:] == ("--allowed-media-domains", "no domain: data URLs only")
+    assert guard_arguments(())[4:6] == ("--allowed-media-domains", "no domain: data URLs only")
     assert environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     assert environment["VLLM_MEDIA_CONNECTOR"] == "servekit"
     domains = ("images.example.org", "cdn.example.org")
     guard = prepare_guard(replace(settings, media_domains=domains), tmp_path / "run")
-    assert guard_arguments(domains)[-3:] == ("--allowed-media-domains", *domains)
+    assert guard_arguments(domains)[4:7] == ("--allowed-media-domains", *domains)
     assert Rules.read(guard.config_path).media_domains == domains
 
 
@@ -112,6 +112,27 @@ def test_no_auth_works_on_loopback_or_with_consent(settings: GuardSettings, tmp_
     assert prepare_guard(replace(exposed, expose_without_auth=True), tmp_path / "run").key_file is None
 
 
+WRONG_ORIGINS = (
+    "*",
+    "null",
+    "app.example.org",
+    "https://app.example.org/",
+    "https://App.example.org",
+    "https://*.example.org",
+    "https://app.example.org:443",
+    "http://app.example.org:80",
+    "https://u@app.example.org",
+)
+
+
+def test_origins_are_what_a_browser_sends(settings: GuardSettings, tmp_path: Path) -> None:
+    """The guard gets the listed origins; vLLM gets none, because it would allow every page to read its answers."""
+    origins = ("https://app.example.org", "http://localhost:3000", "http://[::1]:8080", "chrome-extension://abcdef")
+    guard = prepare_guard(replace(settings, cors_origins=origins), tmp_path / "run")
+    assert Rules.read(guard.config_path).cors_origins == origins
+    assert guard_arguments(())[-2:] == ("--allowed-origins", "[]")
+
+
 def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     """Every wrong setting is reported with its variable, and no key is created for a start that fails."""
     settings = GuardSettings(
@@ -119,6 +140,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         max_in_flight=0,
         max_body_bytes=0,
         media_domains=("https://example.org", "*.example.org", "UPPER.example.org", "a b"),
+        cors_origins=WRONG_ORIGINS,
         structured_outputs=("regexp",),
     )
     with pytest.raises(ConfigurationError) as caught:
@@ -127,6 +149,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
         "SERVEKIT_MAX_BODY_MIB",
         "SERVEKIT_MAX_IN_FLIGHT",
         *["SERVEKIT_MEDIA_DOMAINS"] * 4,
+        *["SERVEKIT_CORS_ORIGINS"] * len(WRONG_ORIGINS),
         "SERVEKIT_STRUCTURED_OUTPUTS",
     ]
     assert not (tmp_path / "state").exists()

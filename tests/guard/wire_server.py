@@ -12,14 +12,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servekit.serve.guard.inside.servekit_guard import header_limits, slow_readers
     from servekit.serve.guard.inside.servekit_guard.asgi import Receive, Scope, Send
     from servekit.serve.guard.inside.servekit_guard.gate import Gate
     from servekit.serve.guard.inside.servekit_guard.guard_config import Rules
+    from servekit.serve.guard.inside.servekit_guard.wire import header_limits, slow_readers
 else:
-    from servekit_guard import header_limits, slow_readers
     from servekit_guard.gate import Gate
     from servekit_guard.guard_config import Rules
+    from servekit_guard.wire import header_limits, slow_readers
 
 PIECE = b"data: " + b"x" * 4000 + b"\n\n"
 

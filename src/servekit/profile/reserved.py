@@ -15,6 +15,7 @@ ONE_GPU = "this endpoint is one engine on one GPU"
 MULTI_HOST = (ONE_GPU, TAKE_OUT)
 TLS = ("servekit sets HTTPS up", "see docs/security.md for HTTPS, with servekit or with Caddy in front")
 ROUTES = ("the guard answers 404 on those routes in any case", TAKE_OUT)
+PAGES = ("the guard answers browsers", _setting("CORS_ORIGINS", "--cors-origins"))
 PRIVACY = ("would put what users write and read into the log", TAKE_OUT)
 ATTENTION_BACKEND = "Gemma 4 mixes two head sizes, and vLLM chooses the one backend that is right for both"
 SOCKETS = ("opens ports that the guard does not see", TAKE_OUT)
@@ -43,6 +44,9 @@ RESERVED: Final[Mapping[str, tuple[str, str]]] = {
     "disable-log-stats": ("without vLLM's counters servekit cannot see a hung engine", TAKE_OUT),
     "middleware": ("reserved for servekit's guard, which protects every route", TAKE_OUT),
     "root-path": ("the guard decides by the path of the request", TAKE_OUT),
+    "allowed-origins": ("servekit sets it", _setting("CORS_ORIGINS", "--cors-origins")),
+    "allowed-methods": PAGES,
+    "allowed-headers": PAGES,
     "allow-credentials": ("clients send a bearer key, never a cookie", TAKE_OUT),
     "disable-fastapi-docs": ROUTES,
     "enable-offline-docs": ROUTES,

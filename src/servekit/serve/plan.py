@@ -177,6 +177,7 @@ def build_plan(
             host=settings.host,
             max_body_bytes=settings.max_body_mib * MIB,
             media_domains=settings.media_domains,
+            cors_origins=settings.cors_origins,
             structured_outputs=settings.structured_outputs,
             settle_s=settings.drain_s / 2,
         ),

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 from .inside.servekit_guard.body.structured import EXTRA_KINDS
 from .inside.servekit_guard.flight import make_flight_file
-from .inside.servekit_guard.gate import COUNTERS, DRAIN, EFFECTIVE, TOKEN_HEADER, is_loopback
+from .inside.servekit_guard.gate import TOKEN_HEADER, is_loopback
 from .inside.servekit_guard.guard_config import CONFIG_VARIABLE, Limits, Rules
 from .inside.servekit_guard.images.media import CONNECTOR
+from .inside.servekit_guard.routes import COUNTERS, DRAIN, EFFECTIVE
 from .keys import ensure_key_file, load_keys, own_key_file, write_private
 
 INSIDE = Path(__file__).parent / "inside"
@@ -30,7 +32,33 @@ BUFFERED_BODIES = 32
 """How many bodies of the largest size fit in memory together: 1 GiB by default."""
 NO_MEDIA_DOMAINS = ("no domain: data URLs only",)
 """vLLM 0.20.2 treats an empty `--allowed-media-domains` as "every host"; no URL's host can contain a space."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+
+
+def _is_origin(value: str) -> bool:
+    """Return whether a browser sends this as `Origin`: it leaves out the port that a scheme has by default."""
+    return bool(_ORIGIN.fullmatch(value)) and not re.fullmatch(r"http:.*:80|https:.*:443", value)
+
+
+_LISTS: dict[str, tuple[str, str, Callable[[str], object]]] = {
+    "media_domains": (
+        "is not a host name",
+        "write host names in lower case, without scheme, port, path or wildcard",
+        _DOMAIN.fullmatch,
+    ),
+    "cors_origins": (
+        "is not an origin",
+        "write https://app.example.org or http://localhost:3000: lower case, no path, no default port, and no wildcard",
+        _is_origin,
+    ),
+    "structured_outputs": (
+        "is not a kind of structured output that can be enabled",
+        f"use one of {', '.join(EXTRA_KINDS)}; JSON and choices are always accepted",
+        EXTRA_KINDS.__contains__,
+    ),
+}
+"""Settings that are lists: what is wrong with a value, what to do, and which values are right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +143,7 @@ def guard_arguments(media_domains: tuple[str, ...], structured_outputs: Value = 
         *("--middleware", MIDDLEWARE),
         *("--structured-outputs-config", json.dumps(others | {"backend": STRUCTURED_OUTPUTS_BACKEND})),
         *("--allowed-media-domains", *(media_domains or NO_MEDIA_DOMAINS)),
+        *("--allowed-origins", "[]"),  # vLLM lets the pages of every origin read its answers; the guard decides
     )
 
 
@@ -143,24 +172,7 @@ def _mistakes(settings: GuardSettings) -> list[Finding]:
         )
     limits = ("SERVEKIT_MAX_BODY_MIB", settings.max_body_bytes), ("SERVEKIT_MAX_IN_FLIGHT", settings.max_in_flight)
     mistakes += [Finding("must be at least 1", name, got=str(value)) for name, value in limits if value < 1]
-    mistakes += [
-        Finding(
-            "is not a host name",
-            "SERVEKIT_MEDIA_DOMAINS",
-            got=domain,
-            remedy="write host names in lower case, without scheme, port, path or wildcard",
-        )
-        for domain in settings.media_domains
-        if not _DOMAIN.fullmatch(domain)
-    ]
-    mistakes += [
-        Finding(
-            "is not a kind of structured output that can be enabled",
-            "SERVEKIT_STRUCTURED_OUTPUTS",
-            got=kind,
-            remedy=f"use one of {', '.join(EXTRA_KINDS)}; JSON and choices are always accepted",
-        )
-        for kind in settings.structured_outputs
-        if kind not in EXTRA_KINDS
-    ]
+    for name, (problem, remedy, is_right) in _LISTS.items():
+        wrong = [value for value in getattr(settings, name) if not is_right(value)]
+        mistakes += [Finding(problem, f"SERVEKIT_{name.upper()}", got=value, remedy=remedy) for value in wrong]
     return mistakes

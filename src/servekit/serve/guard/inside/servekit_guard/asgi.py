@@ -1,4 +1,4 @@
-"""The types of the ASGI interface, and small JSON answers."""
+"""The types of the ASGI interface, the scope's keys of the guard, and small JSON answers."""
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,6 +10,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
+
+CHECKED_BODY = "servekit.body"
+"""The scope's key for the parsed body: vLLM gets the object that was checked, not what another parser would read."""
+REQUEST_ID = "servekit.request_id"
+"""The scope's key for the request's id."""
 
 
 def json_headers(body: bytes, *more: Header) -> list[Header]:

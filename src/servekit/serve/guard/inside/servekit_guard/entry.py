@@ -10,8 +10,9 @@ import os
 from . import vllm_patches
 from .asgi import App, Receive, Scope, Send
 from .core import worker
-from .gate import CHECKED_BODY, CLIENT_ROUTES, Gate
+from .gate import Gate
 from .guard_config import CONFIG_VARIABLE, Rules
+from .routes import CLIENT_ROUTES
 
 logger = logging.getLogger("vllm.servekit_guard")
 
@@ -19,7 +20,7 @@ RULES = Rules.read(os.environ[CONFIG_VARIABLE])
 
 if not worker.registered:
     raise RuntimeError(f"vLLM did not load the plugin {worker.PLUGIN!r}: VLLM_PLUGINS is set and must name it")
-UNREAD = vllm_patches.apply_at_import(RULES, CHECKED_BODY)
+UNREAD = vllm_patches.apply_at_import(RULES)
 if RULES.api_keys_file is None:
     logger.warning("authentication is off: anyone who can reach this port can use the model")
 

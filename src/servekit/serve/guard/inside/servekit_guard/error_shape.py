@@ -7,14 +7,15 @@ and contains paths of this host.
 """
 
 import json
-import re
 from collections.abc import Awaitable
-from typing import Any
 
 from .asgi import Message, Send, answer, json_headers
 from .request_ids import HEADER
+from .wrong_fields import explain
 
 MESSAGES_PATH = "/v1/messages"
+AT_ONCE = b"x-accel-buffering", b"no"
+"""Makes nginx forward each part of an answer when it arrives."""
 LONGEST_MESSAGE = 2_000
 """Characters of vLLM's message that are passed on: some messages repeat a value from the request."""
 
@@ -28,18 +29,10 @@ _ANTHROPIC_TYPES = {
 }
 _ANY_SERVER_ERROR = 500
 
-_INTERNALS = re.compile(
-    r"(list|tuple|string|pop) .*(out of range|empty)|invalid literal for|could not convert|unhashable type"
-    r"|'[^']*'$|.*object (has no|is not|does not)|.*not supported between|unsupported operand|.*TextInputSequence"
-    r"|argument (of type|')|maximum recursion",
-    re.DOTALL,
-)
-"""Python's own messages about a value that vLLM did not expect: they do not tell a client what to do."""
-
 
 def error_body(path: str, status: int, message: str, param: str | None, code: str | None, request_id: bytes) -> bytes:
     """Return an error in the format that clients of this path expect."""
-    named, is_anthropic = request_id.decode(), path == MESSAGES_PATH
+    named, is_anthropic = request_id.decode(), path.startswith(MESSAGES_PATH)
     server_error = "api_error" if is_anthropic else "server_error"
     other = "invalid_request_error" if status < _ANY_SERVER_ERROR else server_error
     kind = (_ANTHROPIC_TYPES if is_anthropic else _OPENAI_TYPES).get(status, other)
@@ -49,13 +42,13 @@ def error_body(path: str, status: int, message: str, param: str | None, code: st
 
 
 def reshape_errors(send: Send, path: str, request_id: bytes) -> Send:
-    """Return a `send` for vLLM: it adds the request's id to answers and reformats errors; the rest stays unchanged."""
+    """Return a `send` for vLLM: it reformats errors, and adds the request's id and `AT_ONCE` to the rest."""
     held: list[Message] = []
 
     def send_on(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             others = [header for header in message["headers"] if header[0] != HEADER]
-            message = {**message, "headers": [*others, (HEADER, request_id)]}
+            message = {**message, "headers": [*others, (HEADER, request_id), AT_ONCE]}
             if message["status"] < 400 or not path.startswith("/v1/"):  # noqa: PLR2004 # /health has no body
                 return send(message)
         elif not held:
@@ -92,37 +85,3 @@ def read_error(body: bytes) -> tuple[str, str | None]:
         return str(error), None
     param = error.get("param")
     return str(error.get("message") or error.get("detail") or ""), param if isinstance(param, str) else None
-
-
-def explain(message: str) -> str:
-    """Return a message that says what to do when it is one of Python's own; other messages stay as they are."""
-    if message and not _INTERNALS.match(message):
-        return message
-    quoted = f" ({message})" if message else ""
-    return f"The request could not be processed{quoted}: check the types of its fields, and that no list is empty."
-
-
-def describe_wrong_field(errors: list[Any], body: Any) -> tuple[str, str | None]:
-    """Return what pydantic reports about a body, and the field at fault: the first error and the number of others."""
-    first = errors[0] if errors else "The request body is not valid."
-    if not isinstance(first, dict):  # vLLM's own, about the media type
-        return str(first), None
-    field = _field(first.get("loc", ()), first.get("type"), body)
-    message = str(first.get("msg", "")).removeprefix("Value error, ")
-    cause = first.get("ctx", {}).get("error")
-    param = getattr(cause, "parameter", None) or field or None
-    more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-    return (message if message.startswith(field) else f"{field}: {message}") + more, param
-
-
-def _field(location: tuple[str | int, ...], kind: str | None, body: Any) -> str:
-    """Return a field's name as `messages[0].content`: pydantic's location without the names of unions' members."""
-    name, last = "", len(location) - 1
-    for number, step in enumerate(location[1:], start=1):
-        if isinstance(body, dict) and step in body:
-            name, body = f"{name}.{step}", body[step]
-        elif isinstance(body, list) and isinstance(step, int) and step < len(body):
-            name, body = f"{name}[{step}]", body[step]
-        elif number == last and kind == "missing":
-            name = f"{name}.{step}"
-    return name.removeprefix(".")

@@ -4,10 +4,9 @@ import hashlib
 import hmac
 import ipaddress
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
-from .asgi import App, Receive, Scope, Send, answer_json
+from .asgi import CHECKED_BODY, REQUEST_ID, App, Receive, Scope, Send, answer, answer_json
 from .body.bounds import BodyError
 from .body.check import check_body
 from .body.parse import parse
@@ -20,45 +19,11 @@ from .intake import ClientGoneError, Intake, Slot, replay
 from .keyring import Keyring
 from .refusals import NOT_FOUND, UNAUTHORIZED, Refusal, RefusedError, refuse, refuse_websocket
 from .request_ids import name_request
+from .routes import CLIENT_TABLE, COUNTERS, DRAIN, EFFECTIVE, OWN_TABLE, Route, find_route
 from .stopwatch import Stopwatch
+from .wire import cors
 
 TOKEN_HEADER = b"x-servekit-token"
-CHECKED_BODY = "servekit.body"
-"""The scope's key for the parsed body: vLLM gets the object that was checked, not what another parser would read."""
-REQUEST_ID = "servekit.request_id"
-"""The scope's key for the request's id."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """A route that is served; all others are 404."""
-
-    path: str
-    method: str
-    public: bool = False
-    """Needs no key."""
-    generates: bool = False
-    """Makes the engine work: counts as in flight, and its body is limited and checked."""
-
-
-CLIENT_ROUTES = (
-    Route("/health", "GET", public=True),
-    Route("/v1/models", "GET"),
-    Route("/v1/chat/completions", "POST", generates=True),
-    Route("/v1/completions", "POST", generates=True),
-    Route("/v1/responses", "POST", generates=True),
-    Route("/v1/messages", "POST", generates=True),
-)
-"""The routes for clients."""
-
-EFFECTIVE = Route("/_servekit/effective", "GET")
-COUNTERS = Route("/_servekit/counters", "GET")
-DRAIN = Route("/_servekit/drain", "POST")
-OWN_ROUTES = (*CLIENT_ROUTES, Route("/metrics", "GET"), EFFECTIVE, COUNTERS, DRAIN)
-"""The routes for servekit, with its private token."""
-
-_CLIENT_TABLE = {(route.path, route.method): route for route in CLIENT_ROUTES}
-_OWN_TABLE = {(route.path, route.method): route for route in OWN_ROUTES}
 
 
 class Gate:
@@ -89,8 +54,16 @@ class Gate:
                 await refuse_websocket(scope, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if origins := self._rules.cors_origins:
+            origin = cors.listed_origin(scope, origins)
+            send = cors.share(send, origin)
+            method = cors.asked_method(scope) if origin else None
+            if method and (asked := find_route(scope, CLIENT_TABLE, method)):
+                self._counts[asked.path, "preflight"] += 1
+                await answer(send, 204, cors.preflight_headers(scope, method), b"")
+                return
         own = self._is_own(scope)
-        route = find_route(scope, _OWN_TABLE if own else _CLIENT_TABLE)
+        route = find_route(scope, OWN_TABLE if own else CLIENT_TABLE)
         label = route.path if route else "other"
         request_id = name_request(scope)
         scope[REQUEST_ID] = request_id.decode()
@@ -136,7 +109,7 @@ class Gate:
         """Pass an admitted request on to vLLM; its answer stays unchanged unless it is an error."""
         if not route.generates:
             self._counts[route.path, "allowed"] += 1
-            await self._app(scope, receive, send)
+            await self._app({**scope, "method": route.method}, receive, send)  # uvicorn leaves out the body of a HEAD
             return
         slot = self._intake.enter()
         try:
@@ -167,7 +140,7 @@ class Gate:
 
     def count_unread(self, scope: Scope) -> None:
         """Count a request whose client did not read the answer; it was already counted when it arrived."""
-        route = find_route(scope, _OWN_TABLE)
+        route = find_route(scope, OWN_TABLE)
         self._counts[route.path if route else "other", "unread"] += 1
 
     def counters(self) -> dict[str, Any]:
@@ -192,25 +165,15 @@ class Gate:
         }
 
 
-def find_route(scope: Scope, table: dict[tuple[str, str], Route]) -> Route | None:
-    """Return the route with exactly this path and method, character by character as they were sent.
-
-    `path` has its percent escapes resolved, `raw_path` does not: a path counts only when both are equal. A root path
-    would make Starlette strip the path before it looks it up, so a request with one has no route.
-    """
-    route = table.get((scope["path"], scope["method"]))
-    if route is None or scope.get("root_path"):
-        return None
-    raw_path = scope.get("raw_path")
-    return route if raw_path is None or raw_path == route.path.encode() else None
-
-
 def _has_key(scope: Scope, keys: Keyring) -> bool:
-    credentials = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(credentials) != 1:  # two headers: proxies disagree about who the client is
-        return False
-    scheme, _, key = credentials[0].partition(b" ")
-    return keys.admits(key.strip(b" ")) and scheme.lower() == b"bearer"
+    """Return whether the request has a valid key: as a bearer token or, without one, as Anthropic's clients send it."""
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not sent:
+        named = [value.strip(b" ") for name, value in scope["headers"] if name == b"x-api-key"]
+        return len(named) == 1 and keys.admits(named[0])
+    scheme, _, key = sent[0].partition(b" ")
+    # Two headers are refused: proxies disagree about who the client is.
+    return len(sent) == 1 and keys.admits(key.strip(b" ")) and scheme.lower() == b"bearer"
 
 
 def _comes_from_this_host(scope: Scope) -> bool:

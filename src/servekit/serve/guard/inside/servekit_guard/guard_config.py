@@ -20,6 +20,8 @@ class Limits:
     """Hosts that images may be fetched from; without any, only `data:` URLs are accepted."""
     structured_outputs: tuple[str, ...] = ()
     """Kinds of structured output that are accepted besides JSON and choices."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the endpoint from a browser."""
     settle_s: float = 15.0
     """How long a drain may wait for requests to reach EngineCore: servekit sets half of the drain's time."""
     max_write_s: float = 60.0
@@ -59,4 +61,4 @@ class Rules(Limits):
     def read(cls, path: str | Path) -> "Rules":
         """Read the file. A missing, unknown or misspelt key raises TypeError, so that the engine does not start."""
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**fields | {name: tuple(fields.get(name, ())) for name in ("media_domains", "structured_outputs")})
+        return cls(**fields | {name: tuple(value) for name, value in fields.items() if isinstance(value, list)})

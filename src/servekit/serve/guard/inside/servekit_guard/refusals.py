@@ -45,7 +45,7 @@ UNAUTHORIZED = Refusal(
     401,
     "unauthorized",
     "invalid_api_key",
-    "A valid API key is required in the header 'Authorization: Bearer KEY'.",
+    "A valid API key is required in the header 'Authorization: Bearer KEY' (or 'X-Api-Key: KEY').",
     headers=((b"www-authenticate", b"Bearer"),),
 )
 NOT_FOUND = Refusal(404, "not_found", "unknown_url", "Unknown request URL or method.")

@@ -10,25 +10,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from . import header_limits, slow_readers
+from .asgi import CHECKED_BODY
 from .core.handoff import current_request
-from .error_shape import describe_wrong_field
 from .guard_config import Rules
 from .images import image_cache, media
 from .request_ids import HEADER
+from .routes import NAMED_MODEL
+from .wire import header_limits, slow_readers
+from .wrong_fields import describe_mistake, describe_wrong_field
 
 OBJECTS_BEFORE_GARBAGE = 10_000
 """Generation-0 threshold of the garbage collector. Python's default is 700 objects, which some thirty requests create:
 all of them are still in use, so the collector found nothing and took 2 % of the server's time, 9 % in a burst."""
 
 
-def apply_at_import(rules: Rules, checked_body: str) -> slow_readers.Unread:
-    """Apply the patches that vLLM's application is built with; return the watch over its connections.
-
-    checked_body: the scope's key for the body that the guard has parsed.
-    """
+def apply_at_import(rules: Rules) -> slow_readers.Unread:
+    """Apply the patches that vLLM's application is built with; return the watch over its connections."""
     gc.set_threshold(OBJECTS_BEFORE_GARBAGE, *gc.get_threshold()[1:])
-    read_checked_bodies(checked_body)
+    read_checked_bodies()
     media.register(rules.max_image_pixels, rules.media_domains)  # checks of images, a fast path for `data:` URLs
     header_limits.limit(rules.max_head_bytes, rules.max_head_s)  # size and time of request heads
     return slow_readers.watch(rules.max_write_s)  # connections whose client reads nothing
@@ -42,14 +41,16 @@ def apply(app: Any, layer: Any, generating: Collection[str]) -> None:
     stop_at_first_mistakes(app.routes, generating)
     while not hasattr(layer, "add_exception_handler"):
         layer = layer.app  # AttributeError when there is no Starlette layer with exception handlers
-    answer_mistakes_inside(layer, app.exception_handlers[Exception])
+    answer_mistakes_inside(layer)
     answer_wrong_fields(layer)
     state, renderer = app.state, app.state.engine_client.renderer
     image_cache.watch(renderer, current_request)  # forgets images whose request never reached EngineCore
     wrap(state.engine_client, "shutdown", fail_what_is_left)
     wrap(renderer, "_process_multimodal_async", answer_images_without_a_place)
     wrap(state.openai_serving_models, "show_available_models", hide_paths)
-    wrap(getattr(state, "anthropic_serving_messages", None), "create_messages", answer_messages)
+    answer_named_models(app)
+    for name in ("create_messages", "count_tokens"):
+        wrap(getattr(state, "anthropic_serving_messages", None), name, answer_messages)
     wrap(getattr(state, "openai_serving_responses", None), "create_responses", name_responses)
 
 
@@ -66,23 +67,26 @@ def mistake_types() -> tuple[type[Exception], ...]:
     return *known, importlib.import_module("jinja2").TemplateError
 
 
-def answer_mistakes_inside(layer: Any, handler: Any) -> None:
-    """Answer a client's mistake without a traceback in the log and without closing the connection.
+def answer_mistakes_inside(layer: Any) -> None:
+    """Answer a client's mistake in one line, without a traceback in the log and without closing the connection.
 
     vLLM registers its handler for `Exception` (`entrypoints/openai/api_server.py`). Starlette runs that one outermost
-    and raises the exception again: 150 lines of log and a closed connection for each image that cannot be read.
+    and raises the exception again: 150 lines of log and a closed connection for each image that cannot be read. Its
+    answer is 501 for an unknown type of content part, 500 for depth, and all of pydantic's text for a wrong part.
     """
+    response = importlib.import_module("starlette.responses").JSONResponse
 
     async def answer(request: Any, error: Exception) -> Any:
-        return await handler(request, _as_mistake(error))
+        return response(error_of(error, request).model_dump(), 400)
 
     for mistake in mistake_types():
         layer.add_exception_handler(mistake, answer)
 
 
-def _as_mistake(error: Exception) -> Exception:
-    """Return an exception that vLLM answers with 400: an unknown type of content part is a 501 there, depth a 500."""
-    return ValueError(str(error)) if isinstance(error, (NotImplementedError, RecursionError)) else error
+def error_of(error: Exception, request: Any) -> Any:
+    """Return a client's mistake as vLLM's `ErrorResponse` with status 400."""
+    message, param = describe_mistake(error, request.scope.get(CHECKED_BODY))
+    return importlib.import_module("vllm.entrypoints.utils").create_error_response(message, param=param)
 
 
 def answer_wrong_fields(layer: Any) -> None:
@@ -112,15 +116,15 @@ def fail_what_is_left(shutdown: Any, timeout: float | None = None) -> None:
         client.output_handler.get_loop().call_soon_threadsafe(client.output_processor.propagate_error, error)
 
 
-async def answer_messages(create_messages: Any, *arguments: Any, **named: Any) -> Any:
-    """Answer 400 on `/v1/messages` where the other routes do.
+async def answer_messages(method: Any, request: Any, raw_request: Any) -> Any:
+    """Answer 400 on `/v1/messages` and below where the other routes do.
 
     vLLM answers every exception with 500 there (`entrypoints/anthropic/api_router.py`).
     """
     try:
-        return await create_messages(*arguments, **named)
+        return await method(request, raw_request)
     except mistake_types() as error:
-        return create_messages.__self__.create_error_response(_as_mistake(error))
+        return error_of(error, raw_request)
 
 
 async def answer_images_without_a_place(process: Any, *arguments: Any, **named: Any) -> Any:
@@ -136,6 +140,20 @@ async def answer_images_without_a_place(process: Any, *arguments: Any, **named: 
             "An image has no place in the prompt: the chat template leaves images out of messages of this role."
             " Send it in a user message."
         ) from error
+
+
+def answer_named_models(app: Any) -> None:
+    """Answer `GET /v1/models/NAME`, which vLLM 0.20.2 does not have, with the entry of that name in `/v1/models`."""
+    response = importlib.import_module("starlette.responses").JSONResponse
+
+    async def named_model(name: str) -> Any:
+        models = await app.state.openai_serving_models.show_available_models()
+        for model in models.data:
+            if model.id == name:
+                return response(model.model_dump())
+        return response({"error": {"message": f"The model `{name}` does not exist.", "param": "model"}}, 404)
+
+    app.add_api_route(NAMED_MODEL + "{name:path}", named_model)
 
 
 async def hide_paths(show_available_models: Any) -> Any:
@@ -159,13 +177,13 @@ async def name_responses(create_responses: Any, request: Any, raw_request: Any =
     return await create_responses(request, raw_request)
 
 
-def read_checked_bodies(key: str) -> None:
+def read_checked_bodies() -> None:
     """Let Starlette's requests return the body that the guard has parsed, so that one parser decides what it says."""
     request_class = importlib.import_module("starlette.requests").Request
     read = request_class.json
 
     async def json(self: Any) -> Any:
-        return self.scope[key] if key in self.scope else await read(self)
+        return self.scope[CHECKED_BODY] if CHECKED_BODY in self.scope else await read(self)
 
     request_class.json = json
 

@@ -116,6 +116,16 @@ MEDIA: dict[str, Rule] = {
     "media_io_kwargs": Refused("it changes options of the image decoder"),
 }
 
+PROMPT_OF_MESSAGES: dict[str, Rule] = {
+    "model": _WORD,
+    "messages": Items("parsed on the event loop", MAX_MESSAGES, min_items=1),
+    "system": Items("text of the prompt", MAX_MESSAGES),
+    "tools": _TOOLS,
+    "tool_choice": Passed(_ENGINE),
+    "chat_template_kwargs": Special("they change variables of the template", _check_template_kwargs),
+}
+"""What Anthropic's routes share."""
+
 ROUTES: dict[str, dict[str, Rule]] = {
     "/v1/chat/completions": TEXT_SAMPLING
     | REQUEST
@@ -156,7 +166,7 @@ ROUTES: dict[str, dict[str, Rule]] = {
     | REQUEST
     | MEDIA
     | {
-        "input": Items("validated on the event loop", MAX_MESSAGES),
+        "input": Items("validated on the event loop", MAX_MESSAGES, min_items=1),
         "instructions": Passed("text of the prompt"),
         "include": Items("names of fields", 16),
         "max_output_tokens": _LENGTH,
@@ -178,10 +188,8 @@ ROUTES: dict[str, dict[str, Rule]] = {
         "truncation": Passed("admission.py rejects a prompt in which it cuts an image"),
         "enable_response_messages": _SWITCH,
     },
-    "/v1/messages": {
-        "model": _WORD,
-        "messages": Items("parsed on the event loop", MAX_MESSAGES, min_items=1),
-        "system": Items("text of the prompt", MAX_MESSAGES),
+    "/v1/messages": PROMPT_OF_MESSAGES
+    | {
         "max_tokens": _LENGTH,
         "metadata": Items(_IGNORED, 16, max_chars=MAX_WORD_CHARS),
         "stop_sequences": _STOP,
@@ -189,11 +197,9 @@ ROUTES: dict[str, dict[str, Rule]] = {
         "temperature": SAMPLING["temperature"],
         "top_k": SAMPLING["top_k"],
         "top_p": SAMPLING["top_p"],
-        "tools": _TOOLS,
-        "tool_choice": Passed(_ENGINE),
         "kv_transfer_params": REQUEST["kv_transfer_params"],
-        "chat_template_kwargs": Special("they change variables of the template", _check_template_kwargs),
     },
+    "/v1/messages/count_tokens": PROMPT_OF_MESSAGES,
 }
 """By route and field."""
 

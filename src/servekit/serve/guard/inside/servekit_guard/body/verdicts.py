@@ -51,7 +51,7 @@ class Number(Rule):
         if not isinstance(value, (int, float)):
             return "must be a number"
         in_range = self.low <= value <= self.high
-        return None if in_range else f"must be from {self.low:g} to {self.high:g} (got {value!r:.40})"
+        return None if in_range else f"must be from {self.low:,} to {self.high:,} (got {value!r:.40})"
 
 
 @dataclass(frozen=True, slots=True)

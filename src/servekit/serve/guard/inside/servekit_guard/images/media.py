@@ -148,4 +148,8 @@ class CheckedImages:
 
     def load_base64(self, _media_type: str, data: str) -> Any:
         """Decode an image from a `data:` URL; accepts the same base64 as vLLM."""
-        return self.load_bytes(importlib.import_module("pybase64").b64decode(data, validate=True))
+        try:
+            decoded = importlib.import_module("pybase64").b64decode(data, validate=True)
+        except ValueError as error:
+            raise ValueError(f"An image is not valid base64, without line breaks: {error}.") from error
+        return self.load_bytes(decoded)

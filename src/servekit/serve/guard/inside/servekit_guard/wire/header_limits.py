@@ -11,8 +11,8 @@ import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from .refusals import HEAD_TOO_LARGE, MALFORMED, WRONG_HOST, Refusal, RefusedError
-from .request_ids import new_id
+from ..refusals import HEAD_TOO_LARGE, MALFORMED, WRONG_HOST, Refusal, RefusedError
+from ..request_ids import new_id
 
 _Protocol: Any = Any if TYPE_CHECKING else object
 
@@ -31,6 +31,16 @@ def limited(base: Any, max_head_bytes: int, max_head_s: float) -> Any:
     if not hasattr(base, "on_message_begin"):
         raise TypeError(f"{base.__name__} has no parser callbacks: the guard cannot limit headers")
     return type("LimitedHeads", (LimitedHeads, base), {"max_head_bytes": max_head_bytes, "max_head_s": max_head_s})
+
+
+class _UnknownLength(int):
+    """The length of an answer that ends with its connection: whatever uvicorn sends is within it, and completes it."""
+
+    def __lt__(self, _sent_bytes: int) -> bool:
+        return False
+
+    def __sub__(self, _sent_bytes: int) -> "_UnknownLength":
+        return self
 
 
 class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed where this is checked
@@ -95,8 +105,20 @@ class LimitedHeads(_Protocol):  # type: ignore[misc] # uvicorn is not installed 
             raise RefusedError(refusal)
         self._in_head, self._advanced = False, True
         self._stop_clock()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before and self.scope["http_version"] == "1.0":
+            self._answer_without_chunks()
         self.headers = []  # what follows are trailers, which are not headers (RFC 9110, 6.5.1)
+
+    def _answer_without_chunks(self) -> None:
+        """Mark the end of this answer by closing the connection (RFC 9112, 6.1 and 6.3).
+
+        uvicorn 0.46 sends a stream in chunks to every client. nginx asks in HTTP/1.0 unless it is configured not to,
+        and its clients got the chunks' sizes as text.
+        """
+        self.headers.append((b"connection", b"close"))  # makes uvicorn send the same
+        self.cycle.chunked_encoding, self.cycle.expected_content_length = False, _UnknownLength()
 
     def on_body(self, body: bytes) -> None:
         """Record that the body grows."""
