@@ -5,7 +5,7 @@
 #   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes), .venv-engine-patches with newer packages
 #           that servekit puts before the engine's own
 #   tools   the programs that tests call: curl, openssl, Chromium, systemd-analyze
-#   servers Caddy and Prometheus for CI: tests start them, and skip with a message without them. Their Debian packages
+#   servers Caddy, nginx and Prometheus for CI: tests start them, and skip with a message without them. Their Debian packages
 #           start a service on a common port after installation and at every boot, so this script disables it.
 # The script installs missing Debian packages with apt-get, as root or through sudo. Each step leaves a stamp of the lock
 # it used, and runs again only when the lock changes.
@@ -21,7 +21,7 @@ main() {
         engine_patches
         ;;
       tools) programs curl openssl chromium chromedriver:chromium-driver systemd-analyze:systemd ;;
-      servers) server caddy && server prometheus ;;
+      servers) server caddy && server nginx && server prometheus ;;
       *) echo "install.sh: unknown part '$part' (base, dev, engine, tools, servers)" >&2; exit 2 ;;
     esac
   done

@@ -204,6 +204,31 @@ def test_a_body_arrives_however_it_is_framed(wire: Wire, rest: bytes) -> None:
     assert given(answer)["body"] == BODY.decode()
 
 
+@pytest.mark.parametrize("more", [b"", b"Connection: keep-alive\r\n", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+def test_a_stream_in_http_1_0_ends_with_its_connection(wire: Wire, more: bytes) -> None:
+    """Its client gets the pieces without chunk sizes, and the close tells it the end; in HTTP/1.1 there are chunks."""
+    rest = KEYED + more + LENGTH + b"\r\n" + BODY
+    head, _, body = wire.raw(b"POST /v1/responses HTTP/1.0\r\n" + rest, 5).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    assert body.split(b"\n\n") == [b"data: " + b"x" * 4000] * 3 + [b""]
+    head, _, body = wire.raw(b"POST /v1/responses HTTP/1.1\r\n" + rest).partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    assert body.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_http_1_0_has_lengths_and_heads(wire: Wire) -> None:
+    """An answer with a length keeps it, and HEAD has no body in both versions."""
+    answer = wire.raw(b"POST /v1/completions HTTP/1.0\r\n" + KEYED + LENGTH + b"\r\n" + BODY, 5)
+    assert given(answer)["body"] == BODY.decode()
+    for version in (b"1.0", b"1.1"):
+        answer = wire.raw(b"HEAD /v1/models HTTP/" + version + b"\r\n" + KEYED + b"\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert (b"content-length: " in head, body) == (True, b"")
+
+
 def test_http_1_0_needs_no_host_and_is_closed(wire: Wire) -> None:
     """An old client is answered and its connection closed."""
     answer = wire.raw(b"POST /v1/completions HTTP/1.0\r\n" + KEYED[len(b"Host: x\r\n") :] + LENGTH + b"\r\n" + BODY, 5)

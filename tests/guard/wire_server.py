@@ -1,7 +1,8 @@
 """A real uvicorn with uvloop and httptools, as vLLM runs it, with the guard's protocol and gate, and a fake vLLM.
 
 usage: wire_server.py RULES.json [CERTIFICATE KEY], with the engine's Python and the guard on its path. Prints its port.
-`/v1/completions` answers with what it was given; `/v1/chat/completions` streams until its client is gone.
+`/v1/completions` answers with what it was given; `/v1/chat/completions` streams until its client is gone,
+`/v1/responses` a few pieces.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ else:
     from servekit_guard.wire import header_limits, slow_readers
 
 PIECE = b"data: " + b"x" * 4000 + b"\n\n"
+PIECES = 3
 
 
 async def play_vllm(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -34,6 +36,12 @@ async def play_vllm(scope: "Scope", receive: "Receive", send: "Send") -> None:
                 return
     if scope["path"] == "/v1/chat/completions":
         await stream(receive, send)
+        return
+    if scope["path"] == "/v1/responses":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(PIECES):
+            await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
         return
     body, more = b"", True
     while more:
