@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[str, Any, str | None]] = {
     "a missing field": ("/v1/responses", {"model": "demo"}, "input"),
     "a wrong type": (CHAT, SMALL[CHAT] | {"temperature": "hot"}, "temperature"),
     "a wrong value": ("/v1/completions", SMALL["/v1/completions"] | {"temperature": -1}, "temperature"),
-    "a message without a role": (CHAT, SMALL[CHAT] | {"messages": [{}]}, "messages[0].content"),
+    "a message without a role": (CHAT, SMALL[CHAT] | {"messages": [{}]}, "messages[0].role"),
     "no messages": ("/v1/messages", {"model": "demo", "max_tokens": 4}, "messages"),
     "a wrong number": ("/v1/messages", SMALL["/v1/messages"] | {"max_tokens": -1}, "max_tokens"),
     "an unknown model for messages": ("/v1/messages", SMALL["/v1/messages"] | {"model": "nope"}, None),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
 
 REFUSED = frozenset({400})
 RIGHT = frozenset({200})
@@ -169,11 +170,17 @@ def message(content: Any = "Hello", /, **fields: Any) -> dict[str, Any]:
     return {"max_tokens": 4, "messages": [{"role": "user", "content": content}]} | fields
 
 
+def count(content: Any = "Hello", /, **fields: Any) -> dict[str, Any]:
+    """Return a small request for the number of a prompt's tokens."""
+    return {"messages": [{"role": "user", "content": content}]} | fields
+
+
 MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
     CHAT: chat,
     COMPLETIONS: completion,
     RESPONSES: response,
     MESSAGES: message,
+    COUNT: count,
 }
 
 

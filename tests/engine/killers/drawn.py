@@ -32,7 +32,7 @@ def draw(seed: int, number: int, target: Target) -> Case:
         fields = json.loads(json.dumps(fields))  # a copy: all requests share the values
         _change_within(fields, chaos)
     limits = [name for name in LIMITS if name in ROUTES[path]]
-    if not any(type(fields.get(name)) is int and fields[name] <= MOST_TOKENS for name in limits):
+    if limits and not any(type(fields.get(name)) is int and fields[name] <= MOST_TOKENS for name in limits):
         fields[limits[-1]] = MOST_TOKENS
     body = json.dumps(fields).encode()
     if chaos.random() < 0.03:

@@ -66,14 +66,18 @@ def _join_texts(message: dict[str, Any]) -> None:
     """Make one text of an earlier answer's parts, as clients send it back.
 
     OpenAI needs no more of a part than its text. vLLM 0.20.2 requires an id, a status and annotations, and then reads
-    the first part only (`entrypoints/openai/responses/utils.py`).
+    the first part only (`entrypoints/openai/responses/utils.py`); beside an id it takes a text for a list of letters.
     """
-    parts, is_complete = message.get("content"), message.get("status", "completed") == "completed"
-    if message.get("role") == "assistant" and is_complete and isinstance(parts, list):
+    parts = message.get("content")
+    if message.get("role") != "assistant" or message.get("status", "completed") != "completed":
+        return
+    if isinstance(parts, list):
         texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "output_text"]
         known = [text for text in texts if isinstance(text, str)]
         if len(known) == len(parts):
             message["content"] = "".join(known)
+    if isinstance(message.get("content"), str):
+        message.pop("id", None)
 
 
 def _check_calls(where: str, items: Any, member: str | None) -> None:
