@@ -148,7 +148,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "input[0].content[0].type: Input should be 'input_text' or 'input_image'",
     ),
     "a role that is none": (RESPONSES, respond(said("x", "usr")), "input[0].role must be one of user, assistant"),
-    "an item that is none": (RESPONSES, respond({"type": "input_text", "text": "x"}), "input[0].type: Input should be"),
+    "an item that is none": (
+        RESPONSES,
+        respond({"type": "input_text", "text": "x"}),
+        "input[0].type must be",
+    ),
+    "a reference": (RESPONSES, respond({"type": "item_reference", "id": "x"}), "input[0].type must be one of message,"),
+    "messages that are null": (CHAT, chat(messages=None), "messages must not be null"),
+    "an empty text for messages": (MESSAGES, talk(said([{"type": "text", "text": ""}])), "at least one must have"),
     "no content for messages": (MESSAGES, talk(said([])), "messages: at least one must have content"),
     "a system message among messages": (
         MESSAGES,

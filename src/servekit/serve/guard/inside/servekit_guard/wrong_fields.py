@@ -41,7 +41,7 @@ def describe_mistake(error: Exception, body: Any) -> tuple[str, str | None]:
         field = _name(next((path for path, value in _walk(body) if value == error.doc), ()))
         return f"{field or 'arguments of a tool call'}: not valid JSON: {error}.", field or None
     param = getattr(error, "parameter", None)
-    return explain(str(error.args[0] if param else error)), param
+    return str(error.args[0] if param else error), param
 
 
 def explain(message: str) -> str:

@@ -7,15 +7,13 @@ from typing import Any
 from .bounds import BodyError
 from .fields import MAX_SEQUENCES, REFUSED_IN_PARTS, ROUTES
 from .parse import parse
+from .shapes import check_shapes
 from .structured import check_structured, sequences_of
 
-CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 MAX_DEPTH = 64
 """Levels of nesting in the whole body. vLLM's validators, its chat template and pickle walk the body recursively."""
 PARTS = frozenset({"content", "output"})
 """Names of the lists whose objects are content parts."""
-ROLES = ("user", "assistant", "system", "developer")
-"""Of a message. `/v1/responses` has no others; the template decides about those of a chat."""
 JSON_TEXT = "arguments"
 """The member of a tool call that is JSON within a string. The text may hold source code with any brackets."""
 OPAQUE = frozenset({"arguments", "metadata", "parameters", "input_schema", "schema", "json", "json_schema"})
@@ -37,61 +35,8 @@ def check_body(fields: dict[str, Any], path: str, vocabulary_size: int, opened: 
     if sequences_of(fields) > MAX_SEQUENCES:
         raise BodyError(f"The request starts more than {MAX_SEQUENCES} sequences (prompts times n).", "n")
     _check_structure(fields)
-    _check_shapes(fields, path)
+    check_shapes(fields, path)
     return check_structured(fields, opened)
-
-
-def _check_shapes(fields: dict[str, Any], path: str) -> None:
-    """Check what vLLM 0.20.2 reads before or without validating it: it would answer 500, or with a Python error.
-
-    In `check_tool_usage` of each request model, `_postprocess_messages` (`entrypoints/chat_utils.py`), the template.
-    """
-    _check_calls("tools", fields.get("tools"), "function" if path == CHAT else None)
-    name = "input" if path == RESPONSES else "messages"
-    items = fields.get(name)
-    messages = [each for each in items if isinstance(each, dict)] if isinstance(items, list) else []
-    for number, message in enumerate(messages):
-        role, where = message.get("role"), f"{name}[{number}]"
-        is_known = role in ROLES if path == RESPONSES else isinstance(role, str)
-        if not is_known and (path != RESPONSES or message.get("type", "message") == "message"):
-            raise BodyError(f"{where}.role must be one of {', '.join(ROLES)}.", f"{where}.role")
-        _check_calls(f"{where}.tool_calls", message.get("tool_calls"), "function")
-        if path == RESPONSES:
-            _join_texts(message)
-    if path.startswith(MESSAGES) and messages and all(message.get("content") == [] for message in messages):
-        raise BodyError("messages: at least one must have content.", "messages")
-
-
-def _join_texts(message: dict[str, Any]) -> None:
-    """Make one text of an earlier answer's parts, as clients send it back.
-
-    OpenAI needs no more of a part than its text. vLLM 0.20.2 requires an id, a status and annotations, and then reads
-    the first part only (`entrypoints/openai/responses/utils.py`); beside an id it takes a text for a list of letters.
-    """
-    parts = message.get("content")
-    if message.get("role") != "assistant" or message.get("status", "completed") != "completed":
-        return
-    if isinstance(parts, list):
-        texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "output_text"]
-        known = [text for text in texts if isinstance(text, str)]
-        if len(known) == len(parts):
-            message["content"] = "".join(known)
-    if isinstance(message.get("content"), str):
-        message.pop("id", None)
-
-
-def _check_calls(where: str, items: Any, member: str | None) -> None:
-    """Check that this is a list of objects, which have this member, an object too; or nothing."""
-    if items is None:
-        return
-    if not isinstance(items, list):
-        raise BodyError(f"{where} must be a list.", where)
-    for number, item in enumerate(items):
-        name = f"{where}[{number}]"
-        if not isinstance(item, dict):
-            raise BodyError(f"{name} must be an object.", name)
-        if member and not isinstance(item.get(member), dict):
-            raise BodyError(f"{name}.{member} must be an object: this server calls functions only.", f"{name}.{member}")
 
 
 def _check_structure(fields: dict[str, Any]) -> None:
