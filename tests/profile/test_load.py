@@ -80,7 +80,6 @@ def test_profile_is_frozen(write: Write, smallest: str) -> None:
         ("compilation-config:\n  mode: 3", {"compilation-config": {"mode": 3}}),
         ("hf-overrides: {a: {b: true}}", {"hf-overrides": {"a": {"b": True}}}),
         ("hf-overrides: some.function", {"hf-overrides": "some.function"}),
-        ('allowed-origins: ["https://a.example"]', {"allowed-origins": ["https://a.example"]}),
         ("optimization-level: 3", {"optimization-level": 3}),
         ("tensor-parallel-size: 1", {"tensor-parallel-size": 1}),
         ("calculate-kv-scales: false", {"calculate-kv-scales": False}),

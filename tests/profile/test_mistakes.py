@@ -204,7 +204,11 @@ BROKEN_LINES = [
     ("speculative-config: abc", '8: speculative-config: must be a mapping (got "abc")'),
     ("speculative-config: '{broken'", '8: speculative-config: must be a mapping (got "{broken")'),
     ("speculative-config: '{\"a\": NaN}'", '8: speculative-config: must be a mapping (got "{\\"a\\": NaN}")'),
-    ("allowed-origins: {a: 1}", '8: allowed-origins: must be a list (got {"a": 1})'),
+    (
+        'allowed-origins: ["https://a.example"]',
+        "8: allowed-origins: cannot be set in a profile: servekit sets it;"
+        " set SERVEKIT_CORS_ORIGINS or --cors-origins instead",
+    ),
     ("hf-overrides: 5", "8: hf-overrides: must be a mapping or text (got 5)"),
     (
         "cudagraph-capture-sizes:\n  - 1\n  - two",
