@@ -74,8 +74,8 @@ class Wire:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *certificate: str) -> Iterator[Wire]:
-    """Run the server."""
+def serving(folder: Path, *certificate: str, **limits: Any) -> Iterator[Wire]:
+    """Run the server; `limits` are the guard's."""
     keys = folder / "keys"
     keys.touch(mode=0o600)
     keys.write_text(f"{KEY}\n")
@@ -88,6 +88,7 @@ def serving(folder: Path, *certificate: str) -> Iterator[Wire]:
         max_buffered_bytes=1 << 24,
         max_head_s=2,
         max_write_s=MAX_WRITE_S,
+        **limits,
     )
     (folder / "guard.json").write_text(rules.to_json())
     python = ROOT / ".venv-engine" / "bin" / "python"

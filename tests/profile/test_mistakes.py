@@ -206,8 +206,10 @@ BROKEN_LINES = [
     ("speculative-config: '{\"a\": NaN}'", '8: speculative-config: must be a mapping (got "{\\"a\\": NaN}")'),
     (
         'allowed-origins: ["https://a.example"]',
-        "8: allowed-origins: cannot be set in a profile: servekit sets it;"
-        " set SERVEKIT_CORS_ORIGINS or --cors-origins instead",
+        (
+            "8: allowed-origins: cannot be set in a profile: servekit sets it;"
+            " set SERVEKIT_CORS_ORIGINS or --cors-origins instead"
+        ),
     ),
     ("hf-overrides: 5", "8: hf-overrides: must be a mapping or text (got 5)"),
     (
