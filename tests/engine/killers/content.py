@@ -235,7 +235,9 @@ IMAGES = Group(
                 fields(f"the same image, after {name}", made=partial(with_image, shade, {}), statuses=RIGHT),
             )
         ),
-        parts("an unknown part that looks like text", {"type": "te[t", "text": "x"}, says=("part",)),
+        parts(
+            "an unknown part that looks like text", {"type": "te[t", "text": "x"}, says=("content[0].type", "image_url")
+        ),
         parts("an unknown part", {"type": "nosuch", "nosuch": 1}),
         parts(
             "Gemma's tokens spelt in text",
