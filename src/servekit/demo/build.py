@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from servekit.demo.json_files import (
-    CHAT_TEMPLATE,
     generation_config,
     model_config,
     processor_config,
@@ -26,7 +25,7 @@ from servekit.demo.vocabulary import Vocabulary, tokenizer, vocabulary
 from servekit.errors import ConfigurationError, Finding
 from servekit.file_trouble import about, make_folder
 
-GENERATOR = 1
+GENERATOR = 2
 """Version of what this package writes: raise it with every change that gives other bytes for a seed."""
 
 RECORD = "servekit-demo.json"
@@ -124,7 +123,7 @@ def _write_weights(directory: Path, files: list[Shard], *, seed: int, progress: 
 
 
 def _write_texts(directory: Path, model: Gemma4, words: Vocabulary, *, quantized: bool) -> None:
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("chat_template.jinja"), directory / "chat_template.jinja")
     _write_json(directory / "config.json", model_config(model, words.special, quantized=quantized))
     _write_json(directory / "generation_config.json", generation_config(words.special))
     _write_json(directory / "processor_config.json", processor_config(model.vision))

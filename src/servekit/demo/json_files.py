@@ -1,4 +1,4 @@
-"""The JSON files of a Gemma 4 checkpoint beside its weights and its tokenizer, and the chat template.
+"""The JSON files of a Gemma 4 checkpoint beside its weights and its tokenizer.
 
 Keys as transformers 5.8 writes them; those it would fill with its own defaults are given where vLLM 0.20.2 or
 a memory plan reads them from the file.
@@ -41,32 +41,6 @@ MODEL_TOKEN_ROLES = {
     "eoc_token": "<channel|>",
     "think_token": "<|think|>",
 }
-
-CHAT_TEMPLATE = """\
-{{ bos_token }}
-{%- for message in messages %}
-    {{- '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
-    {%- if message.content is string %}
-        {{- message.content | trim }}
-    {%- else %}
-        {%- for part in message.content %}
-            {%- if part.type == 'text' %}
-                {{- part.text | trim }}
-            {%- elif part.type == 'image' %}
-                {{- '<|image|>' }}
-            {%- elif part.type == 'audio' %}
-                {{- '<|audio|>' }}
-            {%- elif part.type == 'video' %}
-                {{- '<|video|>' }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<turn|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|turn>model\\n' }}
-{%- endif %}
-"""
 
 
 def model_config(model: Gemma4, special: dict[str, int], *, quantized: bool) -> dict[str, object]:
@@ -160,7 +134,7 @@ def processor_config(vision: Vision) -> dict[str, object]:
 
 
 def _ends(special: dict[str, int]) -> list[int]:
-    return [special["<eos>"], special["<turn|>"]]
+    return [special["<eos>"], special["<turn|>"], special["<|tool_response>"]]
 
 
 def _text_config(text: Text, special: dict[str, int]) -> dict[str, object]:

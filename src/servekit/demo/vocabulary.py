@@ -16,6 +16,13 @@ BASIC = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 """Tokens 0 to 4 of every Gemma vocabulary."""
 
 GOOGLE_IDS = {
+    "<|tool>": 46,
+    "<tool|>": 47,
+    "<|tool_call>": 48,
+    "<tool_call|>": 49,
+    "<|tool_response>": 50,
+    "<tool_response|>": 51,
+    '<|"|>': 52,
     "<|think|>": 98,
     "<|channel>": 100,
     "<channel|>": 101,

@@ -52,12 +52,24 @@ def apply(app: Any, layer: Any, generating: Collection[str]) -> None:
     for name in ("create_messages", "count_tokens"):
         wrap(getattr(state, "anthropic_serving_messages", None), name, answer_messages)
     wrap(getattr(state, "openai_serving_responses", None), "create_responses", name_responses)
+    read_answers(state)
 
 
 def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
     """Call `wrapper(method, ...)` in place of a method of this object; nothing when there is no such object."""
     if owner is not None:
         setattr(owner, name, partial(wrapper, getattr(owner, name)))
+
+
+def read_answers(state: Any) -> None:
+    """Let `answers/parsers.py` read streams, and see the end of each choice."""
+    parsers: Any = importlib.import_module("servekit_guard.answers.parsers")
+    for chat in ("openai_serving_chat", "anthropic_serving_messages"):
+        wrap(getattr(state, chat, None), "chat_completion_stream_generator", parsers.read_chat)
+    responses = getattr(state, "openai_serving_responses", None)
+    wrap(responses, "_process_simple_streaming_events", parsers.read_responses)
+    serving = importlib.import_module("vllm.entrypoints.openai.chat_completion.serving")
+    wrap(serving, "maybe_filter_parallel_tool_calls", parsers.say_length)
 
 
 def mistake_types() -> tuple[type[Exception], ...]:

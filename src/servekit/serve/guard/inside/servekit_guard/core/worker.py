@@ -13,12 +13,22 @@ ROWS_AT_ONCE = 64
 """Rows of a batch whose penalties are computed together. At 262,144 words each row takes 4.3 MiB, which vLLM does not
 profile at its start; 1,024 rows ended an engine with the memory of an L4. A row's result does not depend on others."""
 
+PARSERS = {
+    "parser.ParserManager": "Gemma4",
+    "reasoning.ReasoningParserManager": "Reasoning",
+    "tool_parsers.ToolParserManager": "Tools",
+}
+"""vLLM's registries, each with the class of `answers/parsers.py` that is `gemma4` there; vLLM imports it when used."""
+
 registered = False
 """Whether vLLM has called `register` in this process."""
 
 
 def register() -> None:
-    """Limit the memory of penalties to `ROWS_AT_ONCE` rows, and let a CPU's random generator be rewound."""
+    """Limit the memory of penalties to `ROWS_AT_ONCE` rows, and let a CPU's random generator be rewound.
+
+    `answers.parsers` replaces vLLM's `gemma4`, here because EngineCore asks it when structured output begins.
+    """
     global registered  # noqa: PLW0603 - vLLM calls this in each process; the guard checks that it did
     if registered:
         return
@@ -27,6 +37,9 @@ def register() -> None:
     if importlib.import_module("vllm.platforms").current_platform.is_cpu():
         torch: Any = importlib.import_module("torch")
         torch.Generator = rewinding(torch.Generator)
+    for manager, name in PARSERS.items():
+        registry: Any = importlib.import_module(f"vllm.{manager.partition('.')[0]}")
+        getattr(registry, manager.partition(".")[2]).lazy_parsers["gemma4"] = "servekit_guard.answers.parsers", name
     registered = True
 
 
