@@ -14,7 +14,7 @@ Refused = Callable[..., list[str]]
 
 
 def test_shipped_profile_is_the_cards(root: Path) -> None:
-    """The file at the repository's root has the model card's values, with audio and video set to 0."""
+    """The file at the repository's root has the model card's values, no audio or video, and tools and thinking."""
     profile = load_profile(root / "vllm_config.yaml")
     assert profile.arguments == {
         "gpu-memory-utilization": 0.9,
@@ -26,6 +26,9 @@ def test_shipped_profile_is_the_cards(root: Path) -> None:
         "quantization": "compressed-tensors",
         "kv-cache-dtype": "fp8_e4m3",
         "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+        "enable-auto-tool-choice": True,
+        "tool-call-parser": "gemma4",
+        "reasoning-parser": "gemma4",
     }
     assert profile.deviations == ()
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from servekit.demo.json_files import (
+    CHAT_TEMPLATE,
     generation_config,
     model_config,
     processor_config,
@@ -123,7 +124,7 @@ def _write_weights(directory: Path, files: list[Shard], *, seed: int, progress: 
 
 
 def _write_texts(directory: Path, model: Gemma4, words: Vocabulary, *, quantized: bool) -> None:
-    shutil.copyfile(Path(__file__).with_name("chat_template.jinja"), directory / "chat_template.jinja")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     _write_json(directory / "config.json", model_config(model, words.special, quantized=quantized))
     _write_json(directory / "generation_config.json", generation_config(words.special))
     _write_json(directory / "processor_config.json", processor_config(model.vision))

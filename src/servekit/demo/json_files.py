@@ -1,11 +1,15 @@
-"""The JSON files of a Gemma 4 checkpoint beside its weights and its tokenizer.
+"""The JSON files of a Gemma 4 checkpoint beside its weights and its tokenizer, and the chat template.
 
 Keys as transformers 5.8 writes them; those it would fill with its own defaults are given where vLLM 0.20.2 or
 a memory plan reads them from the file.
 """
 
+from importlib import resources
+
 from servekit.demo.sizes import Audio, Gemma4, Text, Vision
 from servekit.demo.tensor_list import GROUP_SIZE
+
+CHAT_TEMPLATE = (resources.files(__package__) / "chat_template.jinja").read_text(encoding="utf-8")
 
 DTYPE = "bfloat16"
 

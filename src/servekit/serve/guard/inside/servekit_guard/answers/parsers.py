@@ -96,7 +96,7 @@ class Gemma4(_vllm._WrappedParser):  # type: ignore[misc] # noqa: SLF001 - vLLM 
         super().__init__(tokenizer, tools, **named)
         self._count = 0
 
-    def parse_delta(self, delta_text: str, _ids: Any = None, _request: Any = None, **_named: Any) -> Any:
+    def parse_delta(self, delta_text: str, *_more: Any, **_named: Any) -> Any:
         """Return one piece of a stream that `pieces` has read; all of one that needs no reading is content."""
         kind = getattr(delta_text, "kind", "content")
         if kind in {"content", "reasoning"}:
