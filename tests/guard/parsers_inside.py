@@ -5,6 +5,7 @@ and what each stream says.
 """
 
 import asyncio
+import importlib
 import json
 import sys
 from types import SimpleNamespace
@@ -68,8 +69,10 @@ def whole_response(text: str, request: Any, parser: Any) -> dict[str, Any]:
     by_type: dict[str, list[Any]] = {"reasoning": [], "message": [], "function_call": []}
     for item in items:
         by_type[item.type].append(item)
-    texts = ("".join(part.text for item in by_type[kind] for part in item.content) for kind in ("reasoning", "message"))
-    return said(*texts, [[item.name, item.arguments] for item in by_type["function_call"]])
+    reasoning, content = (
+        "".join(part.text for item in by_type[kind] for part in item.content) for kind in ("reasoning", "message")
+    )
+    return said(reasoning, content, [[item.name, item.arguments] for item in by_type["function_call"]])
 
 
 async def streamed(chunks: list[list[str]], request: Any, parser: Any) -> dict[str, Any]:
@@ -83,7 +86,7 @@ async def streamed(chunks: list[list[str]], request: Any, parser: Any) -> dict[s
 
     source: Any = results()
     if parser.__module__.startswith("servekit_guard"):
-        from servekit_guard.answers import parsers  # noqa: PLC0415
+        parsers: Any = importlib.import_module("servekit_guard.answers.parsers")
 
         serving = SimpleNamespace(parser_cls=parser, renderer=SimpleNamespace(tokenizer=Tokenizer()))
         source = parsers._in_pieces(source, request, serving)
@@ -112,9 +115,7 @@ async def main() -> None:
     """Read each answer whole and in chunks of 1, 2, 3, 7 tokens and all at once."""
     asked = json.load(sys.stdin)
     if not asked["vllm"]:
-        from servekit_guard.core import worker  # noqa: PLC0415
-
-        worker.register()
+        importlib.import_module("servekit_guard.core.worker").register()
     parser: Any = ParserManager.get_parser("gemma4", "gemma4", enable_auto_tools=True)
     messages = [{"role": "user", "content": "x"}]
     chat: Any = ChatCompletionRequest(messages=messages, tools=[{"type": "function", "function": TOOL}])

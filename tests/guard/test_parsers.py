@@ -35,7 +35,7 @@ def read_all(*, vllm: bool) -> dict[str, Any]:
 
 def test_streams_say_what_whole_answers_say() -> None:
     """Chats and responses, whole and in deltas of one token, of some and of all: every one says what is expected."""
-    wrong = {}
+    wrong: dict[str, Any] = {}
     for name, found in read_all(vllm=False).items():
         expected = vars(TEXTS[name][1])
         ways = {"whole": found["whole"], "response": found["response"], **found["streams"]}
