@@ -37,6 +37,8 @@ class Repository:
     accepted: str = ""
     """The token of such an account."""
     lfs: str = "*.safetensors"
+    bare: bool = False
+    """The listing has only names, as of a mirror that does not know `blobs=true`."""
 
     def files(self) -> dict[str, Path]:
         """Return the files by their paths in the repository."""
@@ -244,8 +246,10 @@ class _ProxyHandler(_Handler):
 def _model_info(name: str, repository: Repository) -> dict[str, Any]:
     siblings = []
     for file, path in repository.files().items():
-        entry: dict[str, Any] = {"rfilename": file, "size": path.stat().st_size, "blobId": "0" * 40}
-        if path.match(repository.lfs):
+        entry: dict[str, Any] = {"rfilename": file}
+        if not repository.bare:
+            entry |= {"size": path.stat().st_size, "blobId": "0" * 40}
+        if path.match(repository.lfs) and not repository.bare:
             entry["lfs"] = {"sha256": _sha256(path), "size": path.stat().st_size, "pointerSize": 134}
         siblings.append(entry)
     return {

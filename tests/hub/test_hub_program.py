@@ -150,6 +150,14 @@ def test_cache_that_cannot_be_written(python: Path, tmp_path: Path, server: Hub)
     assert (code, lines[-1]["problem"]) == (1, "disk")
 
 
+def test_mirror_that_lists_no_sizes(program: Program, server: Hub) -> None:
+    """Sizes and hashes come from the files' own answers where the listing has only names."""
+    server.repositories[MODEL].bare = True
+    code, lines = program.fetch()
+    assert (code, lines[0]["total"]) == (0, 900_024)
+    assert lines[-2] == {"bytes": 900_024, "total": 900_024, "verified": 900_000}
+
+
 def test_full_disk(program: Program) -> None:
     """A disk that takes no more is a problem of the disk, not of the network."""
     program.command = ["/bin/sh", "-c", 'ulimit -f 400; exec "$@"', "sh", *program.command]

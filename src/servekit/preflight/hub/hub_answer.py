@@ -66,21 +66,21 @@ def ask_hub(model: HubModel, environ: Mapping[str, str]) -> HubAnswer:
 
 def _ask(model: HubModel, environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the reports of hub_program, the later ones over the earlier ones."""
+    unanswered = {"problem": "network", "remedy": "check the network"}
     try:
         done = subprocess.run(
             model.program("list"), env=dict(environ), capture_output=True, text=True, check=False, timeout=ASK_S
         )
-        lines = [line.partition(MARK)[2] for line in done.stdout.splitlines() if MARK in line]
-        reports: dict[str, Any] = {}
-        for line in lines:
-            reports |= json.loads(line)
-        last = next(reversed(done.stderr.split("\n")[:-1]), "no output")
     except subprocess.TimeoutExpired:
-        reports, last = {}, f"no answer within {ASK_S:g} s"
+        return unanswered | {"message": f"no answer within {ASK_S:g} s"}
     except OSError as problem:
-        reports, last = {}, str(problem)
-    fallback = {"problem": "network", "message": last, "remedy": "check the network"}
-    return reports if reports.keys() & {"commit", "problem"} else fallback
+        return unanswered | {"message": str(problem)}
+    reports: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        if MARK in line:
+            reports |= json.loads(line.partition(MARK)[2])
+    last = (done.stderr.splitlines() or ["no output"])[-1]
+    return reports if reports.keys() & {"commit", "problem"} else unanswered | {"message": last}
 
 
 def _download(model: HubModel, text: str) -> Finding:

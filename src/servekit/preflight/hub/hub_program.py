@@ -139,11 +139,17 @@ def look(model: str, revision: str) -> "Download":
         from huggingface_hub.constants import HF_HUB_CACHE
 
         info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=ANSWER_S)
-        files = [File(each.rfilename, each.size or 0, each.lfs and each.lfs.sha256) for each in info.siblings]
-        wanted = [file for file in files if not any(fnmatch(file.path, pattern) for pattern in OTHER_FORMATS)]
-        for file in wanted[:1]:  # anybody may list a gated model
-            get_hf_file_metadata(hf_hub_url(model, file.path, revision=info.sha), timeout=ANSWER_S)
-    return Download(model, revision, info.sha, wanted, Path(HF_HUB_CACHE))
+        files: list[File] = []
+        for each in info.siblings:
+            if any(fnmatch(each.rfilename, pattern) for pattern in OTHER_FORMATS):
+                continue
+            file = File(each.rfilename, each.size or 0, each.lfs and each.lfs.sha256)
+            if not files or each.size is None:  # anybody may list a gated model; a mirror may list no sizes
+                found = get_hf_file_metadata(hf_hub_url(model, file.path, revision=info.sha), timeout=ANSWER_S)
+                sha256 = found.etag if re.fullmatch(r"[0-9a-f]{64}", found.etag or "") else None
+                file = File(file.path, found.size or 0, sha256)
+            files.append(file)
+    return Download(model, revision, info.sha, files, Path(HF_HUB_CACHE))
 
 
 class Download:
@@ -162,9 +168,10 @@ class Download:
         Raises HubProblemError.
         """
         with naming_problems():
-            reference = self.repository / "refs" / self.revision
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(self.commit)
+            if self.revision != self.commit:
+                reference = self.repository / "refs" / self.revision
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                reference.write_text(self.commit)
         order = sorted(self.files, key=lambda file: file.size)
         with self.reporting():
             last = [file for file in order if file.path == LAST]
