@@ -124,7 +124,11 @@ class Settings(BaseModel):
         description="Kinds of structured output to allow besides JSON and choices, comma-separated: regex, grammar, "
         "structural_tag. Default: none.",
     )
-    start_s: float = Field(1800, gt=0, description="Seconds the engine may take from its start until it is ready.")
+    start_s: float = Field(
+        1800,
+        gt=0,
+        description="Seconds the engine may take from its start until it is ready; a download is not counted.",
+    )
     drain_s: int = Field(60, ge=0, le=3600, description="Seconds running requests may take to finish after SIGTERM.")
     hang_s: float = Field(
         120, gt=0, description="Seconds an engine with work may make no progress before it counts as hung."

@@ -60,7 +60,7 @@ class Faults:
     """Every download of a large file stands still after so many bytes, until `released`."""
     released: threading.Event = field(default_factory=threading.Event)
     proxy_status: int = 0
-    """The proxy answers everything with this status; 0: it forwards."""
+    """The proxy answers everything with this status; 0: it forwards http."""
     corrupt: bool = False
     """The store flips one bit of every large file."""
 
@@ -223,6 +223,11 @@ class _StoreHandler(_Handler):
 
 class _ProxyHandler(_Handler):
     name = "proxy"
+
+    def do_CONNECT(self) -> None:
+        """Refuse the tunnel that a client wants for https: the hub here speaks http only."""
+        self.hub.requests["proxy CONNECT"] += 1
+        self.send(self.hub.faults.proxy_status or 502)
 
     def answer(self) -> None:
         url = urlsplit(self.path)

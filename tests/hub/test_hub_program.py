@@ -143,6 +143,16 @@ def test_proxy(python: Path, tmp_path: Path, server: Hub, model: Path) -> None:
     assert direct.fetch()[0] == 0
 
 
+@pytest.mark.parametrize(("status", "kind"), [(407, "proxy"), (502, "network")])
+def test_proxy_that_refuses_a_tunnel(python: Path, tmp_path: Path, server: Hub, status: int, kind: str) -> None:
+    """For https the client asks the proxy of HTTPS_PROXY for a tunnel: only a missing password is final."""
+    server.faults.proxy_status = status
+    variables = {"HF_ENDPOINT": "https://hub.example", "HTTPS_PROXY": server.proxy_url}
+    code, lines = Program(python, tmp_path / "cache", server, **variables).run("list", MODEL, "main")
+    assert (code, lines[-1]["problem"]) == (1, kind), lines
+    assert server.requests["proxy CONNECT"] > 0
+
+
 def test_cache_that_cannot_be_written(python: Path, tmp_path: Path, server: Hub) -> None:
     """A cache folder below a file is a problem of the disk."""
     (tmp_path / "file").touch()
