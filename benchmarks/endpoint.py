@@ -14,7 +14,7 @@ from tests.harness.server import Server
 
 START_S = 300
 MODEL = "bench"
-_GUARDED = {"--middleware": 1, "--structured-outputs-config": 1, "--allowed-media-domains": 1}
+_GUARDED = {"--middleware": 1, "--structured-outputs-config": 1, "--allowed-media-domains": 1, "--allowed-origins": 1}
 """Arguments that only the guard needs, with the number of values each takes."""
 _GUARD_VARIABLES = frozenset({"PYTHONPATH", "SERVEKIT_GUARD_CONFIG", "VLLM_MEDIA_CONNECTOR"})
 
