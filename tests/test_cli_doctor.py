@@ -4,20 +4,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from servekit.preflight.docker.compose import compose_version
+from tests.test_permissions import take_away, unprivileged
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 
 
-def doctor(*options: str, cwd: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+def doctor(*options: str, cwd: Path, prefix: Sequence[str] = (), **environ: str) -> "subprocess.CompletedProcess[str]":
     """Run `servekit doctor` to its end."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SERVEKIT_", "ENDPOINT_"))}
     return subprocess.run(
-        [PROGRAM, "doctor", *options], cwd=cwd, env=clean | environ, capture_output=True, text=True, check=False
+        [*prefix, PROGRAM, "doctor", *options],
+        cwd=cwd,
+        env=clean | environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -99,12 +106,20 @@ def test_projects_of_others(tmp_path: Path, lines: list[str], told: list[str]) -
         assert len(own) == len(told) - (DRIVER in told), done.stdout
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """A Compose file below a file, or of another user, has its own reason, not Compose's message about YAML."""
-    (tmp_path / "file").touch()
-    done = doctor("-f", "file/compose.yaml", cwd=tmp_path)
+@pytest.mark.skipif(not compose_version(), reason="no Docker Compose here")
+@pytest.mark.parametrize("name", ["compose.yaml", ".env"])
+def test_files_of_another_user(tmp_path: Path, name: str) -> None:
+    """A project that this user cannot read has its own reason and command, not Compose's message about YAML."""
+    (tmp_path / "compose.yaml").write_text("services: {}\n")
+    (tmp_path / ".env").touch()
+    take_away(tmp_path / name, 0o600)
+    done = doctor(cwd=tmp_path, prefix=unprivileged())
     assert done.returncode == 3
-    assert f"error: {tmp_path}/file is not a folder; correct the path" in done.stdout or not compose_version()
+    assert f"{name}: error: permission denied for user {os.geteuid()}" in done.stdout
+    assert "run: " in done.stdout
+    assert "Compose cannot read" not in done.stdout
+    done = doctor("-f", "compose.yaml/x", cwd=tmp_path)
+    assert f"{tmp_path}/compose.yaml is not a folder; correct the path" in done.stdout
 
 
 def test_project_without_a_gpu_asks_for_none(root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from servekit.preflight.docker.gpu_requests import check_gpu_requests, gpu_reque
 from servekit.preflight.docker.mounted_files import check_mounted_files
 from servekit.preflight.findings import Finding, error, line_of, located
 
+COMPOSE_FILES: Final = tuple(map(Path, ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")))
+"""What Compose reads without --file, the first of them that exists."""
 STOP_GRACE: Final = "10s"
 """Docker's default time between SIGTERM and SIGKILL."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
@@ -36,7 +38,7 @@ def read_project(
         lacking = "Docker Compose is not installed" if shutil.which("docker") else "no program `docker` on the PATH"
         remedy = "install the plugin docker-compose-plugin or docker-compose-v2"
         return None, (error("docker-compose", lacking, remedy=remedy),)
-    named = [*files, *([env_file] if env_file else [])]
+    named = [*(files or COMPOSE_FILES), env_file or Path(".env")]
     if denied := [(path, why) for path in named if (why := find_trouble(path))]:
         return None, tuple(error("docker-compose", file=str(path), **why) for path, why in denied)
     options = [*(f"--file={path}" for path in files), *([f"--env-file={env_file}"] if env_file else [])]

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from servekit.nvml import GpuSurvey
-from servekit.preflight.docker.compose import check_project, compose_version, images_of, read_project, reserves_gpu
+from servekit.preflight.docker.compose import (
+    COMPOSE_FILES,
+    check_project,
+    compose_version,
+    images_of,
+    read_project,
+    reserves_gpu,
+)
 from servekit.preflight.findings import Finding, error, has_errors, in_order, warning
 from servekit.preflight.host.gpu_rules import check_driver, one_gpu
 from servekit.preflight.host.gpus import SurveyGpus, check_readable, survey_gpus
@@ -29,7 +36,6 @@ _NO_GPUS: Final = (
     '`could not select device driver "nvidia"`'
 )
 _SOCKET: Final = "unix:///var/run/docker.sock"
-_COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def diagnose(
             compose=version_numbers(facts.compose if facts else compose_version()),
             drain_s=drain_s,
             margin_s=margin_s,
-            files=files or [path for path in map(Path, _COMPOSE_FILES) if path.exists()],
+            files=files or [path for path in COMPOSE_FILES if path.exists()],
             host_gpus=len(found.gpus) if found else None,
             cpu_images=facts.cpu_images if facts else (),
         )

@@ -39,20 +39,20 @@ def check_ports(addresses: Mapping[str, tuple[str, int]], proc: Path = Path("/pr
 
 def _owner(port: int, proc: Path) -> tuple[str, str]:
     """Return who listens on the port, and how to stop it; only root sees the processes of others."""
-    for process in _listeners(port, proc):
-        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    for process, words in _listeners(port, proc):
         if any(word.startswith(("servekit.", "servekit_guard.")) or Path(word).name == "servekit" for word in words):
-            return f", by an endpoint of servekit (process {process.name})", "stop that endpoint"
-        return f", by process {process.name} ({Path(words[0]).name})", f"stop that process (kill {process.name})"
+            return f", by an endpoint of servekit (process {process})", "stop that endpoint"
+        return f", by process {process} ({Path(words[0]).name})", f"stop that process (kill {process})"
     return "", "stop the program that listens there (sudo ss -ltnp)"
 
 
-def _listeners(port: int, proc: Path) -> Iterator[Path]:
+def _listeners(port: int, proc: Path) -> Iterator[tuple[str, list[str]]]:
+    """Return the number and the command line of each process that listens on the port."""
     sockets = {f"socket:[{row[9]}]" for row in _sockets(port, proc) if row[3] == _LISTENS}
     for process in sorted(proc.glob("[0-9]*"), key=lambda each: int(each.name)):
         try:
             if any(str(descriptor.readlink()) in sockets for descriptor in (process / "fd").iterdir()):
-                yield process
+                yield process.name, (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue  # another user's, or it has just ended
 
