@@ -146,6 +146,8 @@ TWO = dataclasses.replace(SURVEY, gpus=(L4, dataclasses.replace(L4, index=1, uui
         ("1,", [1]),
         ("01", [1]),
         ("+1", [1]),
+        ("-0", [0]),
+        ("\t1", [1]),
         (" 1", [1]),
         ("1abc", [1]),
         ("1;0", [1]),
@@ -154,6 +156,9 @@ TWO = dataclasses.replace(SURVEY, gpus=(L4, dataclasses.replace(L4, index=1, uui
         ("GPU-bbbb-2", [1]),
         ("GPU-bb", [1]),
         ("GPU-BBBB-2", [1]),
+        ("GPU-bbbb-2 ", [1]),
+        (" GPU-bbbb-2", []),
+        ("gpu-bbbb-2", []),
         ("GPU-bbbb-2,0", [1]),
         ("0,GPU-bbbb-2", [0]),
         ("0,0", []),
@@ -162,7 +167,7 @@ TWO = dataclasses.replace(SURVEY, gpus=(L4, dataclasses.replace(L4, index=1, uui
         ("GPU", []),
         ("bbbb-2", []),
         ("MIG-GPU-bbbb-2/1/0", []),
-        *((word, []) for word in ("", "-1", "abc", "all", "none", ",1", "NoDevFiles")),
+        *((word, []) for word in ("", "-1", "++1", "+ 1", "abc", "all", "none", ",1", "NoDevFiles")),
     ],
 )
 def test_visibility_is_cudas(setting: str | None, visible: list[int]) -> None:

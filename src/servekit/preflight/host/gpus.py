@@ -13,7 +13,7 @@ SurveyGpus = Callable[[], GpuSurvey | None]
 survey_gpus: SurveyGpus = NVML.survey
 BUS_ORDER: Final = "PCI_BUS_ID"
 """The CUDA_DEVICE_ORDER that is NVML's, and that of `nvidia-smi`."""
-_NUMBER: Final = re.compile(r"\s*\+?(\d+)")
+_NUMBER: Final = re.compile(r"\s*([+-]?\d+)")
 
 
 def visible_gpus(survey: GpuSurvey, environ: Mapping[str, str] = os.environ) -> tuple[GpuFacts, ...]:
@@ -57,7 +57,8 @@ def _chosen(gpus: tuple[GpuFacts, ...], entries: list[str]) -> tuple[GpuFacts, .
         if number := _NUMBER.match(entry):
             match = [gpu for gpu in gpus if gpu.index == int(number[1])]
         else:
-            match = [gpu for gpu in gpus if entry[:4].upper() == "GPU-" and gpu.uuid.lower().startswith(entry.lower())]
+            prefix = entry.rstrip().lower() if entry.startswith("GPU-") else "not a UUID"
+            match = [gpu for gpu in gpus if gpu.uuid.lower().startswith(prefix)]
         if bool(number) != numbered or len(match) != 1:
             break
         if match[0] in found:
