@@ -1,5 +1,7 @@
 """`servekit key`: where the keys are, which key is in use, and how to replace it."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import click.testing
@@ -54,3 +56,22 @@ def test_mistakes(tmp_path: Path) -> None:
     assert isinstance(made.exception, ConfigurationError)
     with pytest.raises(ConfigurationError, match="servekit key --new"):
         raise made.exception
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o644, 0), (0o600, 1000), (0o644, 1000)])
+def test_key_file_that_the_guard_refuses(tmp_path: Path, mode: int, owner: int) -> None:
+    """A key file with another owner or too wide a mode is named with the command that mends it."""
+    path = tmp_path / "api_keys"
+    ensure_key_file(path)
+    path.chmod(mode)
+    if owner and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    if owner:
+        os.chown(path, owner, owner)
+    with pytest.raises(ConfigurationError) as caught:
+        load_keys(path)
+    (finding,) = caught.value.findings
+    chown = f"sudo chown {os.geteuid()} {path} && sudo " if owner else ""
+    assert finding.remedy == f"run: {chown}chmod 0600 {path}"
+    subprocess.run(finding.remedy.removeprefix("run: ").replace("sudo ", ""), shell=True, check=True)  # noqa: S602
+    assert len(load_keys(path)) == 1

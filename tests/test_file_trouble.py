@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +53,7 @@ def stranger(tree: Path) -> Iterator[None]:  # noqa: ARG001 - which belongs to r
         ("a/b", 0o744, "a/b", "r", "run: sudo chmod o+x {}"),
         ("a/b", 0o755, "a/b", "rwx", "run: sudo chown -R 10001 {}"),
         ("a/b", 0o755, "a/b/new", "rwx", "run: sudo install -d -o 10001 {}/new"),
-        ("a/b", 0o755, "a/b/new", "rw", "make that folder writable for this user"),
+        ("a/b", 0o755, "a/b/new", "rw", "run: sudo install -d -o 10001 {}/servekit, and use that folder"),
     ],
 )
 def test_the_part_that_denies(
@@ -106,6 +107,31 @@ def test_every_command_it_names_mends_it(tree: Path) -> None:
     os.seteuid(STRANGER)
     assert (tree / "links/link").read_text() == "x"
     (tree / "a/b/cache it/new").write_text("y")
+
+
+@pytest.mark.usefixtures("stranger")
+@pytest.mark.parametrize("place", ["/", "/var", "/usr", "/var/cache", "/srv"])
+def test_nothing_takes_a_system_folder_away(place: str) -> None:
+    """A folder that others need keeps its owner: the remedy is one inside it."""
+    why = find_trouble(Path(place), "rwx")
+    assert why is not None
+    assert why["remedy"] == f"run: sudo install -d -o 10001 {Path(place) / 'servekit'}, and use that folder"
+
+
+@pytest.mark.usefixtures("stranger")
+def test_nothing_takes_a_home_away(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's home keeps its owner, and so does the folder of all homes; this user's own may change it."""
+    entries = [
+        SimpleNamespace(pw_uid=1000, pw_dir=str(tree / "a/b")),
+        SimpleNamespace(pw_uid=STRANGER, pw_dir=str(tree)),
+    ]
+    monkeypatch.setattr("pwd.getpwall", lambda: entries)
+    remedies = [why["remedy"] for name in ("a/b", "a", "links") if (why := find_trouble(tree / name, "rwx"))]
+    assert remedies == [
+        f"run: sudo install -d -o 10001 {tree}/a/b/servekit, and use that folder",
+        f"run: sudo install -d -o 10001 {tree}/a/servekit, and use that folder",
+        f"run: sudo chown -R 10001 {tree}/links",
+    ]
 
 
 def test_own_files_need_no_sudo(tree: Path) -> None:

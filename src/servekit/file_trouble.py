@@ -31,6 +31,7 @@ _WORDS: Final = {
     errno.EIO: ("the disk or the network file system reports an error", "look at the kernel's log (dmesg)"),
     errno.ESTALE: ("the network file system no longer has it", "mount the file system again"),
 }
+_SYSTEM_FOLDERS: Final = ("/etc", "/media", "/mnt", "/opt", "/proc", "/srv", "/sys", "/usr/local", "/var/cache")
 _NOT_THE_MODE: Final = "owner and mode allow it: look for an ACL (getfacl), AppArmor, SELinux or a sticky folder"
 
 
@@ -156,14 +157,21 @@ def _command(path: Path, place: Path, lacks: str, who: str, need: str, *, privat
     quoted, user = shlex.quote(str(place)), os.geteuid()
     if who == "u":
         return f"run: chmod u+{lacks} {quoted}"
-    if "w" in lacks and not path.exists():
-        new = shlex.quote(str(path.absolute()))
-        return f"run: sudo install -d -o {user} {new}" if need == "rwx" else "make that folder writable for this user"
+    if "w" in lacks and need == "rwx" and not path.exists():
+        return f"run: sudo install -d -o {user} {shlex.quote(str(path.absolute()))}"
+    if "w" in lacks and place.is_dir() and (need != "rwx" or _is_shared(place)):
+        return f"run: sudo install -d -o {user} {shlex.quote(str(place / 'servekit'))}, and use that folder"
     if "w" in lacks or (private and place.is_file()):
         return f"run: sudo chown {'-R ' if place.is_dir() else ''}{user} {quoted}"
     if "r" in lacks and place.is_dir():
         return f"run: sudo chmod -R {who}+rX {quoted}"
     return f"run: sudo chmod {who}+{lacks} {quoted}"
+
+
+def _is_shared(place: Path) -> bool:
+    """Whether others need the folder as it is: one of the system's, or somebody's home, or what holds homes."""
+    homes = [Path(entry.pw_dir) for entry in pwd.getpwall() if entry.pw_uid != os.geteuid()]
+    return str(place) in _SYSTEM_FOLDERS or any(place in (home, *home.parents) for home in homes)
 
 
 def _worded(code: int, place: Path, otherwise: str = "") -> Trouble:

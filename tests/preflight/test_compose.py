@@ -246,6 +246,8 @@ def test_folder_that_the_container_cannot_write(tmp_path: Path, target: str) -> 
     assert "is mounted read-only" in finding.message
     own = f"{os.geteuid()}:0"
     assert check(volumes=[mounted(tmp_path, target)], user=own) == []
+    offline = {"SERVEKIT_MODEL": None, "HF_HUB_OFFLINE": "1"}
+    assert bool(found(volumes=[mounted(tmp_path, target)], environment=offline)) is (target != "/models")
     assert found(volumes=[mounted(tmp_path, target)], user="a-name") == [], "only the image knows its numbers"
     tmp_path.chmod(0o777)
     assert check(volumes=[mounted(tmp_path, target)]) == []

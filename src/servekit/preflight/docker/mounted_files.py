@@ -10,6 +10,7 @@ from typing import Any, Final
 from servekit.file_trouble import explain, find_trouble
 from servekit.preflight.docker.container_user import READ, WRITE, ContainerUser
 from servekit.preflight.findings import Finding, error, warning
+from servekit.preflight.hub.hub_model import is_offline
 
 WRITTEN: Final = {
     "SERVEKIT_CACHE_DIR": "/var/cache/servekit",
@@ -67,10 +68,11 @@ def _check_written(
     service: Mapping[str, Any], environment: Mapping[str, Any], user: ContainerUser
 ) -> Iterator[Located]:
     """Check that the container's user can write to the folders of this host that the endpoint writes to."""
+    given = {"SERVEKIT_MODEL": ""} | {name: str(value or "") for name, value in environment.items()}
     for variable, default in WRITTEN.items():
-        mount, inner = _mounted(service, str(environment.get(variable) or default))
-        local_model = str(environment.get("SERVEKIT_MODEL") or "").startswith("/")
-        if not (mount and inner) or (variable == "HF_HOME" and local_model):
+        mount, inner = _mounted(service, given.get(variable) or default)
+        downloads = not (is_offline(given) or given["SERVEKIT_MODEL"].startswith("/"))
+        if not (mount and inner) or (variable == "HF_HOME" and not downloads):
             continue
         source = Path(str(mount["source"]))
         there = next((each for each in (inner, *inner.parents) if os.access(each, os.F_OK)), source)

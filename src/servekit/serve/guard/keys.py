@@ -7,13 +7,14 @@ others may not read it.
 import contextlib
 import os
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
 from servekit.file_trouble import about, explain, find_trouble, or_elsewhere
 
-from .inside.servekit_guard.keyring import KeyFileError, read_keys
+from .inside.servekit_guard.keyring import KeyFileError, permission_problem, read_keys
 
 KEY_PREFIX = "sk-servekit-"
 OWNER_ONLY_FOLDER = 0o700
@@ -32,10 +33,22 @@ def load_keys(path: Path) -> tuple[str, ...]:
     try:
         return read_keys(path)
     except KeyFileError as error:
-        remedy = "see docs/security.md, or create a key file with `servekit key --new`"
+        remedy = _mending(path) or "see docs/security.md, or create a key file with `servekit key --new`"
         raise ConfigurationError(
             [Finding(message, file=str(path), line=line, remedy=remedy) for line, message in error.problems.items()]
         ) from error
+
+
+def _mending(path: Path) -> str:
+    """Return what makes the guard accept the key file's owner and mode; empty if they are right, or there is none."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and permission_problem(status):
+            own = status.st_uid == os.geteuid()
+            mode = "0440" if status.st_uid == 0 and not own else "0600"
+            owner = f"sudo chown {os.geteuid()} {path} && " if status.st_uid not in {0, os.geteuid()} else ""
+            return f"run: {owner}{'' if own else 'sudo '}chmod {mode} {path}"
+    return ""
 
 
 def ensure_key_file(path: Path) -> bool:
