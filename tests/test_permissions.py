@@ -217,6 +217,15 @@ def test_other_commands(world: Path, run: Run) -> None:
     assert_explained(run("check", SERVEKIT_MODEL="", SERVEKIT_CACHE_DIR=str(world / "state/c")), world / "state", 2)
 
 
+def test_demo_checkpoint_of_another_user(world: Path, run: Run) -> None:
+    """The embedded checkpoint that another user has built in this cache is neither damaged nor replaced."""
+    built = world / "cache/gemma4-tiny-w4a16-seed0"
+    shutil.copytree(world / "model", built)
+    take_away(built)
+    for command in ("check", "serve"):
+        assert_explained(run(command, SERVEKIT_MODEL=""), built, 2)
+
+
 def test_user_without_a_home(run: Run) -> None:
     """A container's user often has no home: the setting that needs one is named, with the way out."""
     done = run("serve", SERVEKIT_CACHE_DIR="~nosuchuser/cache", SERVEKIT_MODEL="~nosuchuser/model")
