@@ -157,13 +157,14 @@ def test_a_name_that_never_ends_is_text() -> None:
     assert (answer, cut) == (Answer("word " * 40 + "{"), False)
 
 
-FORCED = '[{"name": "a", "parameters": {"x": "}]\\"{", "parameters": {"y": [1]}}}\n, {"name" :"b","parameters":{}}]'
+AWKWARD = '{"x": "}]\\"{<|tool_call>", "parameters": {"y": [1]}}'
+FORCED = f'[{{"name": "a", "parameters": {AWKWARD}}}\n, {{"name" :"b","parameters":{{}}}}]'
 
 
 def test_required_calls_are_the_same_at_every_cut() -> None:
     """Braces and quotes inside strings do not end the arguments of a forced call."""
     answer, cut = same_everywhere(FORCED, forced=None)
-    assert answer.calls == [["a", '{"x": "}]\\"{", "parameters": {"y": [1]}}'], ["b", "{}"]]
+    assert answer.calls == [["a", AWKWARD], ["b", "{}"]]
     assert (answer.content, cut) == ("", False)
     for end in range(len(FORCED)):
         assert read([FORCED[:end]], forced=None)[1]
@@ -171,8 +172,10 @@ def test_required_calls_are_the_same_at_every_cut() -> None:
 
 def test_named_call_is_the_same_at_every_cut() -> None:
     """All content of a request that names its function is the arguments of that function, after any thinking."""
-    answer, _cut = same_everywhere('<|channel>thought\nx<channel|>{"city": "<b>"}', forced="weather")
-    assert answer == Answer("", "x", [["weather", '{"city": "<b>"}']])
+    arguments = '{"city": "<|channel><tool_call|>"}'
+    assert same_everywhere(arguments, forced="weather")[0] == Answer(calls=[["weather", arguments]])
+    answer, _cut = same_everywhere("<|channel>thought\nx<channel|>" + arguments, forced="weather")
+    assert answer == Answer("", "x", [["weather", arguments]])
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12).filter(lambda text: "<" not in text)

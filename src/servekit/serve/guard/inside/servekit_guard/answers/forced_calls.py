@@ -27,8 +27,8 @@ class Forced:
     def read(self, text: str) -> list[tuple[str, str]]:
         """Return the calls and the JSON of arguments that `text` adds."""
         if self._name is not None:
-            start = [] if self._started or not text else [("call", self._name)]
-            self._started = self._started or bool(text)
+            start = [] if self._started else [("call", self._name)]
+            self._started = True
             return [*start, ("arguments", text)]
         parts: list[tuple[str, str]] = []
         while text:

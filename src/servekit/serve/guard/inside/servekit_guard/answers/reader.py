@@ -63,9 +63,18 @@ class Reader:
         return parts
 
     def _content(self) -> Iterator[Part]:
+        if self._forced and not CHANNEL.startswith(self._rest[: len(CHANNEL)]):
+            self._state = self._forced_calls
+            return
         text, tag = self._until_tag()
-        yield from self._forced.read(text) if self._forced else [("content", text)]
+        yield "content", text
         self._state = self._after(tag) or self._content
+
+    def _forced_calls(self) -> Iterator[Part]:
+        """Read JSON to its end: a grammar allows no tags, so what looks like one is part of a string."""
+        assert self._forced
+        text, self._rest = self._rest, ""
+        yield from self._forced.read(text)
 
     def _after(self, tag: str) -> Callable[[], Iterator[Part]] | None:
         return self._label if tag == CHANNEL else self._head if tag == CALL and self._calls else None

@@ -1,0 +1,1 @@
+"""The real client packages against a running endpoint."""
