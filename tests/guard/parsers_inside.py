@@ -1,7 +1,6 @@
 """Read answers with vLLM's own parsers and with servekit's, whole and streamed. Run it with the engine's Python.
 
-stdin: {"answers": {name: text}, "vllm": true for vLLM's own parsers}. stdout: for each answer what the whole one says,
-and what each stream says.
+stdin: {name: text}. stdout: for `vllm` and `servekit`, what each whole answer says, and what each stream says.
 """
 
 import asyncio
@@ -111,18 +110,15 @@ def said(reasoning: str | None, content: str | None, calls: list[list[str]]) -> 
     return {"reasoning": str(reasoning or ""), "content": str(content or ""), "calls": calls}
 
 
-async def main() -> None:
+async def read_all(answers: dict[str, str]) -> dict[str, Any]:
     """Read each answer whole and in chunks of 1, 2, 3, 7 tokens and all at once."""
-    asked = json.load(sys.stdin)
-    if not asked["vllm"]:
-        importlib.import_module("servekit_guard.core.worker").register()
     parser: Any = ParserManager.get_parser("gemma4", "gemma4", enable_auto_tools=True)
     messages = [{"role": "user", "content": "x"}]
     chat: Any = ChatCompletionRequest(messages=messages, tools=[{"type": "function", "function": TOOL}])
     response: Any = ResponsesRequest(input="x", tools=[{"type": "function", "strict": None, **TOOL}])
     chat.skip_special_tokens = response.skip_special_tokens = False
-    found = {}
-    for name, text in asked["answers"].items():
+    found: dict[str, Any] = {"parser": parser.__module__}
+    for name, text in answers.items():
         pieces = tokens(text)
         streams = {}
         for size in (1, 2, 3, 7, len(pieces)):
@@ -133,7 +129,15 @@ async def main() -> None:
             "response": whole_response(text, response, parser),
             "streams": streams,
         }
-    print(json.dumps({"parser": parser.__module__, "found": found}))
+    return found
 
 
-asyncio.run(main())
+def main() -> None:
+    """Read the answers with vLLM's own parsers, then with those that the plugin registers."""
+    answers = json.load(sys.stdin)
+    vllm = asyncio.run(read_all(answers))
+    importlib.import_module("servekit_guard.core.worker").register()
+    print(json.dumps({"vllm": vllm, "servekit": asyncio.run(read_all(answers))}))
+
+
+main()

@@ -73,6 +73,7 @@ def same_everywhere(text: str, **how: Any) -> tuple[Answer, bool]:
 TEXTS = {
     "plain": ("Hello, world", Answer("Hello, world")),
     "comparison": ("if a < b and <b>c</b> or <|x", Answer("if a < b and <b>c</b> or <|x")),
+    "end that looks like a tag": ("if a <", Answer("if a <")),
     "thinking": ("<|channel>thought\nTwo and two.\n<channel|>Four.", Answer("Four.", "Two and two.\n")),
     "empty thinking": ("<|channel>thought\n<channel|>Four.", Answer("Four.")),
     "thinking twice": ("<|channel>thought\na<channel|>b<|channel>thought\nc<channel|>d", Answer("bd", "ac")),

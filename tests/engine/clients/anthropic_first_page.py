@@ -41,3 +41,6 @@ history = [
 ]
 assert client.messages.create(**SHORT, messages=history, tools=TOOLS).content
 print("a tool's answer")
+
+assert client.messages.count_tokens(model=SHORT["model"], messages=MESSAGES).input_tokens > 0
+print("count_tokens")

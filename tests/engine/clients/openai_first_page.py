@@ -18,6 +18,10 @@ PARAMETERS = {
 }
 TOOL = {"name": "weather", "description": "The weather of a city", "parameters": PARAMETERS, "strict": True}
 TOOLS = [{"type": "function", "function": TOOL}]
+PNG = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 class Person(BaseModel, extra="forbid"):
@@ -30,6 +34,8 @@ class Person(BaseModel, extra="forbid"):
 client = OpenAI()
 
 assert MODEL in [model.id for model in client.models.list()]
+assert client.models.retrieve(MODEL).id == MODEL
+print("models")
 
 answer = client.chat.completions.create(**SHORT, messages=MESSAGES).choices[0]
 assert answer.message.content and answer.message.tool_calls in (None, [])
@@ -72,6 +78,11 @@ few, many = ({"model": MODEL, "max_output_tokens": most} for most in (40, 1000))
 response = client.responses.create(**few, instructions="You are a coding assistant.", input="Hello")
 assert response.output_text
 print("responses")
+
+part = {"type": "input_image", "image_url": PNG}
+looked = [{"role": "user", "content": [{"type": "input_text", "text": "What is in this image?"}, part]}]
+assert client.responses.create(**few, input=looked).output_text
+print("responses with an image")
 
 types = [event.type for event in client.responses.create(**few, input="Hello", stream=True)]
 assert types[0] == "response.created" and types[-1] == "response.completed" and "response.output_text.delta" in types

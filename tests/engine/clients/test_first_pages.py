@@ -21,7 +21,7 @@ def test_first_page_works(program: Path, endpoint: Endpoint, tmp_path: Path) -> 
         "OPENAI_BASE_URL": f"{endpoint.url}/v1",
         "OPENAI_API_KEY": endpoint.key,
         "ANTHROPIC_BASE_URL": endpoint.url,
-        "ANTHROPIC_AUTH_TOKEN": endpoint.key,
+        "ANTHROPIC_API_KEY": endpoint.key,
         "MODEL": "gemma4-demo",
     }
     done = subprocess.run(
