@@ -110,13 +110,9 @@ def version(client: Client, place: Place) -> str:
         return str(json.loads((place.work / "node_modules" / client.package / "package.json").read_text())["version"])
     if not client.packages:
         return ""
-    shown = subprocess.run(
-        [str(UV), "pip", "show", "-q", "--python", str(place.bin / "python"), client.package],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    return next((line.split()[1] for line in shown.splitlines() if line.startswith("Version:")), "?")
+    program = f"import importlib.metadata; print(importlib.metadata.version({client.package!r}))"
+    shown = subprocess.run([place.bin / "python", "-c", program], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or "?"
 
 
 def megabytes(folder: Path) -> int:
