@@ -33,7 +33,8 @@ def run(rounds: int | None) -> dict[str, Any]:
         command: {degree: [] for degree in DEGREES} for command in ("check", "check --profile-only")
     }
     with tempfile.TemporaryDirectory(prefix="servekit-bench-") as cache:
-        flags = ["--config", "vllm_config.yaml", "--target", "cpu", "--port", str(free_port()), "--cache-dir", cache]
+        flags = ["--config", "vllm_config.yaml", "--target", "cpu", "--cache-dir", cache, "--engine", sys.executable]
+        flags += ["--port", str(free_port()), "--observe-port", str(free_port()), "--state-dir", f"{cache}/state"]
         for command in runs:
             timed([str(SERVEKIT), *command.split(), *flags], clean_environment())
         for _ in range(rounds or ROUNDS):

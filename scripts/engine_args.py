@@ -90,7 +90,8 @@ def describe(action: argparse.Action, group: str) -> dict[str, Any]:
         "repeat": isinstance(action, argparse._AppendAction),  # noqa: SLF001
         "optional": optional,
         "choices": choices_of(action),
-        "fields": fields_of(function),
+        "fields": fields_of(action, function),
+        "names": names_of(action),
         # vLLM's bound of a length is -1 and up, where -1 means auto; the kind has the exact range
         "bounds": {} if kind == "human_int_or_auto" else bounds_of(action.dest, group),
         "aliases": sorted(option for option in action.option_strings if not option.startswith("--")),
@@ -143,12 +144,37 @@ def choices_of(action: argparse.Action) -> list[Any]:
     return [choice for choice in action.choices or () if choice != "None"]
 
 
-def fields_of(function: Any) -> list[str]:
+def fields_of(action: argparse.Action, function: Any) -> list[str]:
     """Return the keys of a JSON argument that vLLM reads into one of its configuration classes."""
     (dataclass,) = (getattr(function, "__defaults__", None) or (None,))[:1]
+    if (
+        name_of(action) == "speculative-config"
+    ):  # EngineArgs.create_speculative_config fills the class from a plain dict
+        dataclass = import_module("vllm.config").SpeculativeConfig
     if not dataclasses.is_dataclass(dataclass):
         return []
     return sorted(field.name for field in dataclasses.fields(dataclass) if field.init)
+
+
+def names_of(action: argparse.Action) -> list[str]:
+    """Return the names that vLLM looks an argument's value up in, where the parser itself takes any text."""
+    match name_of(action):
+        case "tool-call-parser":
+            names = import_module("vllm.tool_parsers").ToolParserManager.list_registered()
+        case "reasoning-parser":
+            names = import_module("vllm.reasoning").ReasoningParserManager.list_registered()
+        case "load-format":
+            names = import_module("vllm.model_executor.model_loader")._LOAD_FORMAT_TO_MODEL_LOADER  # noqa: SLF001
+        case "quantization":
+            names = import_module("vllm.model_executor.layers.quantization").QUANTIZATION_METHODS
+        case "speculative-config":  # the architectures of drafters
+            names = import_module("vllm.model_executor.models.registry")._SPECULATIVE_DECODING_MODELS  # noqa: SLF001
+        case "chat-template":  # templates that vLLM ships; a path or the template's own text is right too
+            folder = import_module("vllm.transformers_utils.chat_templates.registry").CHAT_TEMPLATES_DIR
+            names = (path.name for path in folder.glob("*.jinja"))
+        case _:
+            names = ()
+    return sorted(names)
 
 
 def bounds_of(destination: str, group: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli import main as cli
 from servekit.errors import ServekitError
+from tests.conftest import find_free_port
 
 PROGRAM = Path(sys.executable).with_name("servekit")
 COMMANDS = sorted(cli.command.commands)
@@ -87,15 +88,30 @@ def test_check_tells_deviations(run: Run) -> None:
     assert "deviation: kv-cache-dtype: auto instead of fp8_e4m3" in done.stdout
 
 
-def test_check_examines_what_would_be_served(run: Run, tmp_path: Path, free_port: int) -> None:
-    """`check` examines profile, checkpoint, host and memory without an engine, and its JSON holds the findings."""
-    environ = {"SERVEKIT_CACHE_DIR": str(tmp_path), "SERVEKIT_ENGINE": "/nowhere/vllm", "PATH": ""}
-    flags = ("--target", "cpu", "--port", str(free_port))
-    done = run("check", *flags, environ=environ)
+@pytest.fixture
+def here(tmp_path: Path, free_port: int) -> dict[str, str]:
+    """Settings with which the demo checkpoint would start here: an engine, and ports and folders of this test."""
+    engine = write_program(tmp_path / "engine", "exit 1")
+    return {
+        "SERVEKIT_TARGET": "cpu",
+        "SERVEKIT_SKIP": "cpu-memory",  # other tests run beside this one
+        "SERVEKIT_ENGINE": str(engine),
+        "SERVEKIT_PORT": str(free_port),
+        "SERVEKIT_OBSERVE_PORT": str(find_free_port()),
+        "SERVEKIT_STATE_DIR": str(tmp_path / "state"),
+        "SERVEKIT_CACHE_DIR": str(tmp_path / "cache"),
+    }
+
+
+def test_check_examines_what_would_be_served(run: Run, here: dict[str, str], tmp_path: Path) -> None:
+    """`check` starts nothing, creates nothing but the demo checkpoint, and its JSON holds the findings."""
+    done = run("check", environ=here)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all valid for vLLM" in done.stdout
-    examined = json.loads(run("check", *flags, "--format", "json", environ=environ).stdout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "engine"]
+    examined = json.loads(run("check", "--format", "json", environ=here).stdout)
     assert all(finding["severity"] != "error" for finding in examined["findings"])
+    assert examined["checkpoint"]["tensors"] > 100
 
 
 def test_check_refuses_a_checkpoint_that_is_none(run: Run, tmp_path: Path, free_port: int) -> None:
@@ -117,6 +133,31 @@ def test_broken_profile_tells_every_mistake(run: Run, broken: Path, command: str
     assert "did you mean max-num-batched-tokens?" in lines[1]
     assert "SERVEKIT_PORT or --port" in lines[2]
     assert "limit-mm-per-prompt: is missing" in lines[4]
+
+
+def test_check_as_json_is_json_for_every_mistake(run: Run, broken: Path) -> None:
+    """With `--format json` mistakes in the profile, the settings and the files are JSON on standard output too."""
+    for words, subjects in (
+        (("--config", str(broken)), ["broken.yaml"] * 5),
+        (("--config", str(broken), "--skip", "gpu-memori", "--profile-only"), ["broken.yaml"] * 5 + ["--skip"]),
+        (("--port", "x", "--drain-s", "y"), ["--port", "--drain-s"]),
+        (("--model", "pyproject.toml", "--api-keys-file", "/nowhere"), ["nowhere", "--model"]),
+    ):
+        done = run("check", "--format", "json", *words)
+        assert (done.returncode, done.stderr) == (2, "")
+        assert [finding["subject"] for finding in json.loads(done.stdout)["findings"]] == subjects
+
+
+def test_notes_of_a_profile(run: Run, tmp_path: Path, root: Path) -> None:
+    """A setting without effect is a note in `check`, also as JSON and with `--profile-only`, and in `plan`."""
+    profile = tmp_path / "profile.yaml"
+    profile.write_text((root / "vllm_config.yaml").read_text() + "\nenable-sleep-mode: true\n")
+    flags = ("--config", str(profile))
+    text = run("check", "--profile-only", *flags).stdout
+    assert "note: enable-sleep-mode: has no effect: the guard answers 404 on /sleep" in text
+    (note,) = json.loads(run("check", "--profile-only", "--format", "json", *flags).stdout)["findings"]
+    assert (note["key"], note["severity"]) == ("enable-sleep-mode", "note")
+    assert "note       enable-sleep-mode has no effect" in run("plan", "--target", "cpu", *flags).stdout
 
 
 def test_missing_profile(run: Run, tmp_path: Path) -> None:
@@ -174,12 +215,42 @@ def test_plan_masks_secrets(run: Run, output: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("check",), ("plan", "--target", "cpu"), ("plan", "--target", "cuda"), ("schema",)]
+    "command", [("check", "--profile-only"), ("plan", "--target", "cpu"), ("plan", "--target", "cuda"), ("schema",)]
 )
 def test_no_engine_is_needed(run: Run, command: tuple[str, ...]) -> None:
-    """Read-only commands work without an engine, on an empty PATH."""
+    """Commands that are not about this host work without an engine, on an empty PATH."""
     done = run(*command, environ={"PATH": "", "SERVEKIT_ENGINE": "/nowhere/vllm"})
     assert done.returncode == 0, done.stderr
+
+
+BASELINE = ("--config", "profiles/fp16-baseline.yaml", "--deviate", "quantization,kv-cache-dtype")
+
+
+@pytest.mark.parametrize(
+    ("flags", "shapes", "weights"), [((), "in W4A16", "9.13 GiB"), (BASELINE, "in BF16, as the profile", "14.59 GiB")]
+)
+def test_plan_says_what_its_shapes_are(
+    run: Run, tmp_path: Path, flags: tuple[str, ...], shapes: str, weights: str
+) -> None:
+    """Without the model's files, `plan` uses known shapes that fit the profile, and says so."""
+    environ = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    text = run("plan", "--gpu", "l4", *flags, environ=environ).stdout
+    assert f"  weights{weights:>41}\n" in text
+    assert f"note: planned from the known shapes of gemma-4-E4B {shapes}" in text
+    planned = json.loads(run("plan", "--gpu", "l4", "--format", "json", *flags, environ=environ).stdout)
+    assert "memory-known-shapes" in [finding["name"] for finding in planned["findings"]]
+
+
+@pytest.mark.parametrize("flags", [("--gpu", "16GiB"), ("--gpu", "16GiB", *BASELINE)])
+def test_plan_counts_weights_in_the_hosts_memory(run: Run, root: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """`cpu-offload-gb` leaves on the GPU what vLLM does not offload: embeddings, towers and buffers."""
+    profile, flags = tmp_path / "profile.yaml", tuple(flags)
+    shipped = root / (flags[flags.index("--config") + 1] if "--config" in flags else "vllm_config.yaml")
+    profile.write_text(shipped.read_text() + "\ncpu-offload-gb: 8\n")
+    environ = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "SERVEKIT_CONFIG": str(profile)}
+    rest = [flag for flag in flags if flag not in ("--config", "profiles/fp16-baseline.yaml")]
+    planned = json.loads(run("plan", "--format", "json", *rest, environ=environ).stdout)
+    assert round(planned["memory"]["weights_bytes"] / 2**30, 2) == 7.14
 
 
 # schema, demo-model, probe

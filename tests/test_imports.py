@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import find_free_port
 
 PROGRAM = Path(sys.executable).with_name("servekit")
-SERVING = ("servekit.serve", "servekit.observe", "servekit.run", "prometheus_client", "wsgiref", "urllib3", "http")
+SERVING = ("servekit.serve.supervisor", "servekit.observe", "servekit.run")
 """Modules that only a serving endpoint needs."""
 ROOMS = set(
     "cli demo errors file_trouble logs nvml observe preflight profile run serve settings thread_pool".split()  # noqa: SIM905 - one line
@@ -38,10 +38,18 @@ def loaded(root: Path, tmp_path: Path) -> Loaded:
 
 
 def test_check_loads_nothing_of_serving(loaded: Loaded, tmp_path: Path) -> None:
-    """`servekit check` examines profile, checkpoint, host and memory without loading the code that serves."""
+    """`servekit check` checks the whole plan of a start without loading the code that serves it."""
     modules = loaded("check", "--target", "cpu", "--model", str(tmp_path), code=3)
-    assert "servekit.preflight.memory.memory_plan" in modules
+    assert {"servekit.preflight.memory.memory_plan", "servekit.serve.start_check"} <= modules
     assert sorted(name for name in modules if name.startswith(SERVING)) == []
+
+
+def test_a_check_of_the_profile_alone_loads_no_more(loaded: Loaded) -> None:
+    """`--profile-only` loads neither the host's checks nor the plan of a start, nor Jinja without a template."""
+    modules = loaded("check", "--profile-only", code=0)
+    assert "servekit.profile.files.named_files" in modules
+    unwanted = ("servekit.serve", "servekit.preflight.examine", "servekit.preflight.host", "jinja2", "urllib3", "http")
+    assert sorted(name for name in modules if name.startswith(unwanted)) == []
 
 
 def test_serve_loads_its_own_rooms_only(loaded: Loaded, tmp_path: Path) -> None:

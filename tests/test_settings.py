@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from servekit.errors import ConfigurationError
+from servekit.errors import ConfigurationError, Finding
 from servekit.logs import LogFormat
 from servekit.settings import Settings, Target, flag_of, read_settings, variable_of
 
@@ -29,6 +29,20 @@ def test_lists_and_paths() -> None:
     settings = read_settings({}, {"SERVEKIT_DEVIATE": "quantization, kv-cache-dtype", "SERVEKIT_CACHE_DIR": "~/c"})
     assert settings.deviate == ("quantization", "kv-cache-dtype")
     assert settings.cache_dir == Path.home() / "c"
+
+
+def test_a_flag_given_again_may_hold_several() -> None:
+    """`--deviate a,b --deviate c` means the same as the variable's list."""
+    assert read_settings({"deviate": ("a, b", "c")}, {}).deviate == ("a", "b", "c")
+    assert read_settings({"media_domains": "a.example,b.example"}, {}).media_domains == ("a.example", "b.example")
+
+
+def test_findings_name_a_setting_as_it_was_given() -> None:
+    """A finding about a setting names the variable where one was given, and the flag otherwise."""
+    settings = read_settings({"port": "8001"}, {"SERVEKIT_PORT": "1", "SERVEKIT_ENGINE": "x", "SERVEKIT_SKIP": ""})
+    names = ("--port", "SERVEKIT_PORT", "--engine", "SERVEKIT_ENGINE", "--skip", "SERVEKIT_SKIP", "--gpu", "GPU 0")
+    given = [settings.as_given(Finding("is wrong", name)).subject for name in names]
+    assert given == ["--port"] * 2 + ["SERVEKIT_ENGINE"] * 2 + ["--skip"] * 2 + ["--gpu", "GPU 0"]
 
 
 def test_xdg_folders(monkeypatch: pytest.MonkeyPatch) -> None:

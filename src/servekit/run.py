@@ -25,6 +25,7 @@ from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_fl
 from servekit.serve.notify import notify
 from servekit.serve.plan import Plan, engine_environment
 from servekit.serve.run_lock import alone_in
+from servekit.serve.start_check import check_start
 from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
@@ -38,6 +39,7 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
     `on_stop_signal` receives the function that a stop signal must call. Raises ConfigurationError if a key, a folder or
     a limit is wrong.
     """
+    check_start(plan)
     make_folder(plan.guard.state_dir)
     with alone_in(plan.run_dir):
         return _serve_alone(plan, on_stop_signal)
@@ -103,6 +105,8 @@ def _log_plan(plan: Plan, guard: Guard, observe_url: str) -> None:
             "deviation from the contract: %s is %s instead of %s: %s",
             *(deviation.key, deviation.used, deviation.wanted, deviation.reason),
         )
+    for finding in plan.notes:
+        logger.info(finding)
     for adjustment in plan.adjustments:
         logger.info("adjusted: %s is %s: %s", adjustment.key, adjustment.used, adjustment.reason)
 
@@ -133,12 +137,13 @@ def _check(plan: Plan, told: set[Finding]) -> None:
     examination = examine(plan)
     for finding in examination.skipped:
         logger.warning("skipped (--skip): %s", finding)
-    for finding in examination.findings:
+    findings = [plan.as_given(finding) for finding in examination.findings]
+    for finding in findings:
         if finding.severity is not Severity.ERROR and finding not in told:
             logger.log(LEVELS[finding.severity], finding)
-    told.update(examination.findings)
+    told.update(findings)
     if examination.failed:
-        raise PreflightError(f for f in examination.findings if f.severity is Severity.ERROR)
+        raise PreflightError(finding for finding in findings if finding.severity is Severity.ERROR)
     if memory := examination.memory:
         logger.info(
             "memory plan: pool of %s tokens, %.2f requests of %s tokens at once",

@@ -4,11 +4,12 @@ import difflib
 import os
 import re
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
 from servekit import ENGINE_VERSION
@@ -32,7 +33,9 @@ class Target(StrEnum):
 
 
 def _split(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    """Return the names in a variable's text, or in the texts of a flag that may be given again."""
+    texts = [value] if isinstance(value, str) else value
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def _xdg(variable: str, default: str) -> Path:
@@ -46,15 +49,22 @@ def _expanded(path: Path) -> Path:
         raise ValueError("this user has no such home: set HOME, or write a whole path") from error
 
 
+def _ascii(host: str) -> str:
+    if not host.isascii() or "\0" in host:
+        raise ValueError("is not an address or a host name")
+    return host
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 UserPath = Annotated[Path, AfterValidator(_expanded)]
+Host = Annotated[str, AfterValidator(_ascii)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseModel):
     """Every setting of servekit; a field `port` is the variable SERVEKIT_PORT and the flag --port."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
     config: UserPath = Field(Path("vllm_config.yaml"), description="The profile.")
     model: str = Field(
@@ -82,9 +92,9 @@ class Settings(BaseModel):
         description="Folder of newer packages that replace the engine's own, for their security fixes. Default: the "
         "folder next to the engine's environment, named like it plus `-patches`, if it exists.",
     )
-    host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
+    host: Host = Field("127.0.0.1", description="Address the endpoint listens on.")
     port: Port = Field(8000, description="Port of the endpoint.")
-    observe_host: str = Field("127.0.0.1", description="Address servekit's own server listens on.")
+    observe_host: Host = Field("127.0.0.1", description="Address servekit's own server listens on.")
     observe_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         9400,
         description="Port of servekit's own server: /livez /readyz /status /metrics. 0: any; the log names it.",
@@ -151,6 +161,15 @@ class Settings(BaseModel):
         description="Folder for compile caches and the demo checkpoint; keep it between runs for a fast start.",
     )
     log_format: LogFormat = Field(LogFormat.TEXT, description="How the log is written.")
+    _variables: frozenset[str] = PrivateAttr(default=frozenset())
+    """The fields that come from a variable."""
+
+    def as_given(self, finding: Finding) -> Finding:
+        """Return a finding about a setting under the name by which it was given: its variable's, or its flag's."""
+        name = finding.subject.removeprefix("--").removeprefix(PREFIX).replace("-", "_").lower()
+        if not finding.subject.startswith(("--", PREFIX)) or name not in Settings.model_fields:
+            return finding
+        return replace(finding, subject=variable_of(name) if name in self._variables else flag_of(name))
 
 
 def read_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
@@ -162,9 +181,11 @@ def read_settings(flags: Mapping[str, object], environ: Mapping[str, str]) -> Se
     }
     given = {name: value for name, value in flags.items() if value not in (None, (), "")}
     try:
-        return Settings.model_validate(variables | given)
+        settings = Settings.model_validate(variables | given)
     except ValidationError as error:
         raise ConfigurationError(_finding(each, given) for each in error.errors(include_url=False)) from error
+    settings._variables = frozenset(variables.keys() - given.keys())  # noqa: SLF001 - its own module
+    return settings
 
 
 def variable_of(field: str) -> str:

@@ -63,7 +63,7 @@ def test_offloaded_weights_are_not_on_the_gpu(facts: CheckpointFacts, arguments:
     assert most is not None
     assert some.weights_bytes == plain.weights_bytes - 100_000
     assert some.available_bytes == plain.available_bytes + 100_000
-    assert most.weights_bytes == plain.weights_bytes - weights.language_bytes
+    assert most.weights_bytes == plain.weights_bytes - weights.layers_bytes
 
 
 def test_unknown_cache_format_is_not_planned(facts: CheckpointFacts, arguments: EngineArguments) -> None:

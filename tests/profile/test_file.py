@@ -87,7 +87,28 @@ def test_large_file_is_refused_unread(refused: Refused, write: Write) -> None:
     assert refused(path) == [
         (
             "profile.yaml: error: is too large for a profile (got 10000000 bytes); "
-            "a profile has at most 65536 bytes; is this the right file?"
+            "a profile has at most 1048576; is this the right file?"
         )
     ]
     assert time.monotonic() - start < 0.1
+
+
+def test_long_comments_are_taken(write: Write, smallest: str) -> None:
+    """Comments do not count against the size of a profile, however long; everything else does."""
+    comment = "# " + "why " * 20_000 + "\n"
+    assert load_profile(write(comment * 3 + smallest)).arguments["max-num-seqs"] == 1024
+
+
+def test_long_contents_are_refused(refused: Refused, write: Write, smallest: str) -> None:
+    """A file within the size limit, but with more contents than a profile has, is refused before it is parsed."""
+    assert refused(write(smallest + "seed: 1\n" * 10_000)) == [
+        (
+            "profile.yaml: error: is too large for a profile (got 70124 characters beside comments); "
+            "a profile has at most 65536; is this the right file?"
+        )
+    ]
+
+
+def test_windows_files_are_taken(write: Write, smallest: str) -> None:
+    """A byte order mark and Windows' line ends are taken."""
+    assert load_profile(write("\ufeff" + smallest.replace("\n", "\r\n"))).arguments["max-num-seqs"] == 1024

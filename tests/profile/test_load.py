@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servekit.profile import CONTRACT, Deviation, Profile, load_profile
+from servekit.profile import CONTRACT, Deviation, Profile, load_profile, resolve
 
 Write = Callable[[str], Path]
 Refused = Callable[..., list[str]]
@@ -53,6 +53,47 @@ def test_limits_must_close_every_other_modality(refused: Refused, write: Write, 
     ]
 
 
+def test_limits_may_say_the_size_of_what_the_start_rehearses(write: Write, smallest: str) -> None:
+    """A count with a width and a height meets the contract, reaches vLLM whole, and counts as its number of items."""
+    sized = {"count": 3, "width": 1024, "height": 1024}
+    profile = load_profile(write(smallest.replace("image: 3", f"image: {sized}".replace("'", ""))))
+    assert profile.arguments["limit-mm-per-prompt"] == {"image": sized, "audio": 0, "video": 0}
+    assert profile.deviations == ()
+    arguments = resolve(profile.arguments, target="cuda")
+    assert arguments.limit_mm_per_prompt == {"image": 3, "audio": 0, "video": 0}
+    assert arguments.contract["limit-mm-per-prompt"] == {"image": 3, "audio": 0, "video": 0}
+    four = load_profile(write(smallest.replace("image: 3", "image: {count: 4}")), deviate=["limit-mm-per-prompt"])
+    assert four.deviations[0].used == {"image": 4, "audio": 0, "video": 0}
+
+
+def test_settings_without_effect_are_notes(write: Write, smallest: str) -> None:
+    """A setting that the guard makes dead is accepted with a note at its line; switched off, it needs none."""
+    dead = "enable-server-load-tracking: true\nenable-sleep-mode: true\nenable-request-id-headers: true\n"
+    more = "h11-max-header-count: 64\nmax-log-len: 100\nprofiler-config: {profiler: torch}\n"
+    notes = load_profile(write(smallest + dead + more)).notes
+    assert [(note.line, str(note.severity)) for note in notes] == [(line, "note") for line in range(8, 14)]
+    assert str(notes[0]) == (
+        "profile.yaml:8: note: enable-server-load-tracking: has no effect: the guard answers 404 on /load, "
+        "which would show it; see servekit's metrics"
+    )
+    assert load_profile(write(smallest + dead.replace("true", "false"))).notes == ()
+
+
+def test_text_only_profiles_may_draft(write: Write, smallest: str) -> None:
+    """A draft model is refused only beside images: vLLM runs one where every modality is closed."""
+    draft = "speculative-config: {model: /models/small, num_speculative_tokens: 2}\n"
+    path = write(smallest.replace("image: 3", "image: 0") + draft)
+    assert "speculative-config" in load_profile(path, deviate=["limit-mm-per-prompt"]).arguments
+
+
+def test_a_plugin_may_bring_names(write: Write, smallest: str) -> None:
+    """With a plugin, a parser may have a name that vLLM does not know."""
+    Path(write("").with_name("parsers.py")).write_text("")
+    line = "{0}-parser-plugin: parsers.py\n{1}-parser: own\n"
+    loaded = load_profile(write(smallest + line.format("tool", "tool-call") + line.format("reasoning", "reasoning")))
+    assert loaded.arguments["tool-call-parser"] == loaded.arguments["reasoning-parser"] == "own"
+
+
 def test_profile_is_frozen(write: Write, smallest: str) -> None:
     """A loaded profile is immutable."""
     profile = load_profile(write(smallest))
@@ -78,8 +119,24 @@ def test_profile_is_frozen(write: Write, smallest: str) -> None:
         ("code-revision: a1b2", {"code-revision": "a1b2"}),
         ("lora-target-modules: q_proj", {"lora-target-modules": ["q_proj"]}),
         ("lora-target-modules: [q_proj, k_proj]", {"lora-target-modules": ["q_proj", "k_proj"]}),
-        ("speculative-config: {method: ngram, n: 3}", {"speculative-config": {"method": "ngram", "n": 3}}),
-        ("speculative-config: '{\"n\": [1.5]}'", {"speculative-config": {"n": [1.5]}}),
+        (
+            "speculative-config: {method: ngram, num_speculative_tokens: 3}",
+            {"speculative-config": {"method": "ngram", "num_speculative_tokens": 3}},
+        ),
+        (
+            """speculative-config: '{"model": "a/b-EAGLE3", "num_speculative_tokens": 2}'""",
+            {"speculative-config": {"model": "a/b-EAGLE3", "num_speculative_tokens": 2}},
+        ),
+        (
+            """compilation-config: '{"pass_config": {"fuse_allreduce_rms": true}, "compile_sizes": [1.5]}'""",
+            {"compilation-config": {"pass_config": {"fuse_allreduce_rms": True}, "compile_sizes": [1.5]}},
+        ),
+        ("max-num-batched-tokens: 16K", {"max-num-batched-tokens": 16384}),
+        (
+            "tool-call-parser: gemma4\nenable-auto-tool-choice: true\nreasoning-parser: gemma4",
+            {"tool-call-parser": "gemma4", "enable-auto-tool-choice": True, "reasoning-parser": "gemma4"},
+        ),
+        ("chat-template: template_chatml.jinja", {"chat-template": "template_chatml.jinja"}),
         ("compilation-config:\n  mode: 3", {"compilation-config": {"mode": 3}}),
         ("hf-overrides: {a: {b: true}}", {"hf-overrides": {"a": {"b": True}}}),
         ("hf-overrides: some.function", {"hf-overrides": "some.function"}),

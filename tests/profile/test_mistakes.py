@@ -211,6 +211,14 @@ BROKEN_LINES = [
             " set SERVEKIT_CORS_ORIGINS or --cors-origins instead"
         ),
     ),
+    ("reasoning-config: [1]", "8: reasoning-config: must be a mapping (got [1])"),
+    (
+        "mm-processor-kwargs: num_crops=4, size:336",
+        (
+            '8: mm-processor-kwargs: must be a mapping (got "num_crops=4, size:336"); '
+            "write `{num_crops: 4, size: 336}`, with a space after each colon"
+        ),
+    ),
     ("hf-overrides: 5", "8: hf-overrides: must be a mapping or text (got 5)"),
     (
         "cudagraph-capture-sizes:\n  - 1\n  - two",
@@ -232,7 +240,22 @@ BROKEN_LINES = [
         "compilation-config: '{\"zzz\": 3}'",
         "8: compilation-config.zzz: is not a key of compilation-config; take it out",
     ),
+    ("enable-turbo-mode: true", "8: enable-turbo-mode: is not a vLLM 0.20.2 argument; take it out"),
     # keys that a profile must not have
+    (
+        "no-enable-log-requests: true",
+        (
+            "8: no-enable-log-requests: cannot be set in a profile: would put what users write and read into the log; "
+            "take it out"
+        ),
+    ),
+    (
+        "no_enable_log_outputs: false",
+        (
+            "8: no_enable_log_outputs: cannot be set in a profile: would put what users write and read into the log; "
+            "take it out"
+        ),
+    ),
     ("port: 8000", "8: port: cannot be set in a profile: servekit sets the port; set SERVEKIT_PORT or --port instead"),
     (
         "api_key: x",
@@ -291,6 +314,62 @@ BROKEN_LINES = [
     (
         "max-model-len: 100\nlong-prefill-token-threshold: 200\nmax-num-partial-prefills: 2",
         "9: long-prefill-token-threshold: must be at most max-model-len (100) (got 200); lower it to 100 or less",
+    ),
+    (
+        "tool-call-parser: gemma",
+        '8: tool-call-parser: is not a tool-call-parser of vLLM 0.20.2 (got "gemma"); did you mean gemma4?',
+    ),
+    (
+        "reasoning-parser: gemma_4",
+        '8: reasoning-parser: is not a reasoning-parser of vLLM 0.20.2 (got "gemma_4"); did you mean gemma4?',
+    ),
+    (
+        "structured-outputs-config:\n  reasoning_parser: qwen_3",
+        (
+            "9: structured-outputs-config.reasoning_parser: is not a reasoning-parser of vLLM 0.20.2 "
+            '(got "qwen_3"); did you mean qwen3?'
+        ),
+    ),
+    (
+        "load-format: safetensor",
+        '8: load-format: is not a load-format of vLLM 0.20.2 (got "safetensor"); did you mean safetensors?',
+    ),
+    (
+        "speculative-config: {model: google/gemma-4-E4B-it-assistant, num_speculative_tokens: 4}",
+        (
+            "8: speculative-config.model: vLLM 0.20.2 runs no draft model beside images "
+            '(got "google/gemma-4-E4B-it-assistant"); write `method: ngram` without a model, or for such a model '
+            "`method:` eagle or eagle3 or dflash or medusa"
+        ),
+    ),
+    (
+        "speculative-config: {method: mtp, num_speculative_tokens: 1}",
+        (
+            '8: speculative-config.method: is not a method that vLLM 0.20.2 has for Gemma 4 (got "mtp"); '
+            "write one of ngram, ngram_gpu, suffix, eagle, eagle3, dflash, medusa"
+        ),
+    ),
+    (
+        "speculative-config: {method: eagle3, num_speculative_tokens: 0}",
+        '8: speculative-config.method: needs a model (got "eagle3"); write `model:`, or `method: ngram`',
+        (
+            "8: speculative-config.num_speculative_tokens: must be a whole number of at least 1 (got 0); "
+            "write how many tokens"
+        ),
+    ),
+    (
+        "speculative-config: {model: a/b-eagle3, parallel_drafting: true, num_speculative_tokens: 2}",
+        (
+            "8: speculative-config.parallel_drafting: vLLM 0.20.2 has no parallel drafting beside images (got true); "
+            "take it out"
+        ),
+    ),
+    (
+        "speculative-config: {method: ngram, num_speculative_token: 2}",
+        (
+            "8: speculative-config.num_speculative_token: is not a key of speculative-config; "
+            "did you mean num_speculative_tokens?"
+        ),
     ),
     (
         "enable-auto-tool-choice: true",
@@ -388,7 +467,43 @@ def test_contract_missing(refused: Refused, write: Write) -> None:
         ),
         ("image: 3", "image: -3", "5: limit-mm-per-prompt.image: must be at least 0 (got -3)"),
         ("image: 3", "image: '3'", '5: limit-mm-per-prompt.image: must be a whole number (got "3")'),
-        ("image: 3", "image: {count: 3}", '5: limit-mm-per-prompt.image: must be a whole number (got {"count": 3})'),
+        (
+            "image: 3",
+            "image: {count: 4, width: 64}",
+            (
+                "5: limit-mm-per-prompt.image: the contract of this endpoint is 3 (got 4); "
+                "write `image: 3`, or allow it with --deviate limit-mm-per-prompt"
+            ),
+        ),
+        (
+            "image: 3",
+            "image: {width: 64}",  # vLLM allows 999 then
+            (
+                "5: limit-mm-per-prompt.image: the contract of this endpoint is 3 (got 999); "
+                "write `image: 3`, or allow it with --deviate limit-mm-per-prompt"
+            ),
+        ),
+        ("image: 3", "image: {count: -1}", "5: limit-mm-per-prompt.image.count: must be at least 0 (got -1)"),
+        ("image: 3", "image: {width: 0}", "5: limit-mm-per-prompt.image.width: must be greater than 0 (got 0)"),
+        (
+            "image: 3",
+            "image: {breadth: 3}",
+            '5: limit-mm-per-prompt.image.breadth: must be count, width or height (got "breadth")',
+        ),
+        ("audio: 0", "audio: {width: 1}", '6: limit-mm-per-prompt.audio.width: must be count or length (got "width")'),
+        (
+            "\n  image: 3\n  audio: 0\n  video: 0\n",
+            " image=3,audio=0\n",
+            (
+                '4: limit-mm-per-prompt: must be a mapping (got "image=3,audio=0"); '
+                "write `{image: 3, audio: 0}`, with a space after each colon"
+            ),
+        ),
+        (
+            "\n  image: 3\n  audio: 0\n  video: 0\n",
+            " {image: 3, audio: 0, video:0}\n",
+            "4: limit-mm-per-prompt.video:0: has no value; write `video: 0`, with a space after the colon",
+        ),
         ("image: 3", "pictures: 3", '5: limit-mm-per-prompt.pictures: must be image, audio or video (got "pictures")'),
         ("fp8_e4m3", "fp8_e4m4", None),
         ("compressed-tensors", "''", None),
@@ -401,6 +516,36 @@ def test_contract_changed(
     (line,) = refused(write(smallest.replace(old, new)))
     if message:
         assert line == in_profile(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("seed: on\ndtype: @x\n", ["8: seed", "9: not YAML"]),
+        ("on: @x\n", ["8: not YAML", "8: on"]),
+        ("seed: 1\nseed: @x\n", ["9: not YAML", "9: seed"]),
+        ("hf-overrides:\n  a: no\n  b: @x\n", ["9: hf-overrides.a", "10: not YAML"]),
+        ("hf-overrides: {a: no, b: [1, 0777", ["8: not YAML", "8: hf-overrides.a", "8: hf-overrides.b[1]"]),
+    ],
+)
+def test_a_syntax_error_hides_no_mistake(
+    refused: Refused, write: Write, smallest: str, text: str, heads: list[str]
+) -> None:
+    """What stands before a syntax error is checked, up to the key whose value is broken off."""
+    lines = refused(write(smallest + text))
+    assert [
+        line.removeprefix("profile.yaml:").replace(" error:", "").rsplit(": ", 1)[0][: len(head)]
+        for line, head in zip(lines, heads, strict=True)
+    ] == heads
+
+
+@pytest.mark.parametrize("depth", [19, 20, 21, 60])
+@pytest.mark.parametrize("word", ["on", "~", "0777", "<<"])
+def test_a_trap_word_as_a_deep_key(refused: Refused, write: Write, smallest: str, word: str, depth: int) -> None:
+    """A word that is no plain key is a mistake with its path at any depth, or the depth is the mistake."""
+    nested = "{a: " * (depth - 1) + f"{{{word}: 1}}" + "}" * (depth - 1)
+    (line,) = refused(write(f"{smallest}hf-overrides: {nested}\n"))
+    assert (f".{word}: " in line) if depth <= 20 else ("nested more than 20 levels deep" in line)
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(refused: Refused, write: Write) -> None:

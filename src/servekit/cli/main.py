@@ -1,20 +1,21 @@
 """The command line: the only module that imports every room, and the only one that turns errors into exit codes."""
 
-import dataclasses
+import io
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from servekit import ENGINE_VERSION, __version__
+from servekit.cli.checks import check_here, loaded, plan_memory, verdict
 from servekit.cli.options import settings_options
-from servekit.errors import ExitCode, Finding, ServekitError, in_order, render
+from servekit.errors import ExitCode, ServekitError, render
 from servekit.file_trouble import finding_of
 from servekit.logs import configure_logging
 from servekit.settings import Settings, read_settings
@@ -22,10 +23,6 @@ from servekit.settings import Settings, read_settings
 if TYPE_CHECKING:
     from servekit.demo.sizes import Size
     from servekit.preflight.memory.gpu_models import GpuModel
-    from servekit.preflight.memory.memory_plan import MemoryPlan
-    from servekit.preflight.start import Start
-    from servekit.profile import Profile
-    from servekit.serve.plan import Plan
 
 _PLAN_FIELDS = tuple(Settings.model_fields)
 _KEY_FIELDS = ("api_keys_file", "state_dir")
@@ -35,6 +32,8 @@ _FORMAT = click.option("--format", "output", type=click.Choice(["text", "json"])
 
 def main() -> NoReturn:
     """Run the command line, and exit with the code of its result."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path or a name may hold bytes that are not text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
@@ -70,7 +69,7 @@ def command() -> None:
 
 @command.command(
     epilog="\b\nExamples:\n"
-    "  servekit check                                       profile, checkpoint, host and memory\n"
+    "  servekit check                                       would `servekit serve` start, here and now?\n"
     "  servekit check --profile-only                        the file alone\n"
     "  servekit check --model /models/m --format json | jq .findings\n"
     "  servekit check --model owner/name --hashes           is the download in the cache undamaged?\n"
@@ -84,40 +83,22 @@ def command() -> None:
 @_FORMAT
 @settings_options(_PLAN_FIELDS)
 def check(output: str, *, profile_only: bool, hashes: bool, **flags: Any) -> None:
-    """Check everything before a start, and report all mistakes and findings. Needs no engine."""
-    settings, profile = _load(flags)
-    if output == "text":
-        from servekit.cli.output import memory_text, profile_text
+    """Check what `serve` would check before it starts the engine, and report all mistakes and findings.
 
-        click.echo(profile_text(profile))
-    elif profile_only:
-        click.echo(json.dumps({"profile": str(profile.path), "arguments": dict(profile.arguments)}, indent=2))
-    if profile_only:
-        return
-    from servekit.preflight.examine import examine
-    from servekit.preflight.start import make_start
-
-    if settings.tls_cert or settings.tls_key:
-        from servekit.serve.tls import load_certificate
-
-        load_certificate(settings.tls_cert, settings.tls_key)
-    start = make_start(profile, settings, os.environ)
-    if start.demo:
-        from servekit.demo.build import ensure_demo_model
-
-        ensure_demo_model(settings.cache_dir)
-    found = examine(dataclasses.replace(start, engine=""))
-    found = dataclasses.replace(found, findings=in_order((*found.findings, *(_hashes(start) if hashes else ()))))
-    if output == "json":
-        click.echo(json.dumps(found.as_dict(), indent=2))
-    else:
-        click.echo(render(found.findings, sys.stdout) or "no problems found")
-        for finding in found.skipped:
-            click.echo(f"skipped (--skip): {finding}")
-        if found.memory:
-            click.echo(f"\n{memory_text(found.memory)}")
-    if found.failed:
-        sys.exit(ExitCode.PREFLIGHT)
+    Would this start, here, now? Starts nothing, and creates no file but the demo checkpoint.
+    """
+    try:
+        with loaded(flags) as (settings, profile):
+            if profile_only:
+                click.echo(verdict(output, profile))
+            elif check_here(output, settings, profile, hashes=hashes):
+                sys.exit(ExitCode.PREFLIGHT)
+    except (ServekitError, OSError) as error:
+        if output != "json":
+            raise
+        findings = error.findings if isinstance(error, ServekitError) else [finding_of(error)]
+        click.echo(json.dumps({"findings": [finding.as_dict() for finding in findings]}, indent=2))
+        sys.exit(error.exit_code if isinstance(error, ServekitError) else ExitCode.CONFIGURATION)
 
 
 @command.command(
@@ -138,13 +119,17 @@ def plan(output: str, gpu: str | None, **flags: Any) -> None:
     from servekit.preflight.memory.memory_report import plan_as_dict
     from servekit.serve.plan import build_plan
 
-    settings, profile = _load(flags if gpu is None else {**flags, "target": "cuda"})
-    planned = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
-    memory, why = _plan_memory(planned)
+    with loaded(flags if gpu is None else {**flags, "target": "cuda"}) as (settings, profile):
+        planned = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
+        memory, findings = plan_memory(planned)
     if output == "json":
-        click.echo(json.dumps(planned.describe() | {"memory": memory and plan_as_dict(memory)}, indent=2))
+        described = planned.describe() | {"memory": memory and plan_as_dict(memory)}
+        click.echo(json.dumps(described | {"findings": [each.as_dict() for each in findings]}, indent=2))
     else:
+        why = next((f"{each.message}; {each.remedy}" for each in findings), "")
         click.echo(f"{plan_text(planned)}\n{memory_text(memory, why)}")
+        if memory and findings:
+            click.echo(f"\n{render(findings, sys.stdout)}")
 
 
 @command.command(
@@ -169,7 +154,7 @@ def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
     from servekit.preflight.docker.doctor import diagnose
     from servekit.serve.plan import STOP_MARGIN_S
 
-    found = diagnose(files, env_file, drain_s=Settings().drain_s, margin_s=STOP_MARGIN_S)
+    found = diagnose(files, env_file, drain_s=Settings.model_fields["drain_s"].default, margin_s=STOP_MARGIN_S)
     click.echo(json.dumps(found.as_dict(), indent=2) if output == "json" else diagnosis_text(found))
     if found.failed:
         sys.exit(ExitCode.PREFLIGHT)
@@ -185,12 +170,13 @@ def doctor(output: str, files: tuple[Path, ...], env_file: Path | None) -> None:
 @settings_options(_PLAN_FIELDS)
 def serve(**flags: Any) -> None:
     """Start the engine, watch it, and serve until SIGTERM or SIGINT."""
-    settings, profile = _load(flags)
-    configure_logging(settings.log_format)
-    from servekit.run import serve_plan
-    from servekit.serve.plan import build_plan
+    with loaded(flags) as (settings, profile):
+        configure_logging(settings.log_format)
+        from servekit.run import serve_plan
+        from servekit.serve.plan import build_plan
 
-    sys.exit(serve_plan(build_plan(profile, settings, os.environ), on_stop_signal=_on_stop_signals))
+        plan = build_plan(profile, settings, os.environ)
+        sys.exit(serve_plan(plan, on_stop_signal=_on_stop_signals))
 
 
 @command.command(
@@ -270,30 +256,6 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     build_demo_model(
         directory, size=size, quantized=not bf16, seed=seed, progress=lambda line: click.echo(line, err=True)
     )
-
-
-def _load(flags: Mapping[str, Any]) -> "tuple[Settings, Profile]":
-    """Return the settings of these flags and of the environment, and the profile that they name."""
-    from servekit.profile import load_profile
-
-    settings = read_settings(flags, os.environ)
-    return settings, load_profile(settings.config, deviate=settings.deviate)
-
-
-def _plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, str]":
-    """Return the memory plan, or None and why there is none."""
-    from servekit.preflight.examine import examine
-
-    if plan.demo and not Path(plan.model).exists():
-        return None, "the demo checkpoint does not exist yet; the first start builds it"
-    found = examine(dataclasses.replace(plan, addresses={}, engine="", hub=plan.hub and plan.hub.unasked))
-    return found.memory, next((f"{each.message}; {each.remedy}" for each in found.findings), "")
-
-
-def _hashes(start: "Start") -> Iterator[Finding]:
-    from servekit.preflight.hub.hashes import check_hashes
-
-    return check_hashes(start.hub.snapshot if start.hub else Path(start.model))
 
 
 def _gpu(name: str) -> "GpuModel":

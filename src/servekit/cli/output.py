@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 def profile_text(profile: "Profile") -> str:
     """Write that the profile is valid, and its deviations."""
     lines = [f"deviation: {each.key}: {each.used} instead of {each.wanted}" for each in profile.deviations]
-    return "\n".join(
-        [*lines, f"{profile.path}: {len(profile.arguments)} settings, all valid for vLLM {ENGINE_VERSION}"]
-    )
+    valid = f"{profile.path}: {len(profile.arguments)} settings, all valid for vLLM {ENGINE_VERSION}"
+    return "\n".join([*lines, *map(str, profile.notes), valid])
 
 
 def diagnosis_text(found: "Diagnosis") -> str:
@@ -55,6 +54,7 @@ def plan_text(plan: "Plan") -> str:
         ("contract", contract),
     ]
     rows += [("deviation", f"{d.key}: {d.used} instead of {d.wanted}: {d.reason}") for d in plan.deviations]
+    rows += [("note", f"{note.key} {note.message}") for note in plan.notes]
     rows += [("adjusted", f"{a.key}: {a.used}: {a.reason}") for a in plan.adjustments]
     lines = [f"{label:<11}{text}" for label, text in rows]
     for title, variables in (("environment", plan.environment), ("inherited environment", plan.inherited)):

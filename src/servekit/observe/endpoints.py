@@ -13,10 +13,11 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry
 
-from servekit.errors import Finding, PreflightError
+from servekit.errors import PreflightError
 from servekit.observe.metrics import exposition
 from servekit.observe.page import CONTENT_SECURITY_POLICY, render_page
 from servekit.serve.plan import Plan
+from servekit.serve.start_check import unobservable
 from servekit.serve.status import State, StatusStore
 from servekit.thread_pool import ThreadPool
 
@@ -159,15 +160,7 @@ class Server(WSGIServer):
         try:
             super().__init__((host, port), _QuietHandler)
         except OSError as error:
-            raise PreflightError(
-                [
-                    Finding(
-                        f"servekit's own server cannot listen here: {error.strerror}",
-                        f"{host}:{port}",
-                        remedy="choose another --observe-host or --observe-port, or stop what listens there",
-                    )
-                ]
-            ) from error
+            raise PreflightError([unobservable(host, port, error)]) from error
         self.set_app(application)
 
     def server_bind(self) -> None:

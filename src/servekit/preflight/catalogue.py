@@ -106,6 +106,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "memory-weights": "The weights do not fit the memory budget.",
     "memory-cache": "The KV cache that the profile sets does not fit the GPU.",
     "memory-known-shapes": "The default model's files are not here; its memory is planned from its known shapes.",
+    "memory-drafter": "What the plan counts of speculative-config's model.",
     "memory-one-request": "The KV cache cannot hold one request of full length.",
     "memory-layout": "vLLM cannot lay out a KV cache for this configuration.",
     "memory-unplanned": "The memory cannot be planned.",

@@ -11,6 +11,7 @@ from typing import Any
 from servekit import ENGINE_VERSION
 from servekit.file_trouble import find_trouble
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
+from servekit.preflight.drafter import inspect_drafter
 from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
 from servekit.preflight.host.gpu_rules import check_capability
 from servekit.preflight.host.host_facts import HostFacts, inspect_host
@@ -64,17 +65,26 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
     )
     findings += found
     known, memory = checkpoint, None
+    drafter_bytes, found_of_drafter = inspect_drafter(start, environ)
+    findings += found_of_drafter
     if checkpoint is None and start.model == DEFAULT_MODEL and start.gpu:
         from servekit.preflight.memory.default_model import default_checkpoint  # its imports are for this case only
 
-        known = default_checkpoint()
-        findings.append(note("memory-known-shapes", "planned from the known shapes of the model; no file was read"))
+        quantized = start.arguments.quantization is not None
+        known = default_checkpoint(quantized=quantized)
+        shapes = f"gemma-4-E4B in {'W4A16' if quantized else 'BF16, as the profile sets no quantization'}"
+        findings.append(note("memory-known-shapes", f"planned from the known shapes of {shapes}; no file was read"))
     if start.gpu:
         dtype = known.kv_cache_dtype(start.arguments) if known else start.arguments.kv_cache_dtype
         findings += check_capability(start.gpu, dtype)
     if known and (start.gpu or start.target is Target.CPU):
         memory, found = plan_capacity(
-            known, start.arguments, start.gpu, kv_space_gib=start.kv_space_gib, host_bytes=host.memory_bytes
+            known,
+            start.arguments,
+            start.gpu,
+            kv_space_gib=start.kv_space_gib,
+            host_bytes=host.memory_bytes,
+            drafter_bytes=drafter_bytes,
         )
         findings += found
     found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)

@@ -10,6 +10,7 @@ import yaml
 
 from servekit.errors import Finding, Severity, in_order
 from servekit.preflight.catalogue import CATALOGUE
+from servekit.profile import nearest
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml, where PyYAML has it, is ten times as fast."""
@@ -34,6 +35,16 @@ note = partial(_named, Severity.NOTE)
 def has_errors(findings: Iterable[Finding]) -> bool:
     """Whether one of them stops the start."""
     return any(finding.severity is Severity.ERROR for finding in findings)
+
+
+def unknown_skips(skip: Iterable[str]) -> list[Finding]:
+    """Return a mistake for every name of `skip` that no finding has."""
+    guesses = {name: nearest(name, CATALOGUE) for name in skip if name not in CATALOGUE}
+    other = "give the name in brackets at the end of a finding"
+    return [
+        Finding("is not the name of a finding", "--skip", got=name, remedy=f"did you mean {guess}?" if guess else other)
+        for name, guess in guesses.items()
+    ]
 
 
 def located(finding: Finding, path: Path) -> Finding:

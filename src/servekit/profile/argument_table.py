@@ -12,14 +12,32 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, Strict, StrictBool, StrictStr
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Strict,
+    StrictBool,
+    StrictStr,
+    Tag,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from servekit.profile.values import Value
 
 TABLE: Final = Path(__file__).with_name("argument_table.json")
 HUMAN_INTEGER: Final = re.compile(r"\d+[kmgtKMGT]|\d+\.\d+[kmgt]")
 POWERS: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
-MODALITIES: Final = ("image", "audio", "video")
+MODALITIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("width", "height"),
+    "audio": ("length",),
+    "video": ("num_frames", "width", "height"),
+}
+"""What limit-mm-per-prompt may say of each modality beside its `count`: the size of the items that the start rehearses
+(vLLM 0.20.2, config/multimodal.py)."""
+_CLOSE: Final = 0.82
+"""Below this likeness a suggestion is a guess: of `enable-reasoning` as `enable-prefix-caching`, it is 0.7."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,8 @@ class Argument:
     choices: tuple[Value, ...] = ()
     fields: tuple[str, ...] = ()
     """The keys that a JSON argument may have; empty where vLLM leaves them open."""
+    names: tuple[str, ...] = ()
+    """What vLLM itself knows by name where its parser takes any text; a plugin may add to them."""
     bounds: Mapping[str, Any] = field(default_factory=dict)
     """Limits by their pydantic names: gt, ge, lt, le."""
     aliases: tuple[str, ...] = ()
@@ -87,14 +107,12 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
     Knows other spellings, vLLM's short forms (`tp`) and beginnings of one name (vLLM's parser takes those).
     """
-    known = tuple(names)
-    sought = word.lower().strip("-").replace("_", "-").partition(".")[0]
-    if sought in known:
-        return sought
-    begun = [name for name in known if name.startswith(sought)] if sought else []
+    known = {name.replace("_", "-"): name for name in names}
+    sought = word.lower().strip("-").replace("_", "-").partition(".")[0].removeprefix("no-")
+    begun = [name for name in known if name.startswith(sought)] if len(sought) > 1 else []
     short = [name for name, row in engine_arguments().items() if f"-{sought}" in row.aliases and name in known]
-    likely = short or (begun if len(begun) == 1 else get_close_matches(sought, known, n=1, cutoff=0.7))
-    return likely[0] if likely else ""
+    close = begun if len(begun) == 1 else get_close_matches(sought, known, n=1, cutoff=_CLOSE)
+    return next((known[name] for name in ([sought] if sought in known else short or close)), "")
 
 
 def human_integer(value: object) -> object:
@@ -135,7 +153,34 @@ def _automatic_length(value: object) -> object:
 
 HUMAN: Final = Annotated[int, Strict(), BeforeValidator(human_integer)]
 HUMAN_SCHEMA: Final = {"type": "string", "pattern": r"^([0-9]+[kmgtKMGT]|[0-9]+\.[0-9]+[kmgt])$"}
-ITEMS: Final = dict[Literal[MODALITIES], Annotated[int, Strict(), Field(ge=0)]]  # type: ignore[valid-type]
+COUNT: Final = Annotated[int, Strict(), Field(ge=0)]
+SIZE: Final = Annotated[int, Strict(), Field(gt=0)]
+
+
+def _mapping(keys: Mapping[str, Any]) -> Any:
+    """Return the type of a mapping that may have these keys and no other."""
+    described: Any = TypedDict("described", keys, total=False)  # type: ignore[misc]
+    return with_config(extra="forbid")(described)
+
+
+LIMITS: Final = _mapping(
+    {
+        modality: Annotated[
+            Annotated[COUNT, Tag("number")]
+            | Annotated[_mapping({"count": COUNT} | dict.fromkeys(sizes, SIZE)), Tag("mapping")],
+            Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+        ]
+        for modality, sizes in MODALITIES.items()
+    }
+)
+
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_SIZES: Final = {name: {key: {"type": "integer", "minimum": 1} for key in sizes} for name, sizes in MODALITIES.items()}
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
 
 KINDS: Final[Mapping[str, Kind]] = {
     "bool": Kind(StrictBool, {"type": "boolean"}, "true or false"),
@@ -161,12 +206,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "str": Kind(StrictStr, {"type": "string"}, "text"),
     "limits": Kind(
-        Annotated[ITEMS, BeforeValidator(parsed_json)],
-        {
-            "type": "object",
-            "properties": {modality: {"type": "integer", "minimum": 0} for modality in MODALITIES},
-            "additionalProperties": False,
-        },
+        Annotated[LIMITS, BeforeValidator(parsed_json)],
+        _closed({name: {"anyOf": [_COUNT, _closed({"count": _COUNT} | each)]} for name, each in _SIZES.items()}),
         "a mapping",
     ),
 }

@@ -9,10 +9,12 @@ from servekit.profile.argument_table import engine_arguments
 from servekit.profile.mistakes import WHOLE_FILE, Mistakes, shown
 from servekit.profile.values import KeyPath, Lines, Value
 
+LIMITS: Final = "limit-mm-per-prompt"
+
 CONTRACT: Final[Mapping[str, object]] = {
     "kv-cache-dtype": "fp8_e4m3",
     "quantization": "compressed-tensors",
-    "limit-mm-per-prompt": {"image": 3, "audio": 0, "video": 0},
+    LIMITS: {"image": 3, "audio": 0, "video": 0},
     "max-num-seqs": 1024,
 }
 """What the endpoint promises. A missing or different value is an error, unless --deviate names its key."""
@@ -59,17 +61,32 @@ def note_broken_contract(
     skip: Collection[str],
 ) -> None:
     """Add a mistake for every contract value that `arguments` lacks or changes, except for the keys in `skip`."""
+    values = _counted(arguments)
     for key, wanted in CONTRACT.items():
         if key not in skip:
-            _note_difference((key,), wanted, arguments, lines, mistakes)
+            _note_difference((key,), wanted, values, lines, mistakes)
 
 
 def deviations(arguments: Mapping[str, Value], deviate: Collection[str]) -> tuple[Deviation, ...]:
     """Return the deviations that are allowed and take place, in the order of the contract."""
-    used = {key: arguments.get(key, engine_arguments()[key].default) for key in CONTRACT if key in deviate}
+    values = _counted(arguments)
+    used = {key: values.get(key, engine_arguments()[key].default) for key in CONTRACT if key in deviate}
     return tuple(
         Deviation(key, CONTRACT[key], value, "--deviate") for key, value in used.items() if value != CONTRACT[key]
     )
+
+
+def item_count(limit: Value) -> Value:
+    """Return the number of items that a limit of limit-mm-per-prompt allows, with or without sizes."""
+    return limit.get("count", UNLIMITED) if isinstance(limit, dict) else limit
+
+
+def _counted(arguments: Mapping[str, Value]) -> dict[str, Value]:
+    """Return `arguments` without the sizes in limit-mm-per-prompt: the contract is about the number of items."""
+    limits = arguments.get(LIMITS)
+    if not isinstance(limits, dict):
+        return dict(arguments)
+    return {**arguments, LIMITS: {kind: item_count(limit) for kind, limit in limits.items()}}
 
 
 def _note_difference(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from servekit.profile.argument_table import MODALITIES, engine_arguments
-from servekit.profile.contract import CONTRACT, UNLIMITED
+from servekit.profile.contract import CONTRACT, UNLIMITED, item_count
 from servekit.profile.values import Value
 
 LARGE_GPU_BYTES: Final = 70 * 1024**3
@@ -33,6 +33,9 @@ class EngineArguments:
     limit_mm_per_prompt: Mapping[str, int]
     """Items of each modality in one prompt."""
     kv_cache_dtype: str = "auto"
+    cpu_offload_params: list[str] = field(default_factory=list)
+    offload_backend: str = "auto"
+    offload_group_size: int = 0
     dtype: str = "auto"
     max_model_len: int | Literal["auto"] | None = None
     """`auto` is the longest that fits the memory; None is the model's own context."""
@@ -44,6 +47,7 @@ class EngineArguments:
     enable_chunked_prefill: bool = True
     disable_hybrid_kv_cache_manager: bool = False
     chat_template: str | None = None
+    speculative_config: Mapping[str, Value] | None = None
     structured_outputs_config: Mapping[str, Value] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
     """The fields that the profile or the target sets; the others are defaults."""
@@ -66,7 +70,8 @@ def resolve(values: Mapping[str, Value], *, target: str, gpu_name: str = "", gpu
     size = "large" if gpu_bytes >= LARGE_GPU_BYTES and "a100" not in gpu_name.lower() else "small"
     defaults |= _batch(values, *BATCH_DEFAULTS["cpu" if target == "cpu" else size])
     known: dict[str, Any] = defaults | {"block_size": BLOCK_TOKENS[target]} | given
-    limits = dict.fromkeys(MODALITIES, UNLIMITED) | dict(known.pop("limit_mm_per_prompt"))
+    counts = {kind: item_count(limit) for kind, limit in known.pop("limit_mm_per_prompt").items()}
+    limits: dict[str, Any] = dict.fromkeys(MODALITIES, UNLIMITED) | counts
     return EngineArguments(**known, limit_mm_per_prompt=limits, given=frozenset(given))
 
 

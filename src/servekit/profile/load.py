@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servekit import ENGINE_VERSION
-from servekit.errors import ConfigurationError
+from servekit.errors import ConfigurationError, Finding, Severity, in_order
 from servekit.profile.argument_table import engine_arguments, nearest
 from servekit.profile.contract import Deviation, deviations, note_broken_contract, unknown_deviations
+from servekit.profile.files.named_files import note_broken_files
+from servekit.profile.former import advice
 from servekit.profile.mistakes import Mistakes, UnreadableError, shown
-from servekit.profile.reserved import RESERVED
+from servekit.profile.reserved import RESERVED, WITHOUT_EFFECT
 from servekit.profile.rules import note_broken_rules
 from servekit.profile.schema import checked_values
 from servekit.profile.source import Source, read_source
@@ -24,6 +26,8 @@ class Profile:
     arguments: Mapping[str, Value]
     """vLLM's arguments by their names without dashes, in file order, as `render` takes them."""
     deviations: tuple[Deviation, ...] = ()
+    notes: tuple[Finding, ...] = ()
+    """What the file says without effect behind the guard."""
 
 
 def load_profile(path: Path, *, deviate: Collection[str] = ()) -> Profile:
@@ -40,10 +44,16 @@ def load_profile(path: Path, *, deviate: Collection[str] = ()) -> Profile:
         raise ConfigurationError(mistakes.found) from None
     arguments = checked_values(source, mistakes)
     note_broken_rules(arguments, source.lines, mistakes, deviate=deviate)
+    note_broken_files(arguments, source.lines, mistakes)
     note_broken_contract(arguments, source.lines, mistakes, skip={*deviate, *(source.values.keys() - arguments)})
     if mistakes.found:
         raise ConfigurationError(mistakes.found)
-    return Profile(path, arguments, deviations(arguments, deviate))
+    notes = (
+        Finding(f"has no effect: {why}", file=str(path), line=source.lines[key,], key=key, severity=Severity.NOTE)
+        for key, why in WITHOUT_EFFECT.items()
+        if arguments.get(key) not in (None, False)
+    )
+    return Profile(path, arguments, deviations(arguments, deviate), in_order(notes))
 
 
 def _named(source: Source, mistakes: Mistakes) -> Source:
@@ -52,12 +62,13 @@ def _named(source: Source, mistakes: Mistakes) -> Source:
     vLLM takes `max_num_seqs` for `max-num-seqs`, and `no-enable-x: true` for `enable-x: false`.
     """
     named = Source()
-    known = {name: row for name, row in engine_arguments().items() if name not in RESERVED}
+    table = engine_arguments()
+    known = {name: row for name, row in table.items() if name not in RESERVED}
     for key, value in source.values.items():
         line, name = source.lines[key,], key.replace("_", "-")
         negated = name.removeprefix("no-")
-        if negated != name and name not in known and negated in known and known[negated].kind == "bool":
-            if value is not True and key not in source.broken:
+        if negated != name and name not in table and negated in table and table[negated].kind == "bool":
+            if value is not True and key not in source.broken and negated in known:
                 mistakes.add(
                     line,
                     "must be true, or not be there",
@@ -75,7 +86,7 @@ def _named(source: Source, mistakes: Mistakes) -> Source:
             mistakes.add(line, f"cannot be set in a profile: {why}", key=key, remedy=remedy)
         elif name not in known:
             guess = nearest(key, known)
-            remedy = f"did you mean {guess}?" if guess else "take it out"
+            remedy = advice(name) or (f"did you mean {guess}?" if guess else "take it out")
             if "." in key:
                 remedy = f"nest the keys under `{guess}:`" if guess else "nest the keys"
             mistakes.add(line, f"is not a vLLM {ENGINE_VERSION} argument", key=key, remedy=remedy)

@@ -109,3 +109,16 @@ PINNED: Final[Mapping[str, tuple[tuple[Value, ...], str]]] = {
     "convert": (("auto", "none"), NEEDS_LANGUAGE),
 }
 """The values that a key may have here, out of those that vLLM takes, and why."""
+
+H11: Final = "vLLM's server reads HTTP with httptools, and the guard has limits of its own"
+
+WITHOUT_EFFECT: Final[Mapping[str, str]] = {
+    "enable-server-load-tracking": "the guard answers 404 on /load, which would show it; see servekit's metrics",
+    "enable-sleep-mode": "the guard answers 404 on /sleep and /wake_up, so the engine never sleeps",
+    "profiler-config": "the guard answers 404 on /start_profile and /stop_profile",
+    "enable-request-id-headers": "the guard puts X-Request-Id on every answer",
+    "h11-max-header-count": H11,
+    "h11-max-incomplete-event-size": H11,
+    "max-log-len": "requests are not logged",
+}
+"""Keys that a profile may have and that change nothing behind the guard, and why."""

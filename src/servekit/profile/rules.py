@@ -3,7 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from servekit.profile.contract import STRUCTURED_OUTPUTS_BACKEND
+from servekit import ENGINE_VERSION
+from servekit.profile.argument_table import MODALITIES, engine_arguments, nearest
+from servekit.profile.contract import LIMITS, STRUCTURED_OUTPUTS_BACKEND, UNLIMITED, item_count
 from servekit.profile.mistakes import Mistakes, shown
 from servekit.profile.reserved import ATTENTION_BACKEND, PINNED, TAKE_OUT
 from servekit.profile.values import KeyPath, Lines, Value
@@ -17,6 +19,12 @@ _LEAST: Final = {"block-size": 1, "num-gpu-blocks-override": 1, "kv-cache-memory
 
 _MOST: Final = 2**60
 
+WEIGHTLESS_DRAFTERS: Final = ("ngram", "ngram_gpu", "suffix")
+"""Methods of speculative-config that need no model."""
+DRAFTER_HEADS: Final = ("eagle", "eagle3", "dflash", "medusa")
+"""Methods of speculative-config whose model drafts from the hidden states of this one."""
+_NAMED_HEADS: Final = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash"}
+
 _Broken = tuple[KeyPath, str, str, Value]
 """The key's path, what is wrong, what to do, and the value; None leaves the value out of the message."""
 
@@ -29,7 +37,8 @@ def note_broken_rules(
     deviate: Collection[str],
 ) -> None:
     """Add a mistake for what the keys of `arguments`, each right by itself, get wrong together or in this product."""
-    for path, message, remedy, got in (*_product(arguments, deviate), *_scheduler(arguments)):
+    broken = (*_product(arguments, deviate), *_scheduler(arguments), *_unknown_names(arguments), *_drafter(arguments))
+    for path, message, remedy, got in broken:
         line, text = lines.get(path, lines[path[:1]]), "" if got is None else shown(got)
         mistakes.add(line, message, key=".".join(path), got=text, remedy=remedy)
 
@@ -86,3 +95,59 @@ def _scheduler(arguments: Mapping[str, Value]) -> Iterator[_Broken]:
     if partial > 1 and threshold is not None and length is not None and threshold > length:
         message = f"must be at most max-model-len ({length})"
         yield ("long-prefill-token-threshold",), message, f"lower it to {length} or less", threshold
+
+
+def _unknown_names(arguments: Mapping[str, Value]) -> Iterator[_Broken]:
+    """Yield names that vLLM looks up only while it starts; without a plugin nothing can add to them."""
+    structured = arguments.get("structured-outputs-config")
+    inner = structured.get("reasoning_parser") if isinstance(structured, dict) else None
+    places = (
+        (("tool-call-parser",), arguments.get("tool-call-parser"), "tool-parser-plugin"),
+        (("reasoning-parser",), arguments.get("reasoning-parser"), "reasoning-parser-plugin"),
+        (("structured-outputs-config", "reasoning_parser"), inner, "reasoning-parser-plugin"),
+        (("load-format",), arguments.get("load-format"), ""),
+        (("quantization",), arguments.get("quantization"), ""),
+    )
+    for path, name, plugin in places:
+        key = path[-1].replace("_", "-")
+        names = engine_arguments()[key].names
+        if isinstance(name, str) and name and name not in names and not arguments.get(plugin):
+            guess = nearest(name, names)
+            remedy = f"did you mean {guess}?" if guess else f"it can be one of {', '.join(names)}"
+            yield path, f"is not a {key} of vLLM {ENGINE_VERSION}", remedy, name
+
+
+def _drafter(arguments: Mapping[str, Value]) -> Iterator[_Broken]:
+    """Yield what vLLM would reject once it has read the model: config/speculative.py, v1/spec_decode."""
+    key = "speculative-config"
+    if not isinstance(config := arguments.get(key), dict):
+        return
+    method, tokens, limits = drafter_method(config), config.get("num_speculative_tokens"), arguments.get(LIMITS)
+    images = not isinstance(limits, dict) or any(item_count(limits.get(kind, UNLIMITED)) for kind in MODALITIES)
+    if method == "draft_model" and images:
+        remedy = f"write `method: ngram` without a model, or for such a model `method:` {' or '.join(DRAFTER_HEADS)}"
+        yield (key, "model"), f"vLLM {ENGINE_VERSION} runs no draft model beside images", remedy, config.get("model")
+    elif method not in (*WEIGHTLESS_DRAFTERS, *DRAFTER_HEADS, "draft_model"):
+        remedy = f"write one of {', '.join((*WEIGHTLESS_DRAFTERS, *DRAFTER_HEADS))}"
+        yield (key, "method"), f"is not a method that vLLM {ENGINE_VERSION} has for Gemma 4", remedy, method
+    elif method not in WEIGHTLESS_DRAFTERS and not config.get("model"):
+        yield (key, "method"), "needs a model", "write `model:`, or `method: ngram`", method
+    if config.get("parallel_drafting") and method != "dflash" and images:
+        path = (key, "parallel_drafting")
+        yield path, f"vLLM {ENGINE_VERSION} has no parallel drafting beside images", TAKE_OUT, True
+    if type(tokens) is not int or tokens < 1:
+        yield (key, "num_speculative_tokens"), "must be a whole number of at least 1", "write how many tokens", tokens
+
+
+def drafter_architectures() -> tuple[str, ...]:
+    """Return the drafters that vLLM has, heads for other models among them."""
+    return engine_arguments()["speculative-config"].names
+
+
+def drafter_method(config: Mapping[str, Value]) -> str:
+    """Return the method of a speculative-config: as written, or as vLLM takes it from the name of the model."""
+    name = str(config.get("model") or "").lower()
+    if name in ("ngram", "[ngram]") and not config.get("method"):
+        return "ngram"
+    found = next((method for mark, method in _NAMED_HEADS.items() if mark in name), "draft_model")
+    return str(config.get("method") or found)

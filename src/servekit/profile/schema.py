@@ -1,5 +1,6 @@
 """Whether each value of the profile is one that vLLM's argument takes."""
 
+import re
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -8,7 +9,10 @@ from pydantic_core import ErrorDetails
 from servekit.profile.argument_table import MODALITIES, Argument, engine_arguments, nearest
 from servekit.profile.mistakes import Mistakes, shown
 from servekit.profile.source import Source
-from servekit.profile.values import Lines, Value
+from servekit.profile.values import KeyPath, Lines, Value
+
+_PAIRS: Final = re.compile(r"\w+[=:] *\w+(, *\w+[=:] *\w+)*")
+"""How vLLM's older releases took a mapping: `image=3,audio=0`."""
 
 LIMITS: Final = {
     "greater_than": ("gt", "greater than"),
@@ -39,26 +43,28 @@ def checked_values(source: Source, mistakes: Mistakes) -> dict[str, Value]:
 
 
 def _add_mistake(argument: Argument, value: Value, details: ErrorDetails, lines: Lines, mistakes: Mistakes) -> None:
-    key, name, got = argument.name, argument.name, value
-    line = lines[key,]
+    path: KeyPath = (argument.name,)
+    key, got = argument.name, value
     for part in details["loc"]:
-        inner = f"[{part}]" if isinstance(part, int) else part
-        if (key, inner) in lines:
-            line, name, got = lines[key, inner], f"{key}.{inner}".replace(".[", "["), details["input"]
-            break
+        inner = (*path, f"[{part}]" if isinstance(part, int) else part)
+        if inner in lines:
+            path, got = inner, details["input"]
+    name = ".".join(path).replace(".[", "[")
     phrase = argument.wanted
-    if "[key]" in details["loc"]:
-        got, phrase = details["input"], f"{', '.join(MODALITIES[:-1])} or {MODALITIES[-1]}"
+    if details["type"] == "extra_forbidden":  # of a limit: no modality, or no size of one
+        got = details["loc"][-1]
+        known = ("count", *MODALITIES[str(details["loc"][0])]) if len(details["loc"]) > 1 else tuple(MODALITIES)
+        phrase = f"{', '.join(known[:-1])} or {known[-1]}"
     elif details["type"] in LIMITS:
         bound, words = LIMITS[details["type"]]
         phrase = f"{words} {details['ctx'][bound]}"
     elif details["type"] == "too_short":
         phrase = "a list with something in it"
-    elif argument.kind == "limits" and isinstance(value, dict):
+    elif argument.kind == "limits" and details["loc"]:
         phrase = "a whole number"
     elif name != key:
         phrase = phrase.rpartition("each item ")[2]
-    mistakes.add(line, f"must be {phrase}", key=name, got=shown(got), remedy=_remedy(argument, got))
+    mistakes.add(lines[path], f"must be {phrase}", key=name, got=shown(got), remedy=_remedy(argument, got))
 
 
 def _remedy(argument: Argument, got: Any) -> str:
@@ -71,6 +77,8 @@ def _remedy(argument: Argument, got: Any) -> str:
         return f"write {got.lower()} without quotes" if str(got).lower() in ("true", "false") else ""
     if argument.kind == "str" and isinstance(got, bool | int | float):
         return f'write "{shown(got)}" in quotes'
+    if isinstance(got, str) and argument.kind in ("json", "limits") and _PAIRS.fullmatch(got):
+        return f"write `{{{re.sub('[=:] *', ': ', re.sub(', *', ', ', got))}}}`, with a space after each colon"
     return ""
 
 

@@ -17,7 +17,8 @@ from servekit.profile.mistakes import WHOLE_FILE, Mistakes, UnreadableError
 from servekit.profile.scalars import ScalarTrapError, plain_value
 from servekit.profile.values import KeyPath, Lines, Value
 
-LARGEST_BYTES = 64 * 1024
+LARGEST_BYTES = 1024 * 1024
+LARGEST_WITHOUT_COMMENTS = 64 * 1024
 DEEPEST = 20
 TEMPLATE = "start from the vllm_config.yaml that comes with servekit"
 UNSAYABLE = re.compile("[\0\ud800-\udfff]")
@@ -61,6 +62,9 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
     text = _contents(path, mistakes).decode(errors="surrogateescape")
     if not text.strip():
         raise mistakes.unreadable(WHOLE_FILE, "is empty", remedy=TEMPLATE)
+    size = sum(len(line) for line in text.splitlines() if not line.lstrip().startswith("#"))
+    if size > LARGEST_WITHOUT_COMMENTS:
+        raise _too_large(f"{size} characters beside comments", LARGEST_WITHOUT_COMMENTS, mistakes)
     if refused := re.search("\0", text) or yaml.reader.Reader.NON_PRINTABLE.search(text):
         raise _refused_character(text[: refused.start()].count("\n") + 1, ord(refused[0]), mistakes)
     loader = _Loader(text, mistakes)
@@ -79,6 +83,7 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
         raise mistakes.unreadable(loader.line + 1, NOT_ALLOWED, remedy="take it out") from error
     finally:
         if loader.root:
+            loader.complete()
             walk.mapping(loader.root, ())
     return walk.source
 
@@ -87,18 +92,14 @@ def _contents(path: Path, mistakes: Mistakes) -> bytes:
     try:
         status = path.stat()
         checks = (
-            (stat.S_ISDIR(status.st_mode), "is a directory", "", "name the file in it"),
-            (not stat.S_ISREG(status.st_mode), "is not a regular file", "", "give the path of a YAML file"),
-            (
-                status.st_size > LARGEST_BYTES,
-                "is too large for a profile",
-                f"{status.st_size} bytes",
-                f"a profile has at most {LARGEST_BYTES} bytes; is this the right file?",
-            ),
+            (stat.S_ISDIR(status.st_mode), "is a directory", "name the file in it"),
+            (not stat.S_ISREG(status.st_mode), "is not a regular file", "give the path of a YAML file"),
         )
-        for wrong, message, got, remedy in checks:
+        for wrong, message, remedy in checks:
             if wrong:
-                raise mistakes.unreadable(WHOLE_FILE, message, got=got, remedy=remedy)
+                raise mistakes.unreadable(WHOLE_FILE, message, remedy=remedy)
+        if status.st_size > LARGEST_BYTES:
+            raise _too_large(f"{status.st_size} bytes", LARGEST_BYTES, mistakes)
         with path.open("rb") as file:
             return file.read(LARGEST_BYTES)
     except FileNotFoundError as error:
@@ -107,6 +108,11 @@ def _contents(path: Path, mistakes: Mistakes) -> bytes:
         raise mistakes.unreadable(WHOLE_FILE, **explain(error, path)) from error
     except ValueError as error:
         raise mistakes.unreadable(WHOLE_FILE, f"cannot be read: {error}", remedy="check the path") from error
+
+
+def _too_large(got: str, most: int, mistakes: Mistakes) -> UnreadableError:
+    remedy = f"a profile has at most {most}; is this the right file?"
+    return mistakes.unreadable(WHOLE_FILE, "is too large for a profile", got=got, remedy=remedy)
 
 
 def _refused_character(line: int, code: int, mistakes: Mistakes) -> UnreadableError:
@@ -132,7 +138,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, mistakes: Mistakes) -> Unreadable
 class _Loader(yaml.SafeLoader):
     """PyYAML's loader, for files that a profile can be.
 
-    It keeps the root while that is incomplete, so that a syntax error hides no mistake before it, and what the nodes
+    It keeps the nodes that are incomplete, so that a syntax error hides no mistake before it, and what the nodes
     themselves forget: anchors, aliases and tags, as message, remedy and text.
     """
 
@@ -144,10 +150,13 @@ class _Loader(yaml.SafeLoader):
         self.mistakes = mistakes
         self.depth = 0
         self.root: Any = None
+        self.trail: list[tuple[Any, Any]] = []
+        """The node that is being composed and those around it: for each its parent and its index."""
         self.graph: dict[Any, list[tuple[str, str, str]]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose one node, as PyYAML does; `index` is the key's node of a value, None for a key."""
+        self.trail[self.depth :] = [(parent, index)]
         event: Any = self.peek_event()
         self.root = self.root or parent
         is_key, nested = parent is not None and index is None, isinstance(event, yaml.CollectionStartEvent)
@@ -180,6 +189,16 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         self.graph[node] = refused
         return node
+
+    def complete(self) -> None:
+        """Put each node that an error cut short into its parent, which it would have joined when complete."""
+        node: Any = None
+        for parent, index in reversed(self.trail[1:]):
+            if isinstance(index, yaml.Node) and index not in (key for key, _ in parent.value):
+                parent.value.append((index, node or yaml.ScalarNode("", "", index.start_mark, style="'")))
+            elif isinstance(index, int) and node and node not in parent.value:
+                parent.value.append(node)
+            node = parent
 
 
 class _Walk:
@@ -216,6 +235,9 @@ class _Walk:
                 return plain_value(node.value, node.tag)
             except ScalarTrapError as trap:
                 message, remedy = trap.args
+                key, _, rest = path[-1].partition(":")
+                if key and rest and not node.value:
+                    remedy = f"write `{key}: {rest}`, with a space after the colon"
                 self._note(node, path, message, remedy, node.value)
         elif UNSAYABLE.search(node.value):
             self._note(node, path, "contains a character that no program argument can hold", "take it out")

@@ -1,11 +1,12 @@
 """Everything that `servekit serve` will do, decided beforehand: argv, environment, addresses, deadlines."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from servekit.errors import Finding
 from servekit.preflight.host.gpus import SurveyGpus, pinned, survey_gpus
 from servekit.preflight.memory.gpu_models import MIB, GpuModel
 from servekit.preflight.start import CPU_KV_SPACE_GIB, Start, make_start
@@ -67,6 +68,10 @@ class Plan(Start):
     start_s: float
     drain_s: int
     patience: HangPolicy
+    notes: tuple[Finding, ...] = ()
+    """What the profile says without effect."""
+    as_given: Callable[[Finding], Finding] = lambda finding: finding
+    """Names the setting of a finding as the operator gave it: by its flag or by its variable."""
     certificate: Certificate | None = None
     """For HTTPS by the engine's own server; None: plain HTTP."""
     guard: GuardSettings
@@ -167,6 +172,8 @@ def build_plan(
         start_s=settings.start_s,
         drain_s=settings.drain_s,
         patience=HangPolicy(settings.hang_s, settings.canary_s, settings.silent_s),
+        notes=profile.notes,
+        as_given=settings.as_given,
         certificate=certificate,
         guard=GuardSettings(
             state_dir=settings.state_dir,

@@ -30,6 +30,8 @@ class WeightSizes:
     """Bytes on the GPU by their use."""
 
     language_bytes: int
+    layers_bytes: int
+    """The part of `language_bytes` that is in decoder layers."""
     embedding_bytes: int
     vision_bytes: int
     audio_bytes: int
@@ -58,12 +60,17 @@ def weights_on_gpu(
         if part == TEXT:
             stored.add(name)
             part = "embedding" if name.startswith("embed_tokens") else part
-        sizes[part] += tensor.elements * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.size_bytes
+        size = tensor.elements * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.size_bytes
+        sizes[part] += size
+        sizes["layers"] += size if part == TEXT and name.startswith("layers.") else 0
     for linear in expected_modules(text)[0]:
         if not {f"{linear.module}.weight", f"{linear.module}.weight_packed"} & stored:
-            sizes[TEXT] += _linear_bytes(linear, scheme, dtype_bytes)
+            size = _linear_bytes(linear, scheme, dtype_bytes)
+            sizes[TEXT] += size
+            sizes["layers"] += size if linear.module.startswith("layers.") else 0
     return WeightSizes(
         language_bytes=sizes[TEXT],
+        layers_bytes=sizes["layers"],
         embedding_bytes=sizes["embedding"] + (0 if text.tie_word_embeddings else sizes[LM_HEAD]),
         vision_bytes=sizes[VISION] + sizes[VISION_PROJECTOR] if limits["image"] or limits["video"] else 0,
         audio_bytes=sizes[AUDIO] + sizes[AUDIO_PROJECTOR] if limits["audio"] else 0,

@@ -1,6 +1,7 @@
 """The memory plan of a checkpoint on a device; where there can be none, the reason as a finding."""
 
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts
+from servekit.preflight.checkpoint.weight_sizes import WeightSizes
 from servekit.preflight.findings import Finding, error, warning
 from servekit.preflight.memory.gpu_models import GIB, GpuModel
 from servekit.preflight.memory.kv_layout import LayoutError
@@ -16,20 +17,21 @@ def plan_capacity(
     *,
     kv_space_gib: int = 1,
     host_bytes: int = 0,
+    drafter_bytes: int = 0,
 ) -> tuple[MemoryPlan | None, tuple[Finding, ...]]:
     """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason where it cannot.
 
-    `kv_space_gib` is VLLM_CPU_KVCACHE_SPACE and `host_bytes` the host's memory.
+    `kv_space_gib` is VLLM_CPU_KVCACHE_SPACE, `host_bytes` the host's memory and `drafter_bytes` the size of the
+    weights of speculative-config's model.
     """
     weights = facts.weights(arguments)
     if facts.config.text is None or weights is None:
         return None, (warning("memory-unplanned", f"{facts.config.architecture} is not a Gemma 4 model"),)
-    # vLLM 0.20.2 offloads decoder layers only (model_executor/offloader/uva.py), and only from a GPU
-    offloaded = min(int(arguments.cpu_offload_gb * GIB), weights.language_bytes) if gpu else 0
     try:
+        offloaded = _offloaded(arguments, weights) if gpu else 0
         plan = plan_memory(
             facts.config.text,
-            weights.total_bytes - offloaded,
+            weights.total_bytes - offloaded + drafter_bytes,
             arguments,
             gpu,
             kv_cache_dtype=facts.kv_cache_dtype(arguments),
@@ -42,3 +44,16 @@ def plan_capacity(
     except LayoutError as problem:
         return None, (error("memory-layout", str(problem), remedy="take a model whose head sizes divide each other"),)
     return plan, tuple(check_plan(plan))
+
+
+def _offloaded(arguments: EngineArguments, weights: WeightSizes) -> int:
+    """Return the bytes of weights that stay in the host's memory: of decoder layers only (model_executor/offloader).
+
+    Raises UnplannedError where the profile chooses which of them.
+    """
+    backend, group = arguments.offload_backend, arguments.offload_group_size
+    if backend == "prefetch" or (backend == "auto" and group):
+        raise UnplannedError("offload-group-size keeps layers in the host's memory that the plan cannot count")
+    if arguments.cpu_offload_gb and arguments.cpu_offload_params:
+        raise UnplannedError("cpu-offload-params keeps weights in the host's memory that the plan cannot count")
+    return min(int(arguments.cpu_offload_gb * GIB), weights.layers_bytes)

@@ -14,6 +14,7 @@ from .prepare import (
     default_max_in_flight,
     guard_arguments,
     guard_environment,
+    guard_mistakes,
     prepare_guard,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "default_max_in_flight",
     "guard_arguments",
     "guard_environment",
+    "guard_mistakes",
     "prepare_guard",
     "read_flights",
 ]

@@ -100,16 +100,9 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
 
     Generates a key when none is configured. Raises ConfigurationError with every mistake in the settings.
     """
-    mistakes = _mistakes(settings)
-    path = (settings.api_keys_file or own_key_file(settings.state_dir)).absolute()
-    key_file = None if settings.no_auth else path
-    try:
-        if key_file and settings.api_keys_file:
-            load_keys(key_file)
-    except ConfigurationError as error:
-        mistakes.extend(error.findings)
-    if mistakes:
+    if mistakes := guard_mistakes(settings):
         raise ConfigurationError(mistakes)
+    key_file = None if settings.no_auth else _key_file(settings)
     generated = key_file is not None and not settings.api_keys_file and ensure_key_file(key_file)
 
     token = secrets.token_urlsafe(32)
@@ -157,16 +150,24 @@ def guard_environment(config_path: Path, engine_patches: Path | None = None) -> 
     }
 
 
-def _mistakes(settings: GuardSettings) -> list[Finding]:
-    mistakes = []
+def guard_mistakes(settings: GuardSettings) -> list[Finding]:
+    """Return every mistake in the settings and in the key file; a key that servekit would generate is none."""
+    mistakes: list[Finding] = []
+    path = _key_file(settings)
+    try:
+        if not settings.no_auth and (settings.api_keys_file or path.exists()):
+            load_keys(path)
+    except ConfigurationError as error:
+        mistakes.extend(error.findings)
     if settings.no_auth and settings.api_keys_file is not None:
-        mistakes.append(Finding("contradicts SERVEKIT_API_KEYS_FILE", "--no-auth", remedy="remove one of them"))
+        message = "contradicts the file of API keys that is set"
+        mistakes.append(Finding(message, "--no-auth", got=str(settings.api_keys_file), remedy="remove one of them"))
     if settings.no_auth and not settings.expose_without_auth and not is_loopback(settings.host):
         mistakes.append(
             Finding(
                 "gives access to everyone, and other hosts can reach this address",
                 "--no-auth",
-                got=f"SERVEKIT_HOST={settings.host}",
+                got=settings.host,
                 remedy="listen on 127.0.0.1, or allow this with --expose-without-auth",
             )
         )
@@ -176,3 +177,7 @@ def _mistakes(settings: GuardSettings) -> list[Finding]:
         wrong = [value for value in getattr(settings, name) if not is_right(value)]
         mistakes += [Finding(problem, f"SERVEKIT_{name.upper()}", got=value, remedy=remedy) for value in wrong]
     return mistakes
+
+
+def _key_file(settings: GuardSettings) -> Path:
+    return (settings.api_keys_file or own_key_file(settings.state_dir)).absolute()
