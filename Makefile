@@ -1,6 +1,6 @@
 # The same short commands by hand and in CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test test-fast format lint types lock engine-args request-fields docs advisories release-check bench killers fuzz sbom dist dist-check
+.PHONY: help install serve doctor test test-fast format lint types lock engine-args request-fields docs advisories release-check bench killers fuzz verdicts sbom dist dist-check
 
 BIN := .venv/bin
 ENGINE := .venv-engine/bin/vllm
@@ -81,6 +81,10 @@ fuzz:  ## a million inputs to the guard alone, then 20,000 requests to the real 
 	$(BIN)/python -m benchmarks.fuzz_guard
 	$(BIN)/python -m benchmarks.fuzz_engine
 	$(BIN)/python -m benchmarks.fuzz_engine --wide
+
+verdicts:  ## hold `servekit check` to the engine's own verdict on 200 mutated checkpoints (ARGS="--seed 1")
+	@scripts/install.sh dev engine
+	$(BIN)/python -m benchmarks.verdicts $(ARGS)
 
 sbom:  ## software bills of materials alone, into dist/
 	@scripts/install.sh dev

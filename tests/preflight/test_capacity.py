@@ -82,7 +82,7 @@ def test_impossible_layout_is_an_error(patient: Any, arguments: EngineArguments)
 
 def test_other_models_are_not_planned(patient: Any, arguments: EngineArguments) -> None:
     """A model that vLLM supports but the plan does not is reported as unplanned."""
-    patient.config(lambda config: config.update(architectures=["LlamaForCausalLM"]))
+    patient.config(lambda config: config.update(architectures=["LlamaForCausalLM"], model_type="llama"))
     found, findings = patient.inspect()
     assert "architecture-unplanned" in [finding.name for finding in findings]
     plan, (finding,) = plan_capacity(found, arguments, parse_gpu_model("l4"))

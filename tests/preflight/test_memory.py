@@ -291,4 +291,4 @@ def test_wrong_text_configurations_tell_everything() -> None:
     """The error lists all mistakes of a text configuration."""
     with pytest.raises(ValueError, match="is missing") as caught:
         parse_text_config({"hidden_size": 0, "head_dim": "256"})
-    assert len(str(caught.value).split("; ")) == 7
+    assert len(str(caught.value).split("; ")) == 5

@@ -1,6 +1,7 @@
 """Weights on the GPU from the headers, against what vLLM logged for gemma-4-E4B's shapes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from servekit.demo.json_files import model_config
 from servekit.demo.sizes import SIZES
 from servekit.demo.tensor_list import tensors
 from servekit.demo.vocabulary import vocabulary
-from servekit.preflight.checkpoint.quantization import WeightScheme, check_quantization
+from servekit.preflight.checkpoint.config_file import ModelConfig
+from servekit.preflight.checkpoint.contents.weight_sizes import WeightSizes, weights_on_gpu
+from servekit.preflight.checkpoint.quantization.section import check_quantization
+from servekit.preflight.checkpoint.quantization.weight_args import WeightArgs
 from servekit.preflight.checkpoint.shard_header import Tensor
 from servekit.preflight.checkpoint.text_config import parse_text_config
-from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
 from servekit.preflight.memory.gpu_models import GIB, GpuModel
 from servekit.preflight.memory.memory_plan import plan_memory
 from servekit.profile import EngineArguments
@@ -32,7 +35,9 @@ def sizes(*, quantized: bool, without: str = "nothing", **limits: int) -> Weight
         for tensor in tensors(model, quantized=quantized)
         if without not in tensor.name
     ]
-    scheme, findings = check_quantization(_section(config, "quantization_config"), None)
+    declared = ModelConfig("Gemma4ForConditionalGeneration", None, "bfloat16")
+    declared = replace(declared, quantization=_section(config, "quantization_config"))
+    scheme, findings = check_quantization(declared, None, "cuda")
     assert not findings
     return weights_on_gpu(
         stored,
@@ -99,9 +104,8 @@ def test_dropped_projections_are_allocated_all_the_same(*, quantized: bool) -> N
 
 def test_scheme_counts_scales() -> None:
     """Groups are counted over the inputs, and a per-channel scheme has one."""
-    grouped = WeightScheme(4, 128, symmetric=True, targets=("Linear",), ignore=())
-    assert grouped.groups(2560) == 20
-    assert WeightScheme(8, -1, symmetric=True, targets=("Linear",), ignore=()).groups(2560) == 1
+    assert WeightArgs(num_bits=4, group_size=128).groups(2560) == 20
+    assert WeightArgs(num_bits=8, strategy="channel").groups(2560) == 1
 
 
 def test_ten_gigabytes_are_judged_from_their_headers() -> None:

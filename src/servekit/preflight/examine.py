@@ -11,6 +11,7 @@ from typing import Any
 from servekit import ENGINE_VERSION
 from servekit.file_trouble import find_trouble
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
+from servekit.preflight.checkpoint.model_path import wrong_path
 from servekit.preflight.drafter import inspect_drafter
 from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
 from servekit.preflight.host.gpu_rules import check_capability
@@ -101,10 +102,13 @@ def _inspect_model(
     start: Start, environ: Mapping[str, str]
 ) -> tuple[CheckpointFacts | None, tuple[Finding, ...], dict[Path, int]]:
     """Check the files that are here; return what they are, the findings, and the bytes to download by folder."""
-    hub, inspect = start.hub, partial(inspect_checkpoint, arguments=start.arguments, target=start.target)
-    folder = expanded(start.model)
+    hub, folder = start.hub, expanded(start.model)
+    capability = start.gpu.capability if start.gpu else None
+    inspect = partial(inspect_checkpoint, arguments=start.arguments, target=start.target, capability=capability)
     if why := next(filter(None, map(find_trouble, hub.places if hub else (folder,))), None):
         return None, (error("checkpoint-unreadable", subject=start.model, **why),), {}
+    if hub is None and (wrong := wrong_path(folder)):
+        return None, (wrong,), {}
     if hub is None:
         return (*inspect(folder), {}) if folder.is_dir() else (None, (not_found(start.model),), {})
     if hub.whole:

@@ -48,6 +48,7 @@ class EngineArguments:
     disable_hybrid_kv_cache_manager: bool = False
     chat_template: str | None = None
     speculative_config: Mapping[str, Value] | None = None
+    mm_processor_kwargs: Mapping[str, Value] | None = None
     structured_outputs_config: Mapping[str, Value] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
     """The fields that the profile or the target sets; the others are defaults."""

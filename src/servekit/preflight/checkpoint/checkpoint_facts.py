@@ -14,22 +14,22 @@ from servekit.preflight.checkpoint.config_file import (
     DTYPE_BYTES,
     ModelConfig,
     check_context,
-    check_token_ids,
     check_vision,
     read_config,
 )
-from servekit.preflight.checkpoint.kv_scales import check_kv_scales
-from servekit.preflight.checkpoint.quantization import WeightScheme, check_ignore_list, check_quantization
+from servekit.preflight.checkpoint.contents.tensors import check_tensors
+from servekit.preflight.checkpoint.contents.weight_sizes import WeightSizes, weights_on_gpu
+from servekit.preflight.checkpoint.default_template import check_template
+from servekit.preflight.checkpoint.processor_files import check_processor
+from servekit.preflight.checkpoint.quantization.coverage import check_layers
+from servekit.preflight.checkpoint.quantization.kernels import L4, Device
+from servekit.preflight.checkpoint.quantization.kv_scales import check_kv_scales
+from servekit.preflight.checkpoint.quantization.scheme import WeightScheme
+from servekit.preflight.checkpoint.quantization.section import check_quantization
+from servekit.preflight.checkpoint.schema.config_types import check_types
 from servekit.preflight.checkpoint.shard_header import Tensor
 from servekit.preflight.checkpoint.shards import read_shards
-from servekit.preflight.checkpoint.tensors import check_tensors
-from servekit.preflight.checkpoint.tokenizer_files import (
-    check_generation,
-    check_processor,
-    check_template,
-    check_tokenizer,
-)
-from servekit.preflight.checkpoint.weight_sizes import WeightSizes, weights_on_gpu
+from servekit.preflight.checkpoint.tokenizer_files import check_tokenizer
 from servekit.preflight.findings import Finding, error, located
 from servekit.profile import EngineArguments
 
@@ -86,7 +86,11 @@ class CheckpointFacts:
             "architecture": self.config.architecture,
             "dtype": self.config.dtype,
             "quantization": self.scheme
-            and {key: getattr(self.scheme, key) for key in ("bits", "group_size", "symmetric")},
+            and {
+                "bits": self.scheme.first.num_bits,
+                "group_size": self.scheme.first.group,
+                "symmetric": self.scheme.first.symmetric,
+            },
             "tensors": len(self.tensors),
             "shards": len({tensor.shard for tensor in self.tensors}),
             "stored_bytes": self.stored_bytes,
@@ -94,7 +98,13 @@ class CheckpointFacts:
 
 
 def inspect_checkpoint(
-    folder: Path, *, arguments: EngineArguments, target: str = "cuda", revision: str = "", whole: bool = True
+    folder: Path,
+    *,
+    arguments: EngineArguments,
+    target: str = "cuda",
+    capability: tuple[int, int] | None = None,
+    revision: str = "",
+    whole: bool = True,
 ) -> tuple[CheckpointFacts | None, tuple[Finding, ...]]:
     """Check the checkpoint in a folder against a profile's arguments; `revision` is its commit.
 
@@ -108,8 +118,10 @@ def inspect_checkpoint(
     findings += shard_findings
     facts = None
     if config:
+        dtype = config.dtype if arguments.dtype == "auto" else arguments.dtype
+        device = Device(None if target == "cpu" else capability or L4, dtype)
         limits, length = arguments.limit_mm_per_prompt, arguments.max_model_len
-        scheme, more = check_quantization(config.quantization, arguments.quantization)
+        scheme, more = check_quantization(config, arguments.quantization, target)
         findings += more
         if whole and tensors and (scheme or config.quantization is None):
             # The tensors of a damaged shard are missing too, so only the shard is reported: one cause, one finding.
@@ -117,15 +129,14 @@ def inspect_checkpoint(
             caused = {"tensor-missing", "tower-missing"} if damaged else set()
             findings += (f for f in check_tensors(tensors, config, scheme, limits) if f.name not in caused)
         findings += [
-            *(check_kv_scales(tensors, config.text, config.quantization, target) if whole else ()),
+            *check_types(config),
+            *(check_kv_scales(tensors, config, target) if whole else ()),
             *_check_modality(config, limits["image"]),
             *check_vision(config, limits["image"]),
-            *check_tokenizer(folder, config),
-            *check_template(folder, own_template=bool(arguments.chat_template)),
-            *check_generation(folder),
-            *(check_processor(folder, config) if limits["image"] and config.vision is not None else ()),
-            *(check_ignore_list(scheme, config.text, audio=config.audio is not None) if scheme else ()),
-            *(check_token_ids(config.raw, config.text) if config.text else ()),
+            *check_tokenizer(folder, config, limits["image"]),
+            *check_template(folder, config, arguments),
+            *check_processor(folder, config, arguments),
+            *(check_layers(scheme, config, device) if scheme else ()),
             *(check_context(config.text, length) if config.text and isinstance(length, int) else ()),
         ]
         facts = CheckpointFacts(folder, revision, config, scheme, tensors)

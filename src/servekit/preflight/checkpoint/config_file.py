@@ -13,7 +13,24 @@ from servekit.preflight.findings import Finding, error, warning
 
 CONFIG: Final = "config.json"
 ABSENT: Final = "does not exist"
+BROKEN_LINK: Final = "is a link that points to nothing"
+WITH_BLOBS: Final = "a snapshot links to the cache's blobs: mount or copy the whole cache, or the files themselves"
 DTYPE_BYTES: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
+FLAT_TYPE: Final = "gemma4_text"
+MODEL_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    ARCHITECTURES[0]: ("gemma4",),
+    ARCHITECTURES[1]: (FLAT_TYPE, "gemma4"),
+}
+"""The `model_type` that vLLM's processor and model of an architecture take."""
+_GEMMA4_TYPES: Final = {kind for kinds in MODEL_TYPES.values() for kind in kinds}
+_QUANTIZATION: Final = (
+    "quantization_config",
+    "compression_config",
+    "text_config.quantization_config",
+    "text_config.compression_config",
+)
+"""Where vLLM looks for the quantization, in this order (model_arch_config_convertor.py)."""
+_DTYPES: Final = (*DTYPE_BYTES, "float64", "double")
 _ORIGINAL: Final = "use the config.json of the original model"
 
 
@@ -27,14 +44,21 @@ class ModelConfig:
     vision: Mapping[str, Any] | None = None
     audio: Mapping[str, Any] | None = None
     quantization: Mapping[str, Any] | None = None
+    quantization_key: str = "quantization_config"
+    """Where `quantization` is, dotted."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def text_only(self) -> bool:
+        """Whether it is a Gemma 4 without towers."""
+        return self.architecture == ARCHITECTURES[1]
 
 
 def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
     """Read the folder's config.json; None if it does not name a model that vLLM has."""
     raw, problem, line = read_object(folder / CONFIG)
     if problem == ABSENT:
-        return None, [error("config-missing", problem, file=CONFIG, remedy="give the folder of a checkpoint")]
+        return None, [_no_config(folder)]
     if problem:
         return None, [error("config-invalid", problem, file=CONFIG, line=line, remedy="download the checkpoint again")]
     names = raw.get("architectures")
@@ -49,7 +73,22 @@ def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
                 remedy=f"serve a model that vLLM supports, such as {ARCHITECTURES[0]}",
             )
         ]
-    section = _section(raw, "text_config") or (raw if "hidden_size" in raw else {})
+    kind = raw.get("model_type")
+    kinds = MODEL_TYPES.get(architecture, ())
+    if not isinstance(kind, str) or (kind not in kinds and (kinds or kind in _GEMMA4_TYPES)):
+        return None, [
+            error(
+                "model-type",
+                "is missing: vLLM reads config.json by it" if kind is None else f"is not a type of {architecture}",
+                file=CONFIG,
+                key="model_type",
+                got="" if kind is None else repr(kind),
+                remedy=f"write {kinds[0]}" if kinds else _ORIGINAL,
+            )
+        ]
+    section = raw if kind == FLAT_TYPE else _section(raw, "text_config") or {}
+    if architecture == ARCHITECTURES[0]:  # the flag of the whole model counts: vLLM 0.20.2, config/vllm.py
+        section = {**section, "tie_word_embeddings": raw.get("tie_word_embeddings", True)}
     text, findings = None, []
     try:
         text = parse_text_config(section) if architecture in ARCHITECTURES else None
@@ -64,21 +103,39 @@ def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
                 key="architectures",
             )
         ]
+    findings += [
+        error("config-invalid", "is not a type of torch", file=CONFIG, key=key, got=repr(value), remedy=_ORIGINAL)
+        for key in ("dtype", "torch_dtype")
+        if (value := raw.get(key)) is not None and _dtype({"dtype": value}) not in _DTYPES
+    ]
+    quantization_key = next((key for key in _QUANTIZATION if _at(raw, key)), _QUANTIZATION[0])
     return ModelConfig(
         architecture=architecture,
         text=text,
         dtype=_dtype(raw) or _dtype(section) or "bfloat16",
         vision=_section(raw, "vision_config"),
         audio=_section(raw, "audio_config"),
-        quantization=_section(raw, "quantization_config") or _section(raw, "compression_config"),
+        quantization=_at(raw, quantization_key),
+        quantization_key=quantization_key,
         raw=raw,
     ), findings
+
+
+def _no_config(folder: Path) -> Finding:
+    adapter, problem, _ = read_object(folder / "adapter_config.json")
+    if not problem:
+        base = adapter.get("base_model_name_or_path", "its base model")
+        message = "does not exist: the folder holds an adapter (adapter_config.json), not a model"
+        return error("config-missing", message, file=CONFIG, remedy=f"give the folder of {base}")
+    if (folder / CONFIG).is_symlink():
+        return error("config-missing", BROKEN_LINK, file=CONFIG, remedy=WITH_BLOBS)
+    return error("config-missing", ABSENT, file=CONFIG, remedy="give the folder of a checkpoint")
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], str, int]:
     """Read the file's JSON object; if that fails, return an empty one, the reason and the line."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_text(encoding="utf-8"))  # as transformers reads it: a BOM is an error there too
     except FileNotFoundError:
         return {}, ABSENT, 0
     except (OSError, ValueError, RecursionError) as problem:
@@ -91,6 +148,12 @@ def read_object(path: Path) -> tuple[dict[str, Any], str, int]:
 def _section(raw: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     value = raw.get(key)
     return value if isinstance(value, dict) else None
+
+
+def _at(raw: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """Return the section at a dotted key."""
+    outer, _, inner = key.rpartition(".")
+    return _section(_section(raw, outer) or {} if outer else raw, inner)
 
 
 def _dtype(section: Mapping[str, Any]) -> str:
@@ -125,7 +188,7 @@ def check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
         )
         return
     length = config.vision.get("default_output_length")
-    if type(length) is not int or length < 1:
+    if images and (type(length) is not int or length < 1):
         # vLLM 0.20.2 computes the number of image tokens from it, without a check (models/gemma4_mm.py).
         yield error(
             "vision-config",
@@ -135,20 +198,3 @@ def check_vision(config: ModelConfig, images: int) -> Iterator[Finding]:
             got=repr(length),
             remedy="write 280, as in gemma-4-E4B",
         )
-    if images and type(config.raw.get("image_token_id")) is not int:
-        yield error("token-ids", "is missing", file=CONFIG, key="image_token_id", remedy=_ORIGINAL)
-
-
-def check_token_ids(raw: Mapping[str, Any], text: TextConfig) -> Iterator[Finding]:
-    """Report special tokens that are outside the vocabulary."""
-    for key in ("image_token_id", "boi_token_id", "eoi_token_id", "audio_token_id", "video_token_id"):
-        value = raw.get(key)
-        if type(value) is int and not 0 <= value < text.vocab_size:
-            yield error(
-                "token-ids",
-                f"is outside the vocabulary of {text.vocab_size:,}",
-                file=CONFIG,
-                key=key,
-                got=str(value),
-                remedy="use the configuration and the weights of the same model",
-            )

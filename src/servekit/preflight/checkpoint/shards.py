@@ -6,11 +6,13 @@ from typing import Final
 
 from servekit import ENGINE_VERSION
 from servekit.file_trouble import explain
-from servekit.preflight.checkpoint.config_file import ABSENT, read_object
+from servekit.preflight.checkpoint.config_file import ABSENT, BROKEN_LINK, WITH_BLOBS, read_object
 from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_header
 from servekit.preflight.findings import Finding, error, note, warning
 
 INDEX: Final = "model.safetensors.index.json"
+MISTRAL_INDEX: Final = "consolidated.safetensors.index.json"
+_CONSOLIDATED: Final = "consolidated"
 _AGAIN: Final = "download or copy the file again"
 
 
@@ -20,11 +22,18 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
     Returns no tensors of damaged shards. vLLM 0.20.2 loads the *.safetensors files that the index names, or all of them
     without an index (model_loader/weight_utils.py, filter_duplicate_safetensors_files).
     """
-    present = sorted(folder.glob("*.safetensors"))
-    named, findings = _read_index(folder)
+    # vLLM 0.20.2 takes a folder for a Mistral checkpoint if there is such a file in it, or below it (default_loader.py)
+    mistral = next(folder.rglob(f"{_CONSOLIDATED}*.safetensors"), None)
+    present = sorted(folder.glob(f"{_CONSOLIDATED if mistral else ''}*.safetensors"))
+    named, findings = _read_index(folder, MISTRAL_INDEX if mistral else INDEX)
+    if mistral:
+        report = warning if present else error
+        message = f"makes vLLM {ENGINE_VERSION} load {_CONSOLIDATED}*.safetensors of the folder, and no other file"
+        name = str(mistral.relative_to(folder))
+        findings.append(report("weights-consolidated", message, file=name, remedy="move the file out of the folder"))
     chosen = present if named is None else sorted({folder / shard for shard in named.values()})
     findings += _check_files(present, chosen)
-    if not chosen:
+    if not chosen and not mistral:
         findings.append(_no_weights(folder))
     tensors: list[Tensor] = []
     for shard in chosen:
@@ -42,8 +51,8 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
                 )
             )
         except FileNotFoundError:
-            reason = "is a broken link" if shard.is_symlink() else ABSENT
-            findings.append(error("shard-missing", reason, file=shard.name, remedy=_AGAIN))
+            reason, remedy = (BROKEN_LINK, WITH_BLOBS) if shard.is_symlink() else (ABSENT, _AGAIN)
+            findings.append(error("shard-missing", reason, file=shard.name, remedy=remedy))
         except OSError as problem:
             findings.append(error("checkpoint-unreadable", file=shard.name, **explain(problem, shard)))
     findings += _duplicates(tensors)
@@ -52,9 +61,9 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
     return tuple(tensors), findings
 
 
-def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[Finding]]:
+def _read_index(folder: Path, name: str) -> tuple[dict[str, str] | None, list[Finding]]:
     """Return the index's `weight_map`, from tensor to shard; None without a usable index."""
-    index, problem, _ = read_object(folder / INDEX)
+    index, problem, _ = read_object(folder / name)
     if problem == ABSENT:
         return None, []
     weight_map = index.get("weight_map")
@@ -64,7 +73,7 @@ def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[Finding]]:
         error(
             "index-invalid",
             "is not a JSON object with a weight_map from tensors to file names",
-            file=INDEX,
+            file=name,
             remedy=_AGAIN,
         )
     ]
@@ -76,14 +85,7 @@ def _is_file_name(shard: object) -> bool:
 
 def _check_files(present: list[Path], chosen: list[Path]) -> Iterator[Finding]:
     for path in present:
-        if path.name.startswith("consolidated"):
-            yield error(
-                "weights-consolidated",
-                f"makes vLLM {ENGINE_VERSION} read the folder as a Mistral checkpoint, and load only such files",
-                file=path.name,
-                remedy="move the file out of the folder",
-            )
-        elif path not in chosen:
+        if path not in chosen:
             yield warning(
                 "shard-stray",
                 f"is not named by {INDEX}: vLLM ignores it",
@@ -101,12 +103,12 @@ def _no_weights(folder: Path) -> Finding:
             subject=str(folder),
             remedy="convert the checkpoint to safetensors",
         )
-    unfinished = ".incomplete" in suffixes
+    unfinished = ".incomplete" in suffixes or any(folder.glob(".cache/huggingface/download/**/*.incomplete"))
     return error(
         "weights-missing",
         f"no *.safetensors file{', only unfinished downloads' if unfinished else ''}",
         subject=str(folder),
-        remedy=_AGAIN if unfinished else "give the folder with the weights",
+        remedy="finish the download" if unfinished else "give the folder with the weights",
     )
 
 

@@ -12,15 +12,16 @@ FULL: Final = "full_attention"
 ARCHITECTURES: Final = ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM")
 
 _FULL_EVERY: Final = 6
+_ACTIVATION: Final = "gelu_pytorch_tanh"
 MAX_LAYERS: Final = 1000
 """A configuration with more layers is damaged; preflight looks at each layer."""
 _SIZES: Final[Mapping[str, tuple[int | str | None, int]]] = {
     "hidden_size": (None, 1),
     "intermediate_size": (None, 1),
     "num_hidden_layers": (None, 1),
-    "num_attention_heads": (None, 1),
+    "num_attention_heads": (8, 1),
     "num_key_value_heads": (None, 1),
-    "vocab_size": (None, 1),
+    "vocab_size": (262_144, 1),
     "head_dim": (256, 1),
     "global_head_dim": (512, 1),
     "sliding_window": (512, 1),
@@ -28,7 +29,7 @@ _SIZES: Final[Mapping[str, tuple[int | str | None, int]]] = {
     "num_kv_shared_layers": (0, 0),
     "hidden_size_per_layer_input": (256, 0),
     "num_global_key_value_heads": ("num_key_value_heads", 1),
-    "vocab_size_per_layer_input": ("vocab_size", 1),
+    "vocab_size_per_layer_input": (262_144, 1),
 }
 """Each size with its default (None: the size is required; a name: the value of that size) and its minimum."""
 
@@ -52,6 +53,7 @@ class TextConfig:
     hidden_size_per_layer_input: int
     num_kv_shared_layers: int
     layer_types: tuple[str, ...]
+    attention_bias: bool
     attention_k_eq_v: bool
     use_double_wide_mlp: bool
     enable_moe_block: bool
@@ -88,16 +90,20 @@ def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
     sizes: dict[str, int] = {}
     for key, (default, minimum) in _SIZES.items():
         fallback = sizes[default] if isinstance(default, str) else default
-        sizes[key] = _size(raw, key, fallback, minimum, problems)
+        sizes[key] = read_size(raw, key, fallback, minimum, problems)
     layers = sizes["num_hidden_layers"]
     if layers > MAX_LAYERS:
         raise ValueError("; ".join([*problems, f"num_hidden_layers {layers} is more than {MAX_LAYERS}"]))
     layer_types = _layer_types(raw, layers, sizes["num_kv_shared_layers"], problems)
+    activation = raw.get("hidden_activation", _ACTIVATION)
+    if activation != _ACTIVATION:
+        problems.append(f"hidden_activation must be {_ACTIVATION!r}, not {activation!r}")
     if problems:
         raise ValueError("; ".join(problems))
     return TextConfig(
         **sizes,
         layer_types=layer_types,
+        attention_bias=bool(raw.get("attention_bias", False)),
         attention_k_eq_v=bool(raw.get("attention_k_eq_v", False)),
         use_double_wide_mlp=bool(raw.get("use_double_wide_mlp", False)),
         enable_moe_block=bool(raw.get("enable_moe_block", False)),
@@ -105,7 +111,8 @@ def parse_text_config(raw: Mapping[str, Any]) -> TextConfig:
     )
 
 
-def _size(raw: Mapping[str, Any], key: str, default: int | None, minimum: int, problems: list[str]) -> int:
+def read_size(raw: Mapping[str, Any], key: str, default: int | None, minimum: int, problems: list[str]) -> int:
+    """Return the whole number at `key`, or the default; anything else is added to `problems`."""
     if minimum == 0 and raw.get(key, "") is None:
         return 0  # vLLM 0.20.2 reads a null width of the per-layer embeddings as "none" (models/gemma4.py)
     value = raw.get(key) if raw.get(key) is not None else default

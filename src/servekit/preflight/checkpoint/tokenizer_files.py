@@ -1,47 +1,74 @@
-"""The files beside the weights: tokenizer, processor, chat template, generation configuration."""
+"""The tokenizer's files and the sampling defaults beside the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from servekit.preflight.checkpoint.config_file import ABSENT, ModelConfig, read_object
+from servekit import ENGINE_VERSION
+from servekit.preflight.checkpoint.config_file import ABSENT, CONFIG, ModelConfig, read_object
+from servekit.preflight.checkpoint.schema.generation_types import generation_faults
+from servekit.preflight.checkpoint.schema.tokenizer_types import tokenizer_config_faults, tokenizer_faults
+from servekit.preflight.checkpoint.text_config import ARCHITECTURES
 from servekit.preflight.findings import Finding, error, note, warning
 
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
-PROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
-TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
+_OPTIONAL: Final = ("special_tokens_map.json", "added_tokens.json")
+_MODELS: Final = ("", "BPE", "Unigram", "WordLevel", "WordPiece")
 _COPY: Final = "copy it from the original model"
+_IMAGE_TOKENS: Final[Mapping[str, tuple[str, int]]] = {
+    "boi_token": ("boi_token_id", 255_999),
+    "eoi_token": ("eoi_token_id", 258_882),
+}
+"""Tokens around an image, and the key of config.json that must name the same id, with transformers' default."""
 
 
-def check_generation(folder: Path) -> Iterator[Finding]:
-    """Check the model's sampling defaults."""
-    _, problem, line = read_object(folder / GENERATION_CONFIG)
-    if problem:
-        yield note(
-            "generation-config",
-            f"{problem}: vLLM uses its own sampling defaults",
-            file=GENERATION_CONFIG,
-            line=line,
-            remedy=_COPY,
-        )
+def check_tokenizer(folder: Path, config: ModelConfig, images: int) -> Iterator[Finding]:
+    """Check the tokenizer, its special tokens and the sampling defaults against the model.
 
-
-def check_tokenizer(folder: Path, config: ModelConfig) -> Iterator[Finding]:
-    """Check the tokenizer, and that its vocabulary fits the model."""
+    Vocabulary and ids must fit, Gemma 4's processor needs the tokens of images, and the end of a turn ends an answer.
+    """
     tokenizer, problem, line = read_object(folder / TOKENIZER)
+    ids = _token_ids(tokenizer)
+    if problem != ABSENT:
+        yield from _check_vocabulary(tokenizer, problem, line, ids, config)
+    elif not (folder / "tokenizer.model").exists():
+        yield error("tokenizer-missing", f"{problem}, nor tokenizer.model", file=TOKENIZER, remedy=_COPY)
+    for name in _OPTIONAL:
+        _, problem, line = read_object(folder / name)
+        if problem not in {"", ABSENT}:
+            yield error("tokenizer-invalid", problem, file=name, line=line, remedy=f"{_COPY}, or delete it")
+    settings, problem, line = read_object(folder / TOKENIZER_CONFIG)
+    multimodal = config.architecture == ARCHITECTURES[0]
+    if problem:
+        report = error if multimodal or problem != ABSENT else warning
+        why = f": vLLM {ENGINE_VERSION}'s Gemma 4 processor reads its image tokens" if multimodal else ""
+        yield report("tokenizer-config", problem + why, file=TOKENIZER_CONFIG, line=line, remedy=_COPY)
+    elif faults := tokenizer_config_faults(settings):
+        for key, why in faults.items():
+            yield error("tokenizer-config", why, file=TOKENIZER_CONFIG, key=key, remedy=_COPY)
+    elif multimodal:
+        yield from _check_image_tokens(config, settings, ids, images)
+    yield from _check_special_tokens(config, settings, ids)
+    yield from _check_generation(folder, config, settings, ids)
+
+
+def _check_vocabulary(
+    tokenizer: Mapping[str, Any], problem: str, line: int, ids: Mapping[str, int], config: ModelConfig
+) -> Iterator[Finding]:
     model = tokenizer.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if problem == ABSENT:
-        if not (folder / "tokenizer.model").exists():
-            yield error("tokenizer-missing", "does not exist, nor tokenizer.model", file=TOKENIZER, remedy=_COPY)
-    elif not isinstance(vocabulary, dict | list):
-        yield error(
-            "tokenizer-invalid", problem or "does not hold model.vocab", file=TOKENIZER, line=line, remedy=_COPY
-        )
+    vocabulary, kind = (model.get("vocab"), model.get("type")) if isinstance(model, dict) else (None, None)
+    wrong = tokenizer_faults(tokenizer)
+    if not isinstance(vocabulary, dict | list) or (kind or "") not in _MODELS:
+        problem = problem or f"holds no model.vocab, or a model of another type than {', '.join(_MODELS[1:])}"
+        yield error("tokenizer-invalid", problem, file=TOKENIZER, line=line, remedy=_COPY)
+    elif wrong:
+        key, why = next(iter(wrong.items()))
+        message = f"{why}: the tokenizers library cannot read it"
+        yield error("tokenizer-invalid", message, file=TOKENIZER, key=key, remedy=_COPY)
     elif config.text:
-        largest = max(_ids(vocabulary, tokenizer.get("added_tokens")), default=-1)
+        largest = max(ids.values(), default=-1)
         if largest >= config.text.vocab_size:
             yield error(
                 "tokenizer-vocabulary",
@@ -51,54 +78,98 @@ def check_tokenizer(folder: Path, config: ModelConfig) -> Iterator[Finding]:
             )
 
 
-def _ids(vocabulary: dict[str, Any] | list[Any], added: Any) -> Iterator[int]:
-    numbers = vocabulary.values() if isinstance(vocabulary, dict) else (len(vocabulary) - 1,)
-    tokens = (token.get("id") for token in (added if isinstance(added, list) else ()) if isinstance(token, dict))
-    yield from (number for number in (*numbers, *tokens) if type(number) is int)
-
-
-def check_processor(folder: Path, config: ModelConfig) -> Iterator[Finding]:
-    """Check the processor that turns images into tokens."""
-    name = next((name for name in PROCESSORS if (folder / name).exists()), "")
-    if not name:
-        yield error(
-            "processor-missing",
-            "does not exist, but images are allowed",
-            file=PROCESSORS[0],
-            remedy=f"{_COPY}, or allow no images",
-        )
-        return
-    processor, problem, line = read_object(folder / name)
+def _check_generation(
+    folder: Path, config: ModelConfig, settings: Mapping[str, Any], ids: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Check the model's sampling defaults, and that the end of a turn ends an answer."""
+    generation, problem, line = read_object(folder / GENERATION_CONFIG)
     if problem:
-        yield error("processor-invalid", problem, file=name, line=line, remedy=_COPY)
-    section = processor.get("image_processor")
-    tokens = section.get("max_soft_tokens") if isinstance(section, dict) else None
-    wanted = (config.vision or {}).get("default_output_length")
-    if type(tokens) is int and type(wanted) is int and tokens != wanted:
+        yield note(
+            "generation-config",
+            f"{problem}: vLLM uses its own sampling defaults",
+            file=GENERATION_CONFIG,
+            line=line,
+            remedy=_COPY,
+        )
+    for key, why in generation_faults(generation).items():
+        message = f"{why}: vLLM answers 400 to every request that leaves {key} out"
+        yield error("generation-config", message, file=GENERATION_CONFIG, key=key, remedy=_COPY)
+    turn = special_token(settings, "eot_token")
+    stops = generation.get("eos_token_id", config.raw.get("eos_token_id"))
+    known = {*(stops if isinstance(stops, list) else [stops]), ids.get(special_token(settings, "eos_token"))}
+    if turn in ids and ids[turn] not in known:
         yield warning(
-            "processor-invalid",
-            f"is {tokens}, vision_config.default_output_length of config.json is {wanted}",
-            file=name,
-            key="image_processor.max_soft_tokens",
-            remedy="set both to the number of tokens of an image",
+            "generation-config",
+            f"does not stop at {turn!r} (id {ids[turn]}), which ends a turn: answers go on until max_tokens",
+            file=CONFIG if problem else GENERATION_CONFIG,
+            key="eos_token_id",
+            got=repr(stops),
+            remedy=f"{_COPY}, or add {ids[turn]}",
         )
 
 
-def check_template(folder: Path, *, own_template: bool) -> Iterator[Finding]:
-    """Check tokenizer_config.json and the chat template; `own_template`: the profile names one."""
-    settings, problem, line = read_object(folder / TOKENIZER_CONFIG)
-    if problem:
-        yield warning("tokenizer-config", problem, file=TOKENIZER_CONFIG, line=line, remedy=_COPY)
-    if own_template or settings.get("chat_template"):
-        return
-    present = [folder / name for name in TEMPLATES if (folder / name).exists()]
-    present += sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    if not present:
+def _check_special_tokens(
+    config: ModelConfig, settings: Mapping[str, Any], ids: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Report special tokens that transformers would add behind the vocabulary, where the embedding has no row."""
+    extra = settings.get("extra_special_tokens")
+    names = sorted({*settings, *(extra if isinstance(extra, dict) else ())})
+    tokens = {name: special_token(settings, name) for name in names if name.endswith("_token")}
+    unknown = [name for name, token in tokens.items() if token and token not in ids]
+    new = {tokens[name] for name in unknown}
+    rows = config.text.vocab_size if config.text else 0
+    if ids and unknown and max(ids.values()) + len(new) >= rows > 0:
+        message = f"is {tokens[unknown[0]]!r}, which {TOKENIZER} does not know: it would get an id beyond "
         yield error(
-            "chat-template",
-            "does not exist: vLLM would answer every chat request with an error",
-            file=TEMPLATES[0],
-            remedy=f"{_COPY}, or name one with chat-template",
+            "token-ids",
+            f"{message}the {rows:,} rows of the embedding",
+            file=TOKENIZER_CONFIG,
+            key=unknown[0],
+            remedy="use the tokenizer of this model",
         )
-    elif not any(path.stat().st_size for path in present):
-        yield error("chat-template", "is empty", file=str(present[0].relative_to(folder)), remedy=_COPY)
+
+
+def _check_image_tokens(
+    config: ModelConfig, settings: Mapping[str, Any], ids: Mapping[str, int], images: int
+) -> Iterator[Finding]:
+    needed = ["image_token", *_IMAGE_TOKENS, *(["pad_token"] if images else [])]
+    absent = [name for name in needed if not special_token(settings, name)]
+    if absent:
+        yield error(
+            "tokenizer-config",
+            f"names no {', '.join(absent)}, which vLLM {ENGINE_VERSION}'s Gemma 4 processor needs",
+            file=TOKENIZER_CONFIG,
+            remedy=_COPY,
+        )
+    if not images or not ids:
+        return
+    for name, (key, default) in _IMAGE_TOKENS.items():
+        token, value = special_token(settings, name), config.raw.get(key, default)
+        if token in ids and value != ids[token]:
+            yield error(
+                "token-ids",
+                f"must be the id of {token!r}, {ids[token]} in {TOKENIZER}: vLLM puts config.json's around an image",
+                file=CONFIG,
+                key=key,
+                got=repr(value),
+                remedy=f"write {ids[token]}",
+            )
+
+
+def special_token(settings: Mapping[str, Any], name: str) -> str:
+    """Return the text of a special token of tokenizer_config.json; empty if it names none."""
+    extra = settings.get("extra_special_tokens")
+    token = (extra.get(name) if isinstance(extra, dict) else None) or settings.get(name)
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else ""
+
+
+def _token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    pairs: list[tuple[Any, Any]] = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
+    if isinstance(vocabulary, list):  # of Unigram: each token with its score
+        pairs = [(entry[0], number) for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry]
+    tokens = [each for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    pairs += [(each.get("content"), each.get("id")) for each in tokens]
+    return {token: number for token, number in pairs if isinstance(token, str) and type(number) is int}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from servekit.preflight.checkpoint.layers import Linear, expected_modules
+from servekit.preflight.checkpoint.contents.layers import Linear, expected_modules
 from servekit.preflight.checkpoint.naming import (
     AUDIO,
     AUDIO_PROJECTOR,
@@ -20,7 +20,7 @@ from servekit.preflight.checkpoint.naming import (
     VISION_PROJECTOR,
     part_of,
 )
-from servekit.preflight.checkpoint.quantization import WeightScheme
+from servekit.preflight.checkpoint.quantization.scheme import WeightScheme
 from servekit.preflight.checkpoint.shard_header import FLOAT_DTYPES, Tensor
 from servekit.preflight.checkpoint.text_config import TextConfig
 
@@ -57,6 +57,8 @@ def weights_on_gpu(
     stored = set()
     for tensor in tensors:
         part, name = part_of(tensor.name)
+        if part == LM_HEAD:
+            stored.add(f"{part}.{name}")
         if part == TEXT:
             stored.add(name)
             part = "embedding" if name.startswith("embed_tokens") else part
@@ -66,7 +68,7 @@ def weights_on_gpu(
     for linear in expected_modules(text)[0]:
         if not {f"{linear.module}.weight", f"{linear.module}.weight_packed"} & stored:
             size = _linear_bytes(linear, scheme, dtype_bytes)
-            sizes[TEXT] += size
+            sizes[LM_HEAD if linear.module == LM_HEAD else TEXT] += size
             sizes["layers"] += size if linear.module.startswith("layers.") else 0
     return WeightSizes(
         language_bytes=sizes[TEXT],
@@ -80,9 +82,10 @@ def weights_on_gpu(
 
 def _linear_bytes(linear: Linear, scheme: WeightScheme | None, dtype_bytes: int) -> int:
     weights = linear.outputs * linear.inputs
-    if scheme is None or not scheme.quantizes(f"model.language_model.{linear.module}"):
+    args = scheme.args_of(linear.module) if scheme else None
+    if args is None:
         return weights * dtype_bytes
-    return weights * scheme.bits // 8 + linear.outputs * scheme.groups(linear.inputs) * dtype_bytes
+    return weights * args.num_bits // 8 + linear.outputs * args.groups(linear.inputs) * dtype_bytes
 
 
 def _buffer_bytes(text: TextConfig, dtype_bytes: int, max_num_batched_tokens: int) -> int:

@@ -6,6 +6,7 @@ Shapes are those of vLLM 0.20.2, models/gemma4.py; names are relative to the lan
 
 from dataclasses import dataclass
 
+from servekit.preflight.checkpoint.naming import LM_HEAD
 from servekit.preflight.checkpoint.text_config import TextConfig
 
 
@@ -29,7 +30,7 @@ class Plain:
 
 
 def expected_modules(text: TextConfig) -> tuple[list[Linear], list[Plain]]:
-    """Return every linear module and every plain tensor of the language model.
+    """Return every linear module and every plain tensor of the language model, and an untied `lm_head`.
 
     The experts of a mixture are left out: checkpoints store them in several layouts.
     """
@@ -41,8 +42,12 @@ def expected_modules(text: TextConfig) -> tuple[list[Linear], list[Plain]]:
             Plain("embed_tokens_per_layer.weight", (text.vocab_size_per_layer_input, width * layers)),
             Plain("per_layer_projection_norm.weight", (width,)),
         ]
+    linears += [] if text.tie_word_embeddings else [Linear(LM_HEAD, text.vocab_size, hidden)]
     linears += [linear for layer in range(layers) for linear in _layer_linears(text, layer)]
     plains += [plain for layer in range(layers) for plain in _layer_tensors(text, layer)]
+    if text.attention_bias:
+        biased = [linear for linear in linears if ".self_attn." in linear.module]
+        plains += [Plain(f"{each.module}.bias", (each.outputs,), unused=each.unused) for each in biased]
     return linears, plains
 
 

@@ -1,0 +1,1 @@
+"""Mutated checkpoints: the verdict of `servekit check` against the engine's own."""

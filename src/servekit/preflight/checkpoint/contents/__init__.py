@@ -1,0 +1,1 @@
+"""What the shards hold, compared with what config.json describes."""
