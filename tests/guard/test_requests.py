@@ -162,6 +162,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         talk(said("x", "system")),
         "messages[0].role: Input should be 'user'",
     ),
+    "a call without tools": (MESSAGES, talk(said("x"), tool_choice={"type": "any"}), "tool_choice: the request has no"),
     "tokens of nothing": (COUNT, count(), "messages must have 1 to 2,048 entries"),
     "tokens of a part without a type": (COUNT, count(said([{"text": "x"}])), "messages[0].content[0].type: Field req"),
     "tokens of a bad image": (

@@ -213,7 +213,7 @@ NUMBERS = Group(
         plain("repetition_penalty of 1e300", added={"repetition_penalty": 1e300}, statuses=UNHARMED),
         plain("repetition_penalty of 1e-300", added={"repetition_penalty": 1e-300}, statuses=UNHARMED),
         plain("priority", added={"priority": 1}, statuses=UNHARMED),
-        plain("thinking_token_budget", added={"thinking_token_budget": 100}),
+        plain("thinking_token_budget", added={"thinking_token_budget": 100}, statuses=RIGHT),
         plain("thinking_token_budget negative", added={"thinking_token_budget": -5}),
     ),
 )

@@ -35,7 +35,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "tools": {"tool_choice": "none"},
 }
 """What these fields need to have an effect."""
-NEVER_SERVED = frozenset({"suffix", "previous_response_id", "priority", "thinking_token_budget"})
+NEVER_SERVED = frozenset({"suffix", "previous_response_id", "priority"})
 """With this profile, vLLM 0.20.2 answers 400 to every value except the empty one."""
 
 

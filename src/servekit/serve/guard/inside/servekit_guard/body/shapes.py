@@ -29,8 +29,10 @@ def check_shapes(fields: dict[str, Any], path: str) -> None:
     messages = [each for each in items if isinstance(each, dict)] if isinstance(items, list) else []
     for number, message in enumerate(messages):
         _check_item(f"{name}[{number}]", message, of_responses=of_responses)
-    if path.startswith(MESSAGES) and messages and all(_is_empty(message.get("content")) for message in messages):
-        raise BodyError("messages: at least one must have content.", "messages")
+    if path.startswith(MESSAGES):
+        if messages and all(_is_empty(message.get("content")) for message in messages):
+            raise BodyError("messages: at least one must have content.", "messages")
+        _check_choice(fields.get("tool_choice"), fields.get("tools") or ())
 
 
 def _check_item(where: str, item: dict[str, Any], *, of_responses: bool) -> None:
@@ -42,6 +44,15 @@ def _check_item(where: str, item: dict[str, Any], *, of_responses: bool) -> None
     _check_calls(f"{where}.tool_calls", item.get("tool_calls"), "function")
     if of_responses:
         _join_texts(item)
+
+
+def _check_choice(choice: Any, tools: Any) -> None:
+    """Check that a tool that must be called exists: only here vLLM sets the choice after its own check of it."""
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind in ("any", "tool") and not tools:
+        raise BodyError("tool_choice: the request has no tools.", "tool_choice")
+    if kind == "tool" and choice.get("name") not in [tool.get("name") for tool in tools]:
+        raise BodyError("tool_choice.name must be the name of one of the tools.", "tool_choice.name")
 
 
 def _is_empty(content: Any) -> bool:
