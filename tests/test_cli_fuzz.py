@@ -74,11 +74,13 @@ def test_no_setting_ends_in_a_bug(
     argv = [flag_of(name) if name in switches else f"{flag_of(name)}={value}" for name, value in given_flags]
     own = {"SERVEKIT_TARGET": "cpu", "SERVEKIT_CACHE_DIR": str(tmp_path), "SERVEKIT_STATE_DIR": str(tmp_path / "state")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVEKIT_", "HF_", "XDG_"))}
+    (tmp_path / "vllm_config.yaml").write_bytes((root / "vllm_config.yaml").read_bytes())
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=how) for how in ("strict", "backslashreplace"))
     with (
         mock.patch.dict(os.environ, kept | {"HF_HUB_OFFLINE": "1"} | own | environ, clear=True),
         mock.patch.object(sys, "argv", ["servekit", command, *argv]),
-        contextlib.chdir(root),
+        mock.patch("servekit.demo.build.ensure_demo_model"),  # it would write wherever the cache folder may be
+        contextlib.chdir(tmp_path),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as ended,
