@@ -42,7 +42,8 @@ _HOST = (
     "port-taken",
 )
 """Findings about this host, not about the checkpoint."""
-_TEXT = {"type": "text", "text": "what is there to see"}
+_TEXT = {"type": "text", "text": "what is there to see zzzz"}
+"""With a word that mutations add to the vocabulary."""
 _IMAGE = picture(f"data:image/png;base64,{png(768)}")
 """Large enough to need as many tokens as an image may have."""
 _REQUESTS = {

@@ -96,8 +96,10 @@ def _blind_value(random: Random, seen: View) -> Drawn:
         path.append(random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value)))
         value = value[path[-1]]
     kind = random.choice(["delete", "rename", "strange", "near", "near"])
-    # The tokenizer, not config.json, decides on the ids of tokens.
-    means = SAME if file == "config.json" and str(path[0]).endswith("_token_id") else OTHER
+    # The tokenizer decides on the ids of tokens, config.json on the sizes of the vision tower.
+    elsewhere = file == "config.json" and str(path[0]).endswith("_token_id")
+    elsewhere |= file == "processor_config.json" and path[-1] in {"patch_size", "pooling_kernel_size"}
+    means = SAME if elsewhere else OTHER
     if kind == "delete" or (kind == "rename" and not isinstance(path[-1], str)):
         return means, [["delete", file, path]]
     if kind == "rename":

@@ -29,10 +29,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("begin", range(0, len(RECORDED), PIECE))
 def test_check_agrees_with_the_recorded_engine(bench: Bench, begin: int) -> None:
-    """`check` refuses each recorded mutation that the engine did not serve well, and accepts all others."""
+    """`check` refuses each recorded mutation that the engine did not serve well, and accepts all others.
+
+    The few lines with `known` say why the two differ.
+    """
     judged = list(replay(bench, RECORDED[begin : begin + PIECE]))
     assert len(judged) > 0
-    assert [told(record) for record in judged if is_wrong(record)] == []
+    assert [told(record) for record in judged if is_wrong(record) is not ("known" in record)] == []
 
 
 def test_half_of_the_record_is_served() -> None:

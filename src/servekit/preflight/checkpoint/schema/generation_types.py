@@ -24,4 +24,5 @@ class _Generation(Strict):
 
 def generation_faults(generation: Mapping[str, Any]) -> dict[str, str]:
     """Return what is wrong in a generation_config.json, by key."""
-    return {key.partition(".")[0]: why for key, why in faults_of(_Generation, generation).items()}
+    numbers = {key: int(value) if isinstance(value, bool) else value for key, value in generation.items()}
+    return {key.partition(".")[0]: why for key, why in faults_of(_Generation, numbers).items()}
