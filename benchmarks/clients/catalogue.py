@@ -1,5 +1,6 @@
 """The clients: what each needs, and how its documentation's first page is run here."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def write_task(folder: Path, kind: str) -> str:
             'generation_kwargs: {until: ["\\n"], max_gen_toks: 16}',
             "metric_list: [{metric: exact_match}]",
         ],
-        "multiple_choice": ["doc_to_choice: [yes, no]", "doc_to_target: 0", "metric_list: [{metric: acc}]"],
+        "multiple_choice": ['doc_to_choice: ["yes", "no"]', "doc_to_target: 0", "metric_list: [{metric: acc}]"],
     }
     lines = [
         f"task: {kind}_task",
@@ -80,6 +81,32 @@ def write_task(folder: Path, kind: str) -> str:
     ]
     (folder / f"{kind}.yaml").write_text("\n".join(lines) + "\n")
     return f"{kind}_task"
+
+
+LOOK = """
+from PIL import Image
+
+
+def visual(_question):
+    return [Image.new("RGB", (64, 48), "grey")]
+
+
+def text(question, *_):
+    return question["question"]
+"""
+
+
+def lmms_eval(at: Place) -> Words:
+    """Return the command of lmms-eval for the same questions, each with an image."""
+    write_task(at.work, "generate_until")
+    task = (at.work / "generate_until.yaml").read_text()
+    for field, value in ("doc_to_text", "!function look.text"), ("doc_to_target", "answer"):
+        task = re.sub(rf"(?m)^{field}: .*", f"{field}: {value}", task)
+    (at.work / "look.py").write_text(LOOK)
+    (at.work / "generate_until.yaml").write_text(f"{task}doc_to_visual: !function look.visual\n")
+    settings = ",".join([f"model_version={at.name}", f"base_url={at.url}/v1", "num_concurrent=1"])
+    command = [str(at.bin / "python"), "-m", "lmms_eval", "--model", "openai", "--model_args", settings]
+    return [*command, "--tasks", "generate_until_task", "--include_path", str(at.work), "--batch_size", "1"]
 
 
 def curl(at: Place) -> Words:
@@ -170,6 +197,7 @@ CLIENTS = {
         ("lm-eval[api]", "transformers"),
         says="acc",
     ),
+    "lmms-eval": Client("generate_until with an image in each question", lmms_eval, ("lmms-eval",), says="exact_match"),
     "guidellm": Client("four requests, two at a time", guidellm, ("guidellm",), says="Benchmarking complete"),
     "aiperf": Client("four streamed chats, two at a time", aiperf, ("aiperf",), says="Output Token Throughput"),
     "vllm-bench": Client("four random requests", bench_serve, says="Successful requests:                     4"),
