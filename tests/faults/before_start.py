@@ -174,13 +174,13 @@ FAULTS = (
     Fault("key file: empty", NEVER_UP, 2, "keys", engine="none", prepare=with_keys("")),
     Fault(
         "state folder: cannot be created",
-        *(NEVER_UP, 2, "cannot create folder: Not a directory"),
+        *(NEVER_UP, 2, "file is not a folder; correct the path, or choose another folder"),
         engine="none",
         prepare=folder_is_a_file("SERVEKIT_STATE_DIR"),
     ),
     Fault(
         "cache folder: cannot be created",
-        *(NEVER_UP, 2, "cannot create folder: Not a directory"),
+        *(NEVER_UP, 2, "file is not a folder; correct the path, or choose another folder"),
         engine="none",
         prepare=folder_is_a_file("SERVEKIT_CACHE_DIR"),
     ),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from servekit.preflight.checkpoint.config_file import ABSENT, ModelConfig, read_object
 from servekit.preflight.checkpoint.text_config import ARCHITECTURES
@@ -21,7 +21,14 @@ def check_template(folder: Path, config: ModelConfig, arguments: EngineArguments
     if arguments.chat_template:
         return
     file, text, problem = _template(folder, several=config.text_only)
-    problem, line = (problem, 0) if problem else template_problem(text)
+    line = 0
+    if not problem and not text.strip():
+        problem = "is empty"
+    elif not problem:
+        from servekit.profile.files.chat_template import template_problem  # Jinja is for this check only
+
+        problem, line = template_problem(text)
+        problem = problem and f"cannot be parsed: {problem}"
     kind = "chat request"
     images = arguments.limit_mm_per_prompt["image"] and config.architecture == ARCHITECTURES[0]
     if not problem and images and "image" not in text:  # it may put the token together: '<|' + part.type + '|>'
@@ -29,36 +36,6 @@ def check_template(folder: Path, config: ModelConfig, arguments: EngineArguments
     if problem:
         message = f"{problem}: vLLM would answer every {kind} with an error"
         yield error("chat-template", message, file=file, line=line, remedy=f"{_COPY}, or name one with chat-template")
-
-
-def template_problem(text: str) -> tuple[str, int]:
-    """Return why a chat template cannot be used, and the line; empty if jinja2 can parse it.
-
-    The extensions are those that transformers gives its templates.
-    """
-    import jinja2  # for this check only: its imports take time
-    from jinja2 import ext, nodes
-
-    class Generation(ext.Extension):
-        tags = {"generation"}  # noqa: RUF012 - the base class declares it so
-
-        def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return body
-
-    if not text.strip():
-        return "is empty", 0
-    environment = jinja2.Environment(extensions=[Generation, ext.loopcontrols], autoescape=False)  # noqa: S701 - no HTML
-    try:
-        environment.from_string(text)
-    except jinja2.TemplateSyntaxError as problem:
-        return f"cannot be parsed: {problem.message}", problem.lineno
-    except jinja2.TemplateError as problem:
-        return f"cannot be parsed: {problem.message}", 0
-    except RecursionError:
-        return "is nested too deeply", 0
-    return "", 0
 
 
 def _template(folder: Path, *, several: bool) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
 """The memory plan of a checkpoint on a device; where there can be none, the reason as a finding."""
 
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts
-from servekit.preflight.checkpoint.weight_sizes import WeightSizes
+from servekit.preflight.checkpoint.contents.weight_sizes import WeightSizes
 from servekit.preflight.findings import Finding, error, warning
 from servekit.preflight.memory.gpu_models import GIB, GpuModel
 from servekit.preflight.memory.kv_layout import LayoutError

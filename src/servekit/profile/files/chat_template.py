@@ -18,16 +18,15 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def template_problem(text: str) -> str:
-    """Return why `text` is not a Jinja template, with the line; an empty text where it is one. Runs nothing of it."""
+def template_problem(text: str) -> tuple[str, int]:
+    """Return why `text` is not a Jinja template, and the line; empty where it is one. Runs nothing of it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     try:
         environment.from_string(text)
     except TemplateError as error:
-        line = getattr(error, "lineno", 0)
-        return f"{error.message}{f', in line {line} of it' if line else ''}"
+        return str(error.message), getattr(error, "lineno", 0)
     except RecursionError:
-        return "it is nested too deeply"
-    return ""
+        return "it is nested too deeply", 0
+    return "", 0

@@ -54,8 +54,10 @@ def _template(value: str, _: Mapping[str, Value]) -> Iterator[_Problem]:
         return
     from servekit.profile.files.chat_template import template_problem  # Jinja is for this case only
 
-    if problem := template_problem(text):
-        yield f"is not a Jinja template: {problem}", "correct it: every chat request would fail"
+    problem, line = template_problem(text)
+    if problem:
+        where = f", in line {line} of it" if line else ""
+        yield f"is not a Jinja template: {problem}{where}", "correct it: every chat request would fail"
 
 
 def _module(item: str, arguments: Mapping[str, Value]) -> Iterator[_Problem]:
