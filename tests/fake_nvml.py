@@ -63,7 +63,8 @@ class FakeNvml:
                 raise pynvml.NVMLError(self.failures[name])
             if arguments and arguments[0] in self.lost:
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
-            return _ANSWERS[name] if name in _ANSWERS else getattr(self, f"_{name}")(*arguments)
+            own = getattr(self, f"_{name}") if hasattr(type(self), f"_{name}") else None
+            return own(*arguments) if own else _ANSWERS[name]
 
         return call
 
@@ -82,6 +83,13 @@ class FakeNvml:
     def _nvmlDeviceGetMemoryInfo(self, _handle: int, version: int | None = None) -> Any:  # noqa: N802
         reserve = {"reserved": 470 * MIB} if version == pynvml.nvmlMemory_v2 else {}
         return SimpleNamespace(total=23_034 * MIB, free=22_500 * MIB, used=534 * MIB, **reserve)
+
+    def _nvmlDeviceGetClockInfo(self, _handle: int, kind: int) -> int:  # noqa: N802
+        return {pynvml.NVML_CLOCK_SM: 1_350, pynvml.NVML_CLOCK_MEM: 6_251}[kind]
+
+    def _nvmlDeviceGetFieldValues(self, _handle: int, fields: list[int]) -> list[Any]:  # noqa: N802
+        assert fields == [pynvml.NVML_FI_DEV_POWER_INSTANT]
+        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=70_900))]
 
     def _nvmlDeviceGetMigMode(self, _handle: int) -> list[int]:  # noqa: N802
         return [0, 0]

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,11 @@ L4 = GpuFacts(
 READINGS = GpuReadings(
     energy_j=81_234.567,
     power_w=71.5,
+    power_instant_w=70.9,
     power_limit_w=72.0,
     temperature_c=64,
+    sm_clock_mhz=1_350,
+    memory_clock_mhz=6_251,
     memory_used_bytes=534 * MIB,
     memory_total_bytes=23_034 * MIB,
     slowdowns=("hardware thermal slowdown",),
@@ -76,6 +80,8 @@ def test_the_real_library_of_this_machine() -> None:
     [
         ("nvmlDeviceGetTotalEnergyConsumption", {"energy_j": None}),
         ("nvmlDeviceGetPowerUsage", {"power_w": None}),
+        ("nvmlDeviceGetFieldValues", {"power_instant_w": None}),
+        ("nvmlDeviceGetClockInfo", {"sm_clock_mhz": None, "memory_clock_mhz": None}),
         ("nvmlDeviceGetEnforcedPowerLimit", {"power_limit_w": None}),
         ("nvmlDeviceGetMemoryInfo", {"memory_used_bytes": None, "memory_total_bytes": None}),
         ("nvmlDeviceGetCurrentClocksEventReasons", {"slowdowns": None}),
@@ -88,6 +94,28 @@ def test_a_function_that_an_older_driver_lacks(function: str, missing: dict[str,
     """If the driver's library lacks a symbol, only that value is missing."""
     readings = Nvml(FakeNvml(**{function: NO_FUNCTION})).read(GPU)
     assert readings == dataclasses.replace(READINGS, **missing)
+
+
+def test_some_fields_and_the_processes_alone() -> None:
+    """A reading of some fields calls only their functions; the processes of a GPU can be read without a survey."""
+    library = FakeNvml()
+    nvml = Nvml(library)
+    assert nvml.read(GPU, ("power_w", "energy_j")) == GpuReadings(energy_j=81_234.567, power_w=71.5)
+    wanted = {"nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTotalEnergyConsumption"}
+    assert set(library.calls) == wanted
+    assert nvml.processes(GPU) == {7: 4096}
+    library.lost = {0}
+    assert nvml.processes(GPU) is None
+
+
+def test_a_field_that_the_driver_does_not_report() -> None:
+    """NVML can answer the query and fail the single field: then the instant power is unknown."""
+
+    class Older(FakeNvml):
+        def _nvmlDeviceGetFieldValues(self, _handle: int, _fields: list[int]) -> list[Any]:  # noqa: N802
+            return [SimpleNamespace(nvmlReturn=pynvml.NVML_ERROR_NOT_SUPPORTED, value=None)]
+
+    assert Nvml(Older()).read(GPU).power_instant_w is None
 
 
 def test_a_function_that_an_older_pynvml_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.gpu.reading import read_energy
-from servekit.measure.energy import EnergyMeter
+from benchmarks.gpu.reading import EnergyMeter, read_energy
 
 READY, WARM, RESULT = "READY", "WARM", "RESULT "
 """What the lines of this program begin with."""

@@ -6,7 +6,7 @@ not return is None here, and the survey lists each GPU that it cannot read. No N
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -20,8 +20,11 @@ SLOWDOWNS: Final[Mapping[int, str]] = {
 }
 
 CONSTANTS: Final[Mapping[str, int]] = {
+    "NVML_CLOCK_MEM": 2,
+    "NVML_CLOCK_SM": 1,
     "NVML_ERROR_GPU_IS_LOST": 15,
     "NVML_ERROR_TIMEOUT": 10,
+    "NVML_FI_DEV_POWER_INSTANT": 186,
     "NVML_MEMORY_ERROR_TYPE_CORRECTED": 0,
     "NVML_MEMORY_ERROR_TYPE_UNCORRECTED": 1,
     "NVML_TEMPERATURE_GPU": 0,
@@ -78,8 +81,11 @@ class GpuReadings:
     """Since the driver was loaded."""
     power_w: float | None = None
     """The mean of about the last second."""
+    power_instant_w: float | None = None
     power_limit_w: float | None = None
     temperature_c: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     slowdowns: tuple[str, ...] | None = None
@@ -104,6 +110,11 @@ def _thousandth(value: float) -> float:
     return value / 1000
 
 
+def _instant_power(answers: Sequence[Any]) -> float | None:
+    """Return the watts of the one field asked for; NVML reports success or failure for each field."""
+    return answers[0].value.uiVal / 1000 if answers[0].nvmlReturn == 0 else None
+
+
 def _slowdowns(bits: int) -> tuple[str, ...]:
     return tuple(name for bit, name in SLOWDOWNS.items() if bits & bit)
 
@@ -111,8 +122,11 @@ def _slowdowns(bits: int) -> tuple[str, ...]:
 _READINGS: Final[Mapping[str, tuple[str, Sequence[Any], Callable[[Any], Any]]]] = {
     "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", (), _thousandth),
     "power_w": ("nvmlDeviceGetPowerUsage", (), _thousandth),
+    "power_instant_w": ("nvmlDeviceGetFieldValues", [[CONSTANTS["NVML_FI_DEV_POWER_INSTANT"]]], _instant_power),
     "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", (), _thousandth),
     "temperature_c": ("nvmlDeviceGetTemperature", [CONSTANTS["NVML_TEMPERATURE_GPU"]], float),
+    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_SM"]], int),
+    "memory_clock_mhz": ("nvmlDeviceGetClockInfo", [CONSTANTS["NVML_CLOCK_MEM"]], int),
     "memory_used_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.used)),
     "memory_total_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: int(memory.total)),
     "slowdowns": ("nvmlDeviceGetCurrentClocksEventReasons", (), _slowdowns),
@@ -161,14 +175,20 @@ class Nvml:
             unreadable=tuple(unreadable),
         )
 
-    def read(self, gpu: str) -> GpuReadings:
-        """Read the values of a GPU, named by UUID."""
+    def read(self, gpu: str, fields: Collection[str] = _READINGS) -> GpuReadings:
+        """Read the values of a GPU, named by UUID: all of them, or these `fields` of GpuReadings alone."""
         handle = self._query("nvmlDeviceGetHandleByUUID", gpu)
         if handle is None:
             return GpuReadings()
-        answers = {field: self._query(function, handle, *rest) for field, (function, rest, _) in _READINGS.items()}
+        calls = {field: _READINGS[field][:2] for field in fields}
+        answers = {field: self._query(function, handle, *rest) for field, (function, rest) in calls.items()}
         known = {field: answer for field, answer in answers.items() if answer is not None}
         return GpuReadings(**{field: _READINGS[field][2](answer) for field, answer in known.items()})
+
+    def processes(self, gpu: str) -> dict[int, int] | None:
+        """Return the bytes that each compute process holds on a GPU, named by UUID; None where NVML reports none."""
+        handle = self._query("nvmlDeviceGetHandleByUUID", gpu)
+        return None if handle is None else self._processes(handle)
 
     def listen(self, gpus: Sequence[str]) -> tuple[str, ...]:
         """Register for the errors of these GPUs, named by UUID; return those that report Xid errors."""
@@ -219,7 +239,6 @@ class Nvml:
         memory = self._call("nvmlDeviceGetMemoryInfo", handle)
         detailed = self._query("nvmlDeviceGetMemoryInfo", handle, CONSTANTS["nvmlMemory_v2"])
         mig = self._query("nvmlDeviceGetMigMode", handle)
-        running = self._query("nvmlDeviceGetComputeRunningProcesses", handle)
         readings = self.read(uuid)
         return GpuFacts(
             index=index,
@@ -229,11 +248,15 @@ class Nvml:
             free_bytes=int(memory.free),
             capability=tuple(self._call("nvmlDeviceGetCudaComputeCapability", handle)),
             reserved_bytes=int(detailed.reserved) if detailed else 0,
-            processes={each.pid: each.usedGpuMemory or 0 for each in running or ()},
+            processes=self._processes(handle) or {},
             uncorrected_errors=readings.uncorrected_errors,
             slowdowns=readings.slowdowns or (),
             mig=bool(mig and mig[0]),
         )
+
+    def _processes(self, handle: Any) -> dict[int, int] | None:
+        running = self._query("nvmlDeviceGetComputeRunningProcesses", handle)
+        return None if running is None else {each.pid: each.usedGpuMemory or 0 for each in running}
 
     def _register(self, gpu: str) -> bool:
         xid = CONSTANTS["nvmlEventTypeXidCriticalError"]

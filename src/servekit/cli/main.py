@@ -14,6 +14,7 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.checks import check_here, loaded, plan_memory, verdict
+from servekit.cli.measuring import measure, report
 from servekit.cli.options import settings_options
 from servekit.errors import ExitCode, ServekitError, render
 from servekit.file_trouble import finding_of
@@ -228,11 +229,13 @@ def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
     "  servekit schema > vllm_config.schema.json\n"
     "  # yaml-language-server: $schema=vllm_config.schema.json      as the first line of the profile\n"
 )
-def schema() -> None:
+@click.option("--record", is_flag=True, help="Of the record that `servekit measure` writes.")
+def schema(*, record: bool) -> None:
     """Print the JSON Schema of the profile."""
+    from servekit.measure.record import record_schema
     from servekit.profile.json_schema import profile_schema
 
-    click.echo(json.dumps(profile_schema(), indent=2))
+    click.echo(json.dumps(record_schema() if record else profile_schema(), indent=2))
 
 
 @command.command(
@@ -256,6 +259,10 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     build_demo_model(
         directory, size=size, quantized=not bf16, seed=seed, progress=lambda line: click.echo(line, err=True)
     )
+
+
+command.add_command(measure)
+command.add_command(report)
 
 
 def _gpu(name: str) -> "GpuModel":

@@ -1,1 +1,4 @@
-"""Figures of an endpoint: statistics and energy. Beside the launcher's own way: `servekit serve` imports none of it."""
+"""Measures a running endpoint, and reports. `servekit serve` imports none of it.
+
+`recording/` fills the raw trace, `figures/` computes the record from it, `report/` makes tables of records.
+"""

@@ -60,8 +60,9 @@ class EngineClient:
 
     def generate_token(self, model: str) -> int:
         """Generate one token; return how many the engine reports."""
-        # temperature 0 and a single token: the least work that goes through scheduler, model and sampler.
-        return self._generate({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0.0, "ignore_eos": True})
+        # temperature 0 and a single token: the least work that goes through scheduler, model and sampler. The prompt is
+        # one token too (Gemma's <bos>), so that canaries can be subtracted from the engine's count of prompt tokens.
+        return self._generate({"model": model, "prompt": [2], "max_tokens": 1, "temperature": 0.0, "ignore_eos": True})
 
     def warm_up(self, model: str) -> int:
         """Generate as clients do, first few then many prompts per request; return the number of tokens reported.

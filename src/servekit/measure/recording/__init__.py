@@ -1,0 +1,1 @@
+"""Fills the trace: the GPUs' readings, the metrics page, the command."""
