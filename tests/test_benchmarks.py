@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed package
 
-from benchmarks import check, cold, images, memory, throughput
+from benchmarks import check, cold, images, measuring, memory, throughput
 from benchmarks.__main__ import find_benchmarks
 from benchmarks.endpoint import unguarded
 from benchmarks.gpu.reading import EnergyMeter
@@ -201,3 +201,9 @@ def test_a_host_without_a_gpu_has_no_energy(eventually: Callable[..., None]) -> 
     meter.stop()
     assert meter.between(0, 1e12) == {}
     assert len(asked) == 1
+
+
+def test_the_cost_of_measuring_is_a_share_of_a_core() -> None:
+    """The table has the median share of one core beside its target, and the size of the raw trace."""
+    lines = measuring.table({"cpu_share": [0.004, 0.009, 0.005], "trace_bytes_per_s": [2000.0]})
+    assert lines == ["of one core      0.50% (0.40% to 0.90%; target 1%)", "raw trace        7.2 MB an hour"]

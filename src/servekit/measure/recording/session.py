@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ _SETTLE_S: Final = 5.0
 _AFTER_S: Final = 1.0
 """The readings go on for this long: the energy at the end lies between two steps of the counter."""
 _POLL_S: Final = 0.1
+_SHOW_S: Final = 1.0
 _LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _IN_FLIGHT: Final = (GAUGES["running"], GAUGES["waiting"], "servekit_guard_in_flight")
 
@@ -148,7 +149,10 @@ class _Run:
             stack.enter_context(Ticker("scrape", SCRAPE_S, self._scraper.scrape))
             progress = ProgressLine(self._reader, self._scraper, quiet=self._job.quiet)
             self._trace.write("phase", phase="idle") if self._job.idle_s else None
-            self._until(time.monotonic() + self._job.idle_s, progress.idle)
+            end_s = time.monotonic() + self._job.idle_s
+            while (left_s := end_s - time.monotonic()) > 0 and not self._signals:
+                progress.idle()
+                time.sleep(min(_POLL_S, left_s))
             if self._signals:
                 return None
             with tempfile.TemporaryDirectory(prefix="servekit-measure-") as folder:
@@ -160,7 +164,9 @@ class _Run:
         progress.begin()
         self._child = subprocess.Popen(self._job.command, env=os.environ | {SCORES_VARIABLE: str(scores)})
         while self._child.poll() is None:
-            self._until(time.monotonic() + _POLL_S, progress.run)
+            progress.run()
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(_SHOW_S)
         code = self._child.returncode
         code = code if code >= 0 else 128 - code
         self._trace.write("phase", phase="after")
@@ -179,18 +185,6 @@ class _Run:
             if passed_s > _AFTER_S and not any(total(page, name) for name in _IN_FLIGHT):
                 return
             time.sleep(_POLL_S)
-
-    def _until(self, end_s: float, show: Callable[[], None]) -> None:
-        while (left_s := end_s - time.monotonic()) > 0 and not (self._signals and self._child is None):
-            show()
-            if self._child is None:
-                time.sleep(min(_POLL_S, left_s))
-                continue
-            try:
-                self._child.wait(min(_POLL_S, left_s))
-            except subprocess.TimeoutExpired:
-                continue
-            return
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
