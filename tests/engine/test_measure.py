@@ -1,14 +1,19 @@
-"""`servekit measure` on the real engine: its counters are those of the client, to the request and the token."""
+"""`measure` and `bench` on the real engine: their counters are those of the client, to the request and the token."""
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 from servekit.measure.record import Record
+from tests.engine.conftest import make_endpoint
 from tests.engine.test_serving import MODEL
 from tests.harness.endpoint import SERVEKIT, Endpoint, clean_environment
+from tests.harness.server import ENGINE
 
 LOAD = """
 import concurrent.futures, json, os, sys, time, urllib.request
@@ -47,21 +52,31 @@ json.dump(scores, open(os.environ["MEASURE_SCORES_FILE"], "w"))
 """Asks, is refused three times, waits for a canary, and leaves what the answers reported as its scores."""
 
 
+GENERATOR_SAYS = ("Total generated tokens", "Total input tokens", "Successful requests")
+"""Lines of `vllm bench serve`, in the order of the record's fields."""
+
+
+@pytest.fixture(scope="module")
+def measured(engine_cache: Path) -> Iterator[Endpoint]:
+    """A ready endpoint that sends itself a canary in every idle second that it can."""
+    with make_endpoint(engine_cache, environ={"SERVEKIT_CANARY_S": "1"}) as endpoint:
+        endpoint.until_ready()
+        yield endpoint
+
+
 def servekit(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command of servekit as a user does."""
     argv: Sequence[str] = [sys.executable, *SERVEKIT, *words]
-    return subprocess.run(argv, env=clean_environment(), capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(argv, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_a_record_of_the_real_engine(serve: Callable[..., Endpoint], tmp_path: Path) -> None:
+def test_a_record_of_the_real_engine(measured: Endpoint, tmp_path: Path) -> None:
     """Requests, tokens and refusals are exact with a canary between them, and every field follows from the trace."""
-    endpoint = serve(environ={"SERVEKIT_CANARY_S": "1", "SERVEKIT_HANG_S": "4"})
-    endpoint.until_ready()
     out = tmp_path / "demo.json"
-    load = [sys.executable, "-c", LOAD, endpoint.url, endpoint.observe_url, endpoint.key, MODEL]
-    words = ["--observe", endpoint.observe_url, "--name", "demo", "--out", str(out), "--idle-s", "2"]
-    measured = servekit("measure", *words, "--", *load)
-    assert measured.returncode == 0, measured.stderr
+    load = [sys.executable, "-c", LOAD, measured.url, measured.observe_url, measured.key, MODEL]
+    words = ["--observe", measured.observe_url, "--name", "demo", "--out", str(out), "--idle-s", "2"]
+    ended = servekit("measure", *words, "--", *load)
+    assert ended.returncode == 0, ended.stderr
     record = Record.model_validate_json(out.read_bytes())
 
     assert record.run.work is not None
@@ -90,3 +105,17 @@ def test_a_record_of_the_real_engine(serve: Callable[..., Endpoint], tmp_path: P
     assert "fields follow from the raw trace" in verified.stderr
     rows = {row["figure"]: row["values"][0]["median"] for row in json.loads(verified.stdout)["rows"]}
     assert rows["Requests"] == 16
+
+
+def test_the_engines_own_load_generator(measured: Endpoint, tmp_path: Path) -> None:
+    """`servekit bench` records what `vllm bench serve` reports: requests, prompt tokens with images, output tokens."""
+    fixed = ["--observe", measured.observe_url, "--engine", str(ENGINE), "--state-dir", str(measured.state_dir)]
+    load = ["--loads", "images-1", "--streams", "2", "--repetitions", "1", "--seconds", "1", "--idle-s", "1"]
+    ended = servekit("bench", *fixed, *load, "--dir", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    record = Record.model_validate_json((tmp_path / "images-1-2-sampled-1.json").read_bytes())
+    told = [int(re.findall(rf"{name}: +(\d+)", ended.stdout)[-1]) for name in GENERATOR_SAYS]
+    assert record.run.work is not None
+    assert list(record.run.work.model_dump().values()) == told
+    assert "--random-mm-base-items-per-request" in record.command
+    assert measured.key not in record.model_dump_json()

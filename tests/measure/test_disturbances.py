@@ -70,6 +70,18 @@ def test_disturbances_of_the_gpu(
     assert told == pytest.approx([moment for span in spans for moment in span], abs=0.2)
 
 
+def test_gaps_in_the_trace(tmp_path: Path) -> None:
+    """Readings that are missing for more than a hundredth of the run are told, with their number and length."""
+
+    def missing(t: float, values: dict[str, Any]) -> Mapping[str, Any]:
+        return {} if 100 < t < 104 or 200 < t < 205 else values
+
+    record = Run(reading=missing).record(tmp_path)
+    (gaps,) = [each for each in record.disturbances if each.kind == "trace-gaps"]
+    assert gaps.what == "GPU-1234: 2 gaps in the power trace, 9 s in all"
+    assert record.run.energy.within_half_percent, "the counter has the energy all the same"
+
+
 def test_foreign_processes(tmp_path: Path) -> None:
     """A process of somebody else is told from when it came to when it went, or to the end."""
     others = [(-30.0, {"41": 512 * MIB}), (100.0, {"41": 512 * MIB, "42": 2048 * MIB}), (160.0, {"41": 512 * MIB})]

@@ -1,5 +1,6 @@
 """`servekit report`: the card's table from records, rules that runs break, and the check against the raw trace."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,16 @@ def test_verify_computes_every_field_again(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError) as caught:
             CliRunner().invoke(command, ["report", path, "--verify"], catch_exceptions=False)
         assert key in {finding.key for finding in caught.value.findings}
+
+
+def test_a_trace_alone_is_a_run(tmp_path: Path) -> None:
+    """What a killed `measure` left behind can be reported; a trace that ends before the command cannot."""
+    path = Run(exit_code=None).write(tmp_path / "left.trace.jsonl.gz")
+    text = report(str(path), "--verify")
+    assert "cut-off: servekit measure was killed" in text
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).split(b'"phase": "run"')[0]))
+    with pytest.raises(ConfigurationError, match="ends before the command began"):
+        CliRunner().invoke(command, ["report", str(path)], catch_exceptions=False)
 
 
 def test_files_that_are_no_records(tmp_path: Path) -> None:

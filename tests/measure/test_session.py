@@ -79,6 +79,24 @@ def test_a_measured_command(tmp_path: Path, site: Site) -> None:
     assert wrong == []
 
 
+def test_the_temperature_settles_before_the_run(tmp_path: Path, site: Site) -> None:
+    """The warm-up is repeated until the temperature changes by less than a degree from one time to the next."""
+    site.extra += GPU_PAGE
+
+    class Warming(L4):
+        def _nvmlDeviceGetTemperature(self, _handle: int, _sensor: int) -> int:  # noqa: N802
+            return min(60, 40 + 5 * site.requests)
+
+    warm_up = (sys.executable, "-c", LOAD, site.url, "2", "0.3", "0")
+    record, code = measure(job(tmp_path, site, 3, 0.5, 0, warm_up=warm_up), nvml=Nvml(Warming()))
+    assert code == 0
+    assert record is not None
+    assert site.requests == 3 * 2 + 3, "50, 60 and 60 degrees, then the run"
+    assert record.run.work is not None
+    assert record.run.work.requests == 3
+    assert {each.kind for each in record.disturbances} == {"slowdown"}, "the fake GPU's own, no foreign requests"
+
+
 def test_a_foreign_process_is_noticed(tmp_path: Path, site: Site) -> None:
     """A process that joins those that were on the GPU at first is somebody else's."""
     site.extra += GPU_PAGE

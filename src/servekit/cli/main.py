@@ -14,7 +14,7 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.checks import check_here, loaded, plan_memory, verdict
-from servekit.cli.measuring import measure, report
+from servekit.cli.measuring import bench, measure, report
 from servekit.cli.options import settings_options
 from servekit.errors import ExitCode, ServekitError, render
 from servekit.file_trouble import finding_of
@@ -261,6 +261,7 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     )
 
 
+command.add_command(bench)
 command.add_command(measure)
 command.add_command(report)
 

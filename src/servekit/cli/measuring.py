@@ -13,6 +13,8 @@ from servekit.errors import ConfigurationError, Finding
 from servekit.settings import read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from servekit.settings import Settings
 
 _OBSERVE_FIELDS = ("observe_host", "observe_port")
@@ -127,3 +129,85 @@ def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verif
     names = dict.fromkeys(run.record.name for run in baseline)
     compared = Report(group_runs(groups), Group(" and ".join(names), tuple(baseline)) if baseline else None)
     click.echo({"text": report_text, "markdown": report_markdown, "json": report_json}[output](compared))
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  servekit bench --streams 8,32                          text and images, three repetitions of ten minutes\n"
+    "  servekit bench --loads text --streams 32 --sampling sampled,greedy --dir w4a16\n"
+    "  servekit report w4a16/*.json\n"
+    "\b\nExit codes: 0 every run ended well, 2 nothing could be measured; otherwise that of the first run that failed."
+)
+@click.option("--loads", default="text,images-1,images-3", show_default=True, help="Kinds of requests.")
+@click.option("--streams", default="1,8,32,128,512", show_default=True, help="Requests at once.")
+@click.option(
+    "--sampling", default="sampled", show_default=True, help="sampled, as Gemma asks for, or greedy; or both."
+)
+@click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each load.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=600, show_default=True, help="Of each run, about.")
+@click.option(
+    "--idle-s", type=click.FloatRange(min=0), default=60, show_default=True, help="Idle power before each run."
+)
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), default="bench", show_default=True, help="For records."
+)
+@click.option("--tokenizer", metavar="MODEL", help="Checkpoint for the load generator. Default: the endpoint's.")
+@click.option("--endpoint", metavar="URL", help="Where to send requests. Default: the address that servekit reports.")
+@click.option("--observe", metavar="URL", help="servekit's own server. Default: from serve's settings.")
+@settings_options(("engine", *_OBSERVE_FIELDS, "api_keys_file", "state_dir"))
+def bench(
+    *,
+    loads: str,
+    streams: str,
+    sampling: str,
+    repetitions: int,
+    seconds: float,
+    idle_s: float,
+    folder: Path,
+    tokenizer: str | None,
+    endpoint: str | None,
+    observe: str | None,
+    **flags: Any,
+) -> None:
+    """Measure the standard loads with the engine's own `vllm bench serve`: a record for each run."""
+    from servekit.measure.bench.loads import SAMPLINGS, SHAPES, Load
+    from servekit.measure.bench.standard import Bench, find_generator, run_bench
+    from servekit.serve.guard.keys import load_keys, own_key_file
+
+    settings = read_settings(flags, os.environ)
+    chosen = [
+        Load(kind, int(number), how)
+        for kind in _listed("--loads", loads, SHAPES)
+        for number in _listed("--streams", streams)
+        for how in _listed("--sampling", sampling, SAMPLINGS)
+    ]
+    url = (observe or _observe_url(settings)).rstrip("/")
+    generator, authenticated = find_generator(url, settings.engine, endpoint=endpoint, tokenizer=tokenizer)
+    keys = load_keys(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else ("none",)
+    plan = Bench(
+        loads=chosen,
+        repetitions=repetitions,
+        seconds=seconds,
+        idle_s=idle_s,
+        folder=folder,
+        observe_url=url,
+        generator=generator,
+        variables={"OPENAI_API_KEY": keys[0], "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+        report=lambda line: click.echo(line, err=True),
+    )
+    click.echo(f"bench: {len(chosen) * repetitions} runs, at least {plan.about_s / 3600:.1f} h", err=True)
+    codes = [code for _, _, code in run_bench(plan)]
+    click.echo(f"bench: servekit report {folder}/*.json", err=True)
+    sys.exit(next(filter(None, codes), 0))
+
+
+def _listed(option: str, text: str, known: "Collection[str]" = ()) -> list[str]:
+    """Return the parts of a comma-separated list: names that are known, or numbers above zero."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in known if known else not (part.isdecimal() and int(part)):
+            wanted = f"one of {', '.join(known)}" if known else "a whole number above zero"
+            raise click.BadParameter(f"must be {wanted} (got {part})", param_hint=option)
+    if not parts:
+        raise click.BadParameter("names nothing", param_hint=option)
+    return parts

@@ -1,7 +1,7 @@
 """The raw trace of a measurement: compressed JSON lines, written as it goes, from which every figure is computed.
 
 Each line is an event with `kind` and `t`, monotonic seconds. `begin` has what was asked for, `identity` what was
-measured, `phase` the beginning of `idle`, `run` and `after`. `gpu` is one reading of one GPU (the fields of
+measured, `phase` the beginning of `idle`, `warm-up`, `run` and `after`. `gpu` is one reading of one GPU (the fields of
 GpuReadings), `processes` has the foreign processes on a GPU, when they change. `scrape` has the samples of the metrics
 page that changed since the scrape before, as text, and the names of those that are gone. `ended` has the command's exit
 code, `scores` its own results.

@@ -54,7 +54,8 @@ def compute_record(trace: Trace) -> Record:
 def _idle(gpus: list[GpuTrace], moments: Moments) -> Idle | None:
     if moments.idle is None:
         return None
-    return Idle(duration_s=moments.run - moments.idle, energy=energy_between(gpus, moments.idle, moments.run))
+    begin_s, end_s = moments.idle
+    return Idle(duration_s=end_s - begin_s, energy=energy_between(gpus, begin_s, end_s))
 
 
 def _condition(gpu: GpuTrace, moments: Moments) -> GpuCondition:

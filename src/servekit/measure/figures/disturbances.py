@@ -16,6 +16,8 @@ _SILENT_S: Final = 5.0
 _CLOCK_DRIFT: Final = 0.05
 _QUARTERS: Final = 4
 _DISAGREEMENT: Final = 0.02
+_GAPS: Final = 0.01
+"""Share of the run."""
 _MIB: Final = 1 << 20
 
 Span = tuple[str, float, float, str]
@@ -117,14 +119,17 @@ def _engine(trace: Trace, moments: Moments) -> Iterator[Span]:
     if last and last_s >= moments.after:
         yield "not-empty-after", moments.after, last_s, f"{last:.0f} requests were there after its end"
     if moments.idle is not None:
-        work = work_between(*trace.pages_at(moments.idle, moments.run))
+        work = work_between(*trace.pages_at(*moments.idle))
         if work and (work.output_tokens or work.prompt_tokens):
             what = f"the engine generated {work.output_tokens} tokens for clients while it should have been idle"
-            yield "not-idle", moments.idle, moments.run, what
+            yield "not-idle", *moments.idle, what
 
 
 def _energy(run: Window, moments: Moments) -> Iterator[Span]:
     for gpu in run.energy.gpus:
+        if gpu.gaps.total_s > _GAPS * run.duration_s:
+            what = f"{gpu.uuid}: {gpu.gaps.count} gaps in the power trace, {gpu.gaps.total_s:.0f} s in all"
+            yield "trace-gaps", moments.run, moments.after, what
         if gpu.disagreement is not None and abs(gpu.disagreement) > _DISAGREEMENT:
             what = f"{gpu.uuid}: the integral of power differs by {gpu.disagreement:+.1%} from the energy counter"
             yield "energy-disagrees", moments.run, moments.after, what

@@ -19,8 +19,8 @@ class Moments:
     """When the parts of a measurement began and ended, in the trace's seconds."""
 
     begin: float
-    idle: float | None
-    """None without an idle phase."""
+    idle: tuple[float, float] | None
+    """None without an idle phase; it ends with the warm-up or the run."""
     run: float
     after: float
     """The command's end; that of the last event if `measure` was killed before."""
@@ -31,7 +31,8 @@ def find_moments(trace: Trace) -> Moments:
     """Return the moments of a trace."""
     run = trace.phases["run"]
     after = trace.phases.get("after", trace.last_s)
-    return Moments(trace.one("begin")["t"], trace.phases.get("idle"), run, after, _steady(trace, run, after))
+    idle = (trace.phases["idle"], trace.phases.get("warm-up", run)) if "idle" in trace.phases else None
+    return Moments(trace.one("begin")["t"], idle, run, after, _steady(trace, run, after))
 
 
 def _steady(trace: Trace, run: float, after: float) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import Final, TextIO
 
 from servekit.measure.figures.counters import total
@@ -65,5 +66,6 @@ class ProgressLine:
         if self._quiet or now_s - self._shown_s < (_TERMINAL_S if terminal else _LOG_S):
             return
         self._shown_s = now_s
-        self._stream.write(f"\r\x1b[Kmeasure: {text}" if terminal else f"measure: {text}\n")
-        self._stream.flush()
+        with suppress(OSError):  # nobody reads it any more: the measurement goes on
+            self._stream.write(f"\r\x1b[Kmeasure: {text}" if terminal else f"measure: {text}\n")
+            self._stream.flush()

@@ -63,18 +63,23 @@ class GpuReader:
         self._others: dict[str, Mapping[int, int]] = {}
         self.energy_j: float | None = None
         """The counters of all GPUs together at the last reading, for the progress line."""
+        self.temperature_c: float | None = None
+        """That of the hottest GPU at the last reading."""
 
     def read(self) -> None:
         """Write one reading of each GPU."""
         energies: list[float | None] = []
+        temperatures: list[float] = []
         for gpu in self._gpus:
             readings = asdict(self._nvml.read(gpu, _FIELDS))
             known = {name: readings[name] for name in _FIELDS if readings[name] is not None}
             self._trace.write("gpu", gpu=gpu, **known)
             energies.append(known.get("energy_j"))
+            temperatures += [known["temperature_c"]] if "temperature_c" in known else []
             if self._readings % _PROCESSES_EVERY == 0:
                 self._read_processes(gpu)
         self._readings += 1
+        self.temperature_c = max(temperatures, default=None)
         counted = [each for each in energies if each is not None]
         self.energy_j = sum(counted) if energies and len(counted) == len(energies) else None
 

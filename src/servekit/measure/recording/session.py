@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from servekit import __version__
 from servekit.errors import ConfigurationError, Finding
 from servekit.measure.figures.compute import compute_record
 from servekit.measure.figures.counters import total
-from servekit.measure.figures.work import GAUGES
+from servekit.measure.figures.work import GAUGES, TOKENS
 from servekit.measure.record import Record
 from servekit.measure.recording.identity import describe, endpoint_gpus, engine_here
 from servekit.measure.recording.progress_line import ProgressLine
@@ -41,6 +41,9 @@ _SETTLE_S: Final = 5.0
 """How long to wait for the last requests to leave the engine once the command has ended."""
 _AFTER_S: Final = 1.0
 """The readings go on for this long: the energy at the end lies between two steps of the counter."""
+_MOST_WARM_UPS: Final = 20
+_SETTLED_C: Final = 1.0
+"""The temperature has settled when it changes by less than this from one warm-up to the next."""
 _POLL_S: Final = 0.1
 _SHOW_S: Final = 1.0
 _LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -60,7 +63,11 @@ class Job:
     """servekit's own server; the engine's if there is no servekit."""
     bare: bool = False
     """Whether there is no servekit at `url`."""
-    facts: Mapping[str, str] | None = None
+    warm_up: Sequence[str] = ()
+    """A command that runs again and again between idle time and run, until the GPUs' temperature has settled."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What the commands get besides this environment; not in the record."""
+    facts: Mapping[str, str] = field(default_factory=dict)
     quiet: bool = False
 
     @property
@@ -78,7 +85,7 @@ def measure(job: Job, *, nvml: Nvml = NVML) -> tuple[Record | None, int]:
     page, status = _look(job)
     local = urlsplit(job.url).hostname in _LOCAL
     gpus = endpoint_gpus(page, status, local=local, nvml=nvml)
-    identity = describe(status, page, gpus, job.facts or {}, environ=os.environ)
+    identity = describe(status, page, gpus, job.facts, environ=os.environ)
     here = [gpu.uuid for gpu in gpus if nvml.processes(gpu.uuid) is not None or nvml.read(gpu.uuid).power_w is not None]
     trace = TraceWriter(job.trace_file)
     try:
@@ -155,34 +162,56 @@ class _Run:
                 time.sleep(min(_POLL_S, left_s))
             if self._signals:
                 return None
+            if self._job.warm_up:
+                self._warm_up(progress)
+            if self._signals:
+                return None
             with tempfile.TemporaryDirectory(prefix="servekit-measure-") as folder:
-                return self._command(Path(folder) / "scores.json", progress)
+                return self._measure(Path(folder) / "scores.json", progress)
 
-    def _command(self, scores: Path, progress: ProgressLine) -> int:
-        self._scraper.scrape()
+    def _warm_up(self, progress: ProgressLine) -> None:
+        self._trace.write("phase", phase="warm-up")
+        progress.begin()
+        before_c = None
+        for _ in range(_MOST_WARM_UPS):
+            self._call(self._job.warm_up, progress)
+            now_c = self._reader.temperature_c
+            if self._signals or now_c is None or (before_c is not None and abs(now_c - before_c) < _SETTLED_C):
+                break
+            before_c = now_c
+
+    def _measure(self, scores: Path, progress: ProgressLine) -> int:
+        self._settle(at_least_s=0)
         self._trace.write("phase", phase="run")
         progress.begin()
-        self._child = subprocess.Popen(self._job.command, env=os.environ | {SCORES_VARIABLE: str(scores)})
-        while self._child.poll() is None:
-            progress.run()
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(_SHOW_S)
-        code = self._child.returncode
-        code = code if code >= 0 else 128 - code
+        code = self._call(self._job.command, progress, {SCORES_VARIABLE: str(scores)})
         self._trace.write("phase", phase="after")
         progress.end()
-        self._settle()
+        self._settle(at_least_s=_AFTER_S)
         if found := read_scores(scores):
             self._trace.write("scores", scores=found)
         self._trace.write("ended", exit_code=code, interrupted=bool(self._signals))
         return code
 
-    def _settle(self) -> None:
-        """Wait until the engine is empty, so that its counters have the last request."""
+    def _call(self, command: Sequence[str], progress: ProgressLine, variables: Mapping[str, str] | None = None) -> int:
+        """Run a command to its end; return its exit code, 128 and the number of the signal that ended it."""
+        environ = {**os.environ, **self._job.variables, **(variables or {})}
+        self._child = child = subprocess.Popen(command, env=environ)
+        if self._signals:  # it came before the command was there
+            child.terminate()
+        while child.poll() is None:
+            progress.run()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_SHOW_S)
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def _settle(self, *, at_least_s: float) -> None:
+        """Wait until the engine is empty, so that its counters have the last request; scrape once more."""
         began_s = time.monotonic()
         while (passed_s := time.monotonic() - began_s) < _SETTLE_S:
             page = self._scraper.scrape() or {}
-            if passed_s > _AFTER_S and not any(total(page, name) for name in _IN_FLIGHT):
+            empty = total(page, TOKENS) is not None and not any(total(page, name) for name in _IN_FLIGHT)
+            if empty and passed_s >= at_least_s:
                 return
             time.sleep(_POLL_S)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from servekit.errors import ConfigurationError, Finding
 from servekit.measure.figures.compute import compute_record
 from servekit.measure.record import Record
-from servekit.measure.trace import read_trace
+from servekit.measure.trace import SUFFIX, read_trace
 
 _LONG_ENOUGH_S: Final = 600
 _IDLE_S: Final = 60
@@ -75,7 +75,15 @@ class Group:
 
 
 def load_run(path: Path) -> Run:
-    """Read a record; raises ConfigurationError where it is none, OSError where it cannot be read."""
+    """Read a record, or compute it from a raw trace, as a killed `measure` leaves it.
+
+    Raises ConfigurationError where it is neither, OSError where it cannot be read.
+    """
+    if path.name.endswith(SUFFIX):
+        trace = read_trace(path)
+        if "run" not in trace.phases:
+            raise ConfigurationError([Finding("ends before the command began", file=str(path), remedy="measure again")])
+        return Run(path, compute_record(trace))
     try:
         return Run(path, Record.model_validate_json(path.read_bytes()))
     except ValidationError as error:
