@@ -190,8 +190,8 @@ def test_a_trace_in_progress_is_on_disk(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"not gzip", "has another format of trace (got None, this version reads 1)"),
-        (gzip.compress(b"[1]\n"), "is not a trace of servekit measure: list indices"),
-        (gzip.compress(b'{"kind": "begin", "t": 0, "format": 9}\n'), "has another format of trace (got 9"),
+        (gzip.compress(b"[1]\n", mtime=0), "is not a trace of servekit measure: list indices"),
+        (gzip.compress(b'{"kind": "begin", "t": 0, "format": 9}\n', mtime=0), "has another format of trace (got 9"),
     ],
 )
 def test_a_file_that_is_no_trace(tmp_path: Path, content: bytes, message: str) -> None:
