@@ -20,22 +20,27 @@ def check_template(folder: Path, config: ModelConfig, arguments: EngineArguments
     """Check the checkpoint's chat template, unless the profile names another."""
     if arguments.chat_template:
         return
+    from servekit.profile.files.chat_template import template_problem, writes_image  # Jinja is for this check only
+
     file, text, problem = _template(folder, several=config.text_only)
     line = 0
     if not problem and not text.strip():
         problem = "is empty"
     elif not problem:
-        from servekit.profile.files.chat_template import template_problem  # Jinja is for this check only
-
         problem, line = template_problem(text)
         problem = problem and f"cannot be parsed: {problem}"
     kind = "chat request"
     images = arguments.limit_mm_per_prompt["image"] and config.architecture == ARCHITECTURES[0]
-    if not problem and images and "image" not in text:  # it may put the token together: '<|' + part.type + '|>'
+    if not problem and images and not writes_image(text, _image_token(folder)):
         problem, kind = "has no place for images", "chat request with an image"
     if problem:
         message = f"{problem}: vLLM would answer every {kind} with an error"
         yield error("chat-template", message, file=file, line=line, remedy=f"{_COPY}, or name one with chat-template")
+
+
+def _image_token(folder: Path) -> str:
+    settings, _, _ = read_object(folder / TOKENIZER_CONFIG)
+    return str(settings.get("image_token") or "<|image|>")
 
 
 def _template(folder: Path, *, several: bool) -> tuple[str, str, str]:
