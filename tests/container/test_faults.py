@@ -196,14 +196,16 @@ def test_daemon_restart(healthy: Stack, note: Note) -> None:
     note(f"daemon restarted ({back:.0f} s): client {seen}; healthy again after {took:.0f} s")
 
 
-def test_second_start_is_quicker(healthy: Stack, make_stack: Callable[..., Stack], note: Note) -> None:
-    """A recreated container finds the compile caches in its volume; the table has the figures of both starts."""
+def test_second_start_finds_its_caches(healthy: Stack, make_stack: Callable[..., Stack], note: Note) -> None:
+    """A recreated container writes nothing again that its volume holds; the table has the figures of both starts."""
+    list_cache = ("sh", "-c", "find /var/cache/servekit -type f ! -name '*.lock' -printf '%p %s %T@\\n'")
     fresh = make_stack("fresh")
     fresh.compose("up", "--detach", "--wait")
-    first = fresh.ready_after_s()
+    first, written = fresh.ready_after_s(), set(fresh.run(*list_cache)[1].splitlines())
     fresh.compose("up", "--detach", "--wait", "--force-recreate")
-    second = fresh.ready_after_s()
+    second, found = fresh.ready_after_s(), set(fresh.run(*list_cache)[1].splitlines())
     fresh.down()
     note(f"start with empty caches {first:.1f} s, with kept ones {second:.1f} s: {second / first:.2f}")
-    assert second < first
+    assert any("model.safetensors" in line for line in written)
+    assert written == found
     assert healthy.health == "healthy"
