@@ -81,7 +81,7 @@ FAULTS = (
         *(DRAINED, 8, ": 4 running requests cut"),
         engine="real",
         flags=("--drain-s", "3"),
-        provoke=send_with_requests(4, signal.SIGTERM, status=500, max_tokens=8000, ignore_eos=True),
+        provoke=send_with_requests(4, signal.SIGTERM, statuses={0, 500}, max_tokens=8000, ignore_eos=True),
         within_s=60,
     ),
     Fault(
