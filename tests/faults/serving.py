@@ -35,7 +35,7 @@ def break_the_watch(launch: Launch) -> None:
     """Make the thread that watches a ready engine raise: Python imports this file when servekit starts."""
     (launch.folder / "sitecustomize.py").write_text(
         "from servekit.serve.watch.watcher import Watch\n\n\n"
-        "def _watch_serving(self):\n    raise RuntimeError('provoked')\n\n\n"
+        "def _watch_serving(self):\n    self._stopped.wait(1)\n    raise RuntimeError('provoked')\n\n\n"
         "Watch._watch_serving = _watch_serving\n"
     )
     found = launch.environ.get("PYTHONPATH")

@@ -108,9 +108,7 @@ class Supervisor:
                 ended = self._await_ready()
             return self._serve() if ended is None else ended
         except ThreadEndedError as error:
-            with contextlib.suppress(ThreadEndedError):
-                self._kill()
-            self._engine.sweep()
+            self._kill_despite_threads()
             return self._end(ExitCode.BUG, str(error))
         finally:
             self.watch.stop()
@@ -240,6 +238,12 @@ class Supervisor:
         self._engine.kill()
         if self._await_exit(_KILL_S) is None:
             self._engine.sweep()
+
+    def _kill_despite_threads(self) -> None:
+        """Kill, and wait again whenever one more thread ends: the cause of the first often ends others too."""
+        while True:
+            with contextlib.suppress(ThreadEndedError):
+                return self._kill()
 
     def _await_exit(self, within_s: float, *, or_stop: bool = False) -> int | None:
         """Return the engine's exit code; None when the time is over, or at a stop request if `or_stop`."""
