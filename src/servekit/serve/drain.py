@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from servekit.errors import ExitCode
+from servekit.preflight.host.ports import port_sockets
 from servekit.serve.engine.cause import describe_exit
 from servekit.serve.plan import Plan
 from servekit.serve.watch.probe import EngineClient, Settled
@@ -22,17 +23,8 @@ logger = logging.getLogger(__name__)
 
 def count_connections(port: int, *, proc: Path = Path("/proc/self")) -> int | None:
     """Return the number of clients connected to `port` on this host; None where the kernel does not report it."""
-    found: int | None = None
-    for table in ("net/tcp", "net/tcp6"):
-        try:
-            rows = (proc / table).read_text(encoding="ascii", errors="replace").splitlines()[1:]
-        except OSError:
-            continue
-        local_states = (row.split()[1:4:2] for row in rows)
-        found = (found or 0) + sum(
-            state == _ESTABLISHED and int(local.rpartition(":")[2], 16) == port for local, state in local_states
-        )
-    return found
+    sockets = port_sockets(port, proc / "net")
+    return None if sockets is None else sum(fields[3] == _ESTABLISHED for fields in sockets)
 
 
 def fewest(*counts: int | None) -> int | None:

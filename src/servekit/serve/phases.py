@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from servekit.serve.status import Phase, Status
+from servekit.settings import Settings
 
 # Lines of vLLM 0.20.2, CPU and CUDA builds: v1/engine/core.py, v1/worker/*_model_runner.py, compilation/backends.py,
 # model_executor/model_loader/default_loader.py, v1/core/kv_cache_utils.py, entrypoints/openai/api_server.py.
@@ -32,8 +33,7 @@ def phase_of(line: str) -> Phase | None:
     return next((phase for phase, sign in _SIGNS if sign.search(line)), None)
 
 
-DEFAULT_START_S: Final = 1800.0
-"""The default of SERVEKIT_START_S."""
+DEFAULT_START_S: Final[float] = Settings.model_fields["start_s"].default
 PHASE_LIMITS_S: Final[Mapping[Phase, float]] = {
     Phase.ENGINE: 600,
     Phase.WEIGHTS: 1500,  # from a slow network file system

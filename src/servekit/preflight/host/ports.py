@@ -8,6 +8,7 @@ from typing import Final
 
 from servekit.preflight.findings import Finding, error
 
+_NET: Final = "self/net"
 _LISTENS: Final = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
@@ -23,7 +24,7 @@ def check_ports(addresses: Mapping[str, tuple[str, int]], proc: Path = Path("/pr
     for flag, (host, port) in addresses.items():
         try:
             with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, bool(_sockets(port, proc)))
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, bool(port_sockets(port, proc / _NET)))
                 probe.bind((host, port))
         except OSError as problem:
             message, remedy = f"cannot listen on {host}:{port}: {problem.strerror}", "choose another port"
@@ -48,7 +49,7 @@ def _owner(port: int, proc: Path) -> tuple[str, str]:
 
 def _listeners(port: int, proc: Path) -> Iterator[tuple[str, list[str]]]:
     """Return the number and the command line of each process that listens on the port."""
-    sockets = {f"socket:[{row[9]}]" for row in _sockets(port, proc) if row[3] == _LISTENS}
+    sockets = {f"socket:[{row[9]}]" for row in port_sockets(port, proc / _NET) or () if row[3] == _LISTENS}
     for process in sorted(proc.glob("[0-9]*"), key=lambda each: int(each.name)):
         try:
             if any(str(descriptor.readlink()) in sockets for descriptor in (process / "fd").iterdir()):
@@ -57,8 +58,16 @@ def _listeners(port: int, proc: Path) -> Iterator[tuple[str, list[str]]]:
             continue  # another user's, or it has just ended
 
 
-def _sockets(port: int, proc: Path) -> list[list[str]]:
-    """Return the lines of proc(5)'s net/tcp about a local port: who listens, and connections, open or just closed."""
-    tables = [table for name in ("tcp", "tcp6") if (table := proc / "self/net" / name).exists()]
-    rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
-    return [row for row in rows if row[1].endswith(f":{port:04X}")]
+def port_sockets(port: int, net: Path) -> list[list[str]] | None:
+    """Return the fields of each socket of a local port, as proc(5)'s net/tcp lists them in the folder `net`.
+
+    They listen, or are connections, open or just closed. None where the kernel does not report any.
+    """
+    found: list[list[str]] | None = None
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (net / table).read_text(encoding="ascii", errors="replace").splitlines()[1:]
+        except OSError:
+            continue
+        found = [*(found or ()), *(row for row in map(str.split, lines) if row[1].endswith(f":{port:04X}"))]
+    return found
