@@ -180,7 +180,7 @@ FAULTS = (
     ),
     Fault(
         "cache folder: cannot be created",
-        *(NEVER_UP, 2, "file is not a folder; correct the path, or choose another folder"),
+        *(NOT_STARTED, 2, "file is not a folder; correct the path, or choose another folder"),
         engine="none",
         prepare=folder_is_a_file("SERVEKIT_CACHE_DIR"),
     ),
