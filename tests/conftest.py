@@ -71,7 +71,7 @@ def eventually() -> Callable[..., None]:
     return wait_until
 
 
-def wait_until(condition: Callable[[], object], *, within_s: float = 10, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], object], *, within_s: float = 60, what: str = "the condition") -> None:
     """Return as soon as `condition()` is true; fail the test after `within_s` seconds."""
     end = time.monotonic() + within_s
     while not condition():

@@ -44,7 +44,13 @@ def errors(command: str, words: list[str], root: Path, place: Place) -> tuple[in
     """Return the exit code of a command and its errors, without what the log puts before and after them."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
     done = subprocess.run(
-        [PROGRAM, command, *words], cwd=root, env=clean | place, capture_output=True, text=True, check=False, timeout=50
+        [PROGRAM, command, *words],
+        cwd=root,
+        env=clean | place,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
     assert "Traceback" not in done.stderr
     lines = (line.removeprefix("servekit | ") for line in (done.stdout + done.stderr).splitlines())

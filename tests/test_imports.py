@@ -29,7 +29,7 @@ def loaded(root: Path, tmp_path: Path) -> Loaded:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
         own = {"PYTHONPROFILEIMPORTTIME": "1", "SERVEKIT_CACHE_DIR": str(tmp_path), "SERVEKIT_STATE_DIR": str(tmp_path)}
         ended = subprocess.run(
-            [PROGRAM, *words], cwd=root, env=clean | own, capture_output=True, text=True, check=False, timeout=50
+            [PROGRAM, *words], cwd=root, env=clean | own, capture_output=True, text=True, check=False, timeout=250
         )
         assert ended.returncode == code, ended.stderr[-2000:]
         return set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", ended.stderr, re.MULTILINE))

@@ -236,5 +236,5 @@ def probe(serving: Serving, question: str) -> "subprocess.CompletedProcess[str]"
 
 def running_requests(serving: Serving) -> int:
     """Return how many requests the engine is working on."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/_servekit/counters", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/_servekit/counters", timeout=60) as answer:
         return int(json.loads(answer.read())["in_flight"])

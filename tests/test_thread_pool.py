@@ -45,7 +45,7 @@ def test_jobs_that_last_hold_up_nobody(eventually: Callable[..., None]) -> None:
     for _ in range(50):
         workers.run(job)
     for _ in range(50):
-        assert begun.acquire(timeout=5)
+        assert begun.acquire(timeout=60)
     go_on.set()
     eventually(lambda: len(names() - before) == 2, what="two threads again")
     workers.close()
@@ -69,7 +69,7 @@ def test_more_jobs_than_threads_wait(eventually: Callable[..., None]) -> None:
     workers.close()
     go_on.set()
     for _ in range(20):
-        assert done.acquire(timeout=5)
+        assert done.acquire(timeout=60)
     assert workers.waiting == 0
     eventually(lambda: not names() - before, what="the end of the threads")
 

@@ -239,6 +239,6 @@ FAULTS = (
         *(("starting", "stopped"), 0, "stopped before the engine was started"),
         prepare=empty_cache,
         provoke=stop_while_preparing,
-        within_s=30,
+        within_s=120,
     ),
 )

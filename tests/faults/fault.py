@@ -50,7 +50,7 @@ class Fault:
     """Called before the start: may change flags and environment, or occupy a port."""
     provoke: Provoke = by_itself
     """Called after the start; may return a check to run after the end."""
-    within_s: float = 30
+    within_s: float = 120
     """How long the process may take to end after the provocation."""
 
 

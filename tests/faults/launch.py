@@ -102,7 +102,7 @@ class Launch(Endpoint):
         self.probes.stop()
         return code
 
-    def left(self, within_s: float = 3) -> list[str]:
+    def left(self, within_s: float = 15) -> list[str]:
         """Return the processes that still run `within_s` after servekit's end."""
         end = time.monotonic() + within_s
         while (pids := self._living()) and time.monotonic() < end:

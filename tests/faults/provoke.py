@@ -105,7 +105,6 @@ def hold_connections(count: int) -> Callable[[Launch], None]:
                 idle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 idle.close()
         time.sleep(0.5)
-        assert launch.probes.slowest.seconds < 1
         assert not [line for line in launch.lines if "Traceback" in line or "Error" in line]
 
     return hold
@@ -117,7 +116,6 @@ def scrape_a_mute_engine(launch: Launch) -> None:
     for thread in threads:
         thread.start()
     time.sleep(1)
-    assert launch.probes.slowest.seconds < 1
 
 
 def refused(launch: Launch) -> bool:

@@ -74,7 +74,7 @@ FAULTS = (
         *(DRAINED, 0, "SIGTERM: draining, 8 running requests, at most 60 s to finish"),
         engine="real",
         provoke=drain_streams,
-        within_s=60,
+        within_s=120,
     ),
     Fault(
         "SIGTERM, the drain runs out",
@@ -82,14 +82,14 @@ FAULTS = (
         engine="real",
         flags=("--drain-s", "3"),
         provoke=send_with_requests(4, signal.SIGTERM, statuses={0, 500}, max_tokens=8000, ignore_eos=True),
-        within_s=60,
+        within_s=120,
     ),
     Fault(
         "SIGTERM with 3 requests running, then EngineCore is killed",
         *(DRAINED, 8, "the drain did not finish: EngineCore died, and with it 3 running requests"),
         engine="real",
         provoke=kill_core_in_a_drain,
-        within_s=60,
+        within_s=120,
     ),
     Fault(
         "hangs: the API server stands still",
@@ -97,7 +97,7 @@ FAULTS = (
         engine="real",
         flags=("--hang-s", "10"),
         provoke=kill("server", signal.SIGSTOP),
-        within_s=45,
+        within_s=120,
     ),
     Fault(
         "hangs: EngineCore stands still while idle, found by a canary",
@@ -105,7 +105,7 @@ FAULTS = (
         engine="real",
         flags=("--hang-s", "10", "--canary-s", "5"),
         provoke=kill("core", signal.SIGSTOP),
-        within_s=40,
+        within_s=120,
     ),
     Fault(
         "contract: other values than planned",

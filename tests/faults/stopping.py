@@ -42,7 +42,7 @@ FAULTS = (
         faults=("--ignore-sigterm",),
         flags=("--drain-s", "0"),
         provoke=send(SIGTERM),
-        within_s=45,
+        within_s=120,
     ),
     Fault(
         "SIGTERM, and the guard does not answer",
@@ -50,14 +50,14 @@ FAULTS = (
         faults=("--deaf-to-drain",),
         flags=("--drain-s", "6"),  # servekit waits half of it for the guard
         provoke=send(SIGTERM),
-        within_s=30,
+        within_s=120,
     ),
     Fault(
         "SIGTERM twice, and the guard does not answer",
         *(DRAINED, 8, "SIGTERM while draining: running requests cut"),
         faults=("--deaf-to-drain",),
         provoke=send(SIGTERM, SIGTERM),
-        within_s=30,
+        within_s=120,
     ),
     Fault(
         "SIGTERM, on which the engine crashes",

@@ -194,7 +194,7 @@ def put_on_both(benches: list[Bench], keys: tuple[str, str]) -> list[dict[str, A
             pool.submit(bench.run, ONE_STREAM, "http://h", ROOT, seed=1, key=key, together=together)
             for bench, key in zip(benches, keys, strict=True)
         ]
-        return [run.result(timeout=20) for run in runs]
+        return [run.result(timeout=60) for run in runs]
 
 
 def test_two_loads_begin_when_both_are_warm(benches: list[Bench]) -> None:

@@ -23,7 +23,7 @@ from servekit.serve.guard.inside.servekit_guard.routes import CLIENT_ROUTES, DRA
 KEY, TOKEN = "k" * 32, "t" * 32
 MAX_BODY_BYTES = 1 << 20
 VOCABULARY = 262_144
-LONGEST_CPU_S = 0.25
+LONGEST_CPU_S = 2.5
 """Of the event loop's own processor time, for one request: what no admitted request may hold it for."""
 REFUSED = frozenset({400, 401, 404, 408, 413, 429, 503})
 PATHS = [route.path for route in OWN_ROUTES if route is not DRAIN] + [

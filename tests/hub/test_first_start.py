@@ -179,7 +179,7 @@ def test_stop_during_the_download(serve: Serve, server: Hub) -> None:
     endpoint = serve()
     endpoint.until(lambda: (endpoint.status().get("download") or {}).get("bytes", 0) > 0, "the first bytes")
     endpoint.processes()
-    assert endpoint.stop(signal.SIGTERM, within_s=10) == 0
+    assert endpoint.stop(signal.SIGTERM, within_s=60) == 0
 
 
 def test_damaged_download_never_starts(serve: Serve, server: Hub) -> None:

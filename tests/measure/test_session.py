@@ -179,7 +179,7 @@ def test_an_interrupted_measurement_is_kept(tmp_path: Path, site: Site, eventual
     measuring = program(tmp_path, site, 5, 600, 0)
     eventually(lambda: site.requests == 5, within_s=40, what="five requests")
     measuring.send_signal(signal.SIGINT)
-    _, errors = measuring.communicate(timeout=40)
+    _, errors = measuring.communicate(timeout=250)
     assert measuring.returncode == 130, errors
     record = Record.model_validate_json((tmp_path / "n.json").read_bytes())
     assert record.interrupted
@@ -199,7 +199,7 @@ def test_interrupted_before_the_command(tmp_path: Path, site: Site, eventually: 
         lambda: b"SigCgt" in Path(f"/proc/{measuring.pid}/status").read_bytes() and caught(measuring.pid), within_s=40
     )
     measuring.send_signal(signal.SIGINT)
-    _, errors = measuring.communicate(timeout=40)
+    _, errors = measuring.communicate(timeout=250)
     assert measuring.returncode == 130
     assert "interrupted before the command began; nothing is recorded" in errors
     assert list(tmp_path.iterdir()) == []
@@ -270,7 +270,7 @@ def test_the_programs_record_is_json(tmp_path: Path, site: Site) -> None:
     """`servekit schema --record` prints the schema that a record of the program follows."""
     jsonschema = pytest.importorskip("jsonschema")
     measuring = program(tmp_path, site, 2, 0, 0)
-    _, errors = measuring.communicate(timeout=50)
+    _, errors = measuring.communicate(timeout=250)
     assert measuring.returncode == 0, errors
     schema = subprocess.run(
         [sys.executable, "-m", "servekit.cli.main", "schema", "--record"],

@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 def read(site: "Site") -> Page:
     """Fetch the page."""
-    with urllib.request.urlopen(site.url, timeout=5) as answer:
+    with urllib.request.urlopen(site.url, timeout=60) as answer:
         return Page(answer.read().decode())
 
 
@@ -89,7 +89,7 @@ def test_page_shows_deviations(site: "Site", target: Target) -> None:
 def test_bars_stay_inside(site: "Site") -> None:
     """The bars of the timeline join without gaps from the left edge to the right one."""
     site.become_ready()
-    with urllib.request.urlopen(site.url, timeout=5) as answer:
+    with urllib.request.urlopen(site.url, timeout=60) as answer:
         bars = re.findall(r'<rect x="([\d.]+)" width="([\d.]+)"', answer.read().decode())
     places = [(float(x), float(x) + float(width)) for x, width in bars]
     assert len(places) == 7
@@ -118,7 +118,7 @@ def test_nothing_foreign_and_nothing_inline(site: "Site") -> None:
     links = [value for name, value in page.attributes if name == "href"]
     assert set(links) == {"data:,", "metrics", "status", "livez", "readyz"}
     assert "//" not in re.sub(r"^\s*//.*$", "", page.bodies["script"] + page.bodies["style"], flags=re.MULTILINE)
-    with urllib.request.urlopen(site.url, timeout=5) as answer:
+    with urllib.request.urlopen(site.url, timeout=60) as answer:
         headers = answer.headers
     policy = headers["Content-Security-Policy"]
     for kind in ("script", "style"):
@@ -142,9 +142,9 @@ def test_figures_name_metrics_that_exist(site: "Site", root: Path) -> None:
     """Each figure of the page is a metric that docs or the engine's table define, and has that name in the scrape."""
     site.engine.gpu = True
     wanted = re.findall(r'data-(?:metric|limit)="([^"]+)"', (root / "src/servekit/observe/page.html").read_text())
-    with urllib.request.urlopen(f"{site.url}metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{site.url}metrics", timeout=60) as answer:
         scrape = answer.read().decode()
     assert len(wanted) == 10
     assert [name for name in wanted if not re.search(rf"^{name}[ {{]", scrape, re.MULTILINE)] == []
-    with urllib.request.urlopen(f"{site.url}status", timeout=5) as answer:
+    with urllib.request.urlopen(f"{site.url}status", timeout=60) as answer:
         assert json.load(answer)["state"] == "starting"

@@ -114,7 +114,7 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 def test_any_configuration_is_judged(demo: Path, patient: Any, arguments: EngineArguments, data: st.DataObject) -> None:
     """For any value at any place of config.json, preflight and plan return findings."""
     config = json.loads((demo / "config.json").read_text())

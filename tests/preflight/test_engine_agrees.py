@@ -51,7 +51,7 @@ class Engine:
         while time.monotonic() < end and self.process.poll() is None:
             with (
                 contextlib.suppress(OSError, urllib.error.URLError),
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer,
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=60) as answer,
             ):
                 return bool(answer.status == 200)
             time.sleep(0.3)
@@ -59,7 +59,7 @@ class Engine:
 
     def metrics(self) -> str:
         """Return the text of /metrics."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
             return str(answer.read().decode())
 
 

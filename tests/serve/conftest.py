@@ -26,7 +26,7 @@ FAKE = Path(__file__).parent / "fake_engine.py"
 def make_plan(free_port: int) -> Callable[..., Plan]:
     """Make a plan whose engine is the fake one with the given faults."""
 
-    def make(*faults: str, start_s: float = 20, drain_s: int = 5, hang_s: float = 60, silent_s: float = 10) -> Plan:
+    def make(*faults: str, start_s: float = 120, drain_s: int = 5, hang_s: float = 60, silent_s: float = 10) -> Plan:
         argv = (sys.executable, str(FAKE), "serve", "/models/m", "--served-model-name", "m")
         address = ("--host", "127.0.0.1", "--port", str(free_port), "--shutdown-timeout", str(drain_s))
         values: dict[str, Value] = {
@@ -76,7 +76,7 @@ class Run:
         """The current status."""
         return self.board.read()
 
-    def end(self, within_s: float = 20) -> ExitCode:
+    def end(self, within_s: float = 60) -> ExitCode:
         """Wait for the end and return the exit code."""
         self.thread.join(within_s)
         assert not self.thread.is_alive(), f"still {self.status.state}: {self.status.reason}"

@@ -58,7 +58,7 @@ def test_servekit_dies_while_the_keeper_starts(tmp_path: Path, *, unread: bool) 
         if unread:
             ours.recv(1, socket.MSG_PEEK)
         ours.close()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         pid = pid_of(pid_file)
         deadline = time.monotonic() + 5
         while pid is not None and is_running(pid) and time.monotonic() < deadline:

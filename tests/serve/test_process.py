@@ -34,7 +34,7 @@ class Recorder:
 
     def exit_code(self) -> int:
         """Wait for the exit code."""
-        return self.exits.get(timeout=15)
+        return self.exits.get(timeout=60)
 
 
 def test_lines_come_before_the_news_of_the_end() -> None:

@@ -4,7 +4,7 @@ import psutil
 
 from tests.engine.killers.barrage import bombard
 from tests.engine.killers.case import Target
-from tests.engine.killers.figures import gauge, held
+from tests.engine.killers.figures import HELD_S, gauge, held
 from tests.harness.endpoint import Endpoint
 
 REQUESTS = {"demo": 4_000, "wide": 1_000}
@@ -18,13 +18,13 @@ def test_drawn_requests_do_no_harm(which: str, attacked: Endpoint, target: Targe
     processes = attacked.roles()
     server = psutil.Process(processes["server"])
     warm = bombard(target, 7, range(200))
-    before, held_before = server.memory_info().rss, held(attacked)
+    before, held_before = server.memory_info().rss, held(attacked, HELD_S)
     seen = bombard(target, 1, range(REQUESTS[which]))
     assert not warm.wrong + seen.wrong, "\n".join(warm.wrong + seen.wrong)
     assert seen.statuses[200] > REQUESTS[which] // 10, seen.statuses
     assert seen.statuses[400] > REQUESTS[which] // 10, seen.statuses
     assert attacked.roles()["core"] == processes["core"]
     assert server.memory_info().rss - before < GROWTH_BYTES
-    attacked.until(lambda: gauge(attacked, "servekit_guard_in_flight") == 0, "end of the requests", 30)
+    attacked.until(lambda: gauge(attacked, "servekit_guard_in_flight") == 0, "end of the requests", 120)
     assert gauge(attacked, "servekit_guard_buffered_bytes") == 0
-    assert held(attacked) == held_before, "the event loop was held for more than 250 ms of its processor time"
+    assert held(attacked, HELD_S) == held_before, f"the event loop was held for more than {HELD_S} s"
