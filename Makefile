@@ -20,18 +20,18 @@ doctor:  ## Docker, driver and Compose project of this host, before the first `d
 	@$(BIN)/servekit doctor $(ARGS)
 
 test:  ## install what is needed, then all tests; the real engine included
-	@scripts/install.sh dev engine clients tools
+	@scripts/install.sh dev engine clients scale tools
 	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term $(ARGS)
 
 test-fast:  ## only the tests that start no engine
-	@scripts/install.sh dev tools
+	@scripts/install.sh dev scale tools
 	$(BIN)/pytest -n 4 --dist worksteal -m "not engine and not container" $(ARGS)
 
 lint:  ## ruff and the formatter, hadolint, shellcheck
 	@scripts/install.sh dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint Dockerfile deploy/router/Dockerfile
 	$(BIN)/shellcheck scripts/*.sh .ci/run .ci/*.sh
 
 format:  ## ruff: format every file, mend what it can mend

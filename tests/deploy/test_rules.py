@@ -28,9 +28,10 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def test_configuration_is_valid() -> None:
-    """Prometheus accepts the configuration, and finds the rules at the path in it."""
-    promtool("check", "config", "--lint=all", "--lint-fatal", FOLDER / "prometheus.yml")
+@pytest.mark.parametrize("file", ["prometheus.yml", "prometheus.scale.yml"])
+def test_configuration_is_valid(file: str) -> None:
+    """Prometheus accepts each configuration, and finds the rules at the path in it."""
+    promtool("check", "config", "--lint=all", "--lint-fatal", FOLDER / file)
 
 
 @pytest.mark.parametrize("file", ["recording.yml", "alerts.yml"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from servekit.file_trouble import find_trouble
-from servekit.preflight.docker.gpu_requests import check_gpu_requests, gpu_requests
+from servekit.preflight.docker.gpu_requests import check_gpu_requests, check_shared_gpus, gpu_requests
 from servekit.preflight.docker.mounted_files import check_mounted_files
 from servekit.preflight.findings import Finding, error, line_of, located
 
@@ -19,6 +19,7 @@ COMPOSE_FILES: Final = tuple(map(Path, ("compose.yaml", "compose.yml", "docker-c
 STOP_GRACE: Final = "10s"
 """Docker's default time between SIGTERM and SIGKILL."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
+_CADDYS: Final = {"SERVEKIT_DOMAIN", "SERVEKIT_UPSTREAM"}
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -67,18 +68,18 @@ def check_project(
     `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills, `files` the Compose files,
     `host_gpus` the number of GPUs of this host (None: unknown), `cpu_images` the images that are built for the CPU.
     """
-    findings: list[Finding] = []
-    for name, service in project.get("services", {}).items():
-        environment = service.get("environment") or {}
-        if any(variable.startswith("SERVEKIT_") and variable != "SERVEKIT_DOMAIN" for variable in environment):
-            found = [
-                *_check_grace(service, str(environment.get("SERVEKIT_DRAIN_S") or drain_s), margin_s),
-                *check_mounted_files(service, project.get("secrets", {})),
-            ]
-            if not _is_for_cpu(service, cpu_images):
-                found += check_gpu_requests(service, compose=compose, host_gpus=host_gpus)
-            findings += (replace(each, key=f"services.{name}.{key}") for key, each in found)
-    return [next((located(each, path) for path in files if line_of(path, each.key)), each) for each in findings]
+    every = project.get("services", {})
+    services = {name: service for name, service in every.items() if _is_servekit(service.get("environment"))}
+    findings: list[tuple[str, str, Finding]] = []
+    for name, service in services.items():
+        drain = str((service.get("environment") or {}).get("SERVEKIT_DRAIN_S") or drain_s)
+        found = [*_check_grace(service, drain, margin_s), *check_mounted_files(service, project.get("secrets", {}))]
+        if not _is_for_cpu(service, cpu_images):
+            found += check_gpu_requests(service, compose=compose, host_gpus=host_gpus)
+        findings += ((name, key, each) for key, each in found)
+    findings += check_shared_gpus(services)
+    keyed = [replace(each, key=f"services.{name}.{key}") for name, key, each in findings]
+    return [next((located(each, path) for path in files if line_of(path, each.key)), each) for each in keyed]
 
 
 def images_of(project: Mapping[str, Any]) -> tuple[str, ...]:
@@ -95,6 +96,10 @@ def reserves_gpu(project: Mapping[str, Any]) -> bool:
 def seconds_of(duration: str) -> float:
     """Return the seconds of a duration as Compose writes it, such as `1m20s`."""
     return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION.findall(duration))
+
+
+def _is_servekit(environment: Mapping[str, Any] | None) -> bool:
+    return any(name.startswith("SERVEKIT_") for name in set(environment or ()) - _CADDYS)
 
 
 def _is_for_cpu(service: Mapping[str, Any], cpu_images: Collection[str]) -> bool:

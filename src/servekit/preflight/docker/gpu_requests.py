@@ -25,6 +25,8 @@ class GpuRequest:
     count: int
     kinds: frozenset[str] = frozenset()
     """None: those that the image sets."""
+    ids: frozenset[str] = frozenset()
+    """The GPUs that it names, by number or UUID."""
 
 
 def gpu_requests(service: Mapping[str, Any]) -> list[GpuRequest]:
@@ -92,14 +94,27 @@ def check_gpu_requests(
         yield requests[0].key, report("compose-gpus", message, remedy='name one, such as device_ids: ["0"]')
 
 
+def check_shared_gpus(services: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Finding]]:
+    """Yield service, key and finding for each service that names a GPU which an earlier one has already."""
+    owners: dict[str, str] = {}
+    for name, service in services.items():
+        for request in gpu_requests(service):
+            for gpu in sorted(request.ids):
+                if (owner := owners.setdefault(gpu, name)) != name:
+                    message = f"asks for GPU {gpu}, which {owner} has: their memory would not fit together"
+                    yield name, request.key, error("compose-gpus", message, remedy="give each service a GPU of its own")
+
+
 def _is_gpu(device: Mapping[str, Any]) -> bool:
     wanted = {"gpu", "nvidia", *_KINDS}
     return device.get("driver") in {"nvidia", "cdi"} or bool(wanted.intersection(device.get("capabilities") or ()))
 
 
 def _device(key: str, device: Mapping[str, Any], kinds: frozenset[str]) -> GpuRequest:
-    count = len(device.get("device_ids") or ()) or int(device.get("count") or ALL)
-    return GpuRequest(key, count, _kinds(device.get("capabilities") or ()) or kinds)
+    ids = frozenset(map(str, device.get("device_ids") or ()))
+    return GpuRequest(
+        key, len(ids) or int(device.get("count") or ALL), _kinds(device.get("capabilities") or ()) or kinds, ids
+    )
 
 
 def _kinds(words: Any) -> frozenset[str]:
