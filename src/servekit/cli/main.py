@@ -14,6 +14,7 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.checks import check_here, loaded, plan_memory, verdict
+from servekit.cli.fleet import fleet_options, plan_replicas, replicas_text
 from servekit.cli.measuring import bench, measure, report
 from servekit.cli.options import settings_options
 from servekit.errors import ExitCode, ServekitError, render
@@ -107,30 +108,40 @@ def check(output: str, *, profile_only: bool, hashes: bool, **flags: Any) -> Non
     "  servekit plan --target cuda\n"
     "  servekit plan --format json | jq .argv\n"
     "  servekit plan --model /models/gemma4-E4B-opt --gpu l4      will it fit, and how much?\n"
+    "  servekit plan --gpu l4 --rate 20 --prompt 600 --output 300 --run text-8.json --run text-128.json\n"
     "\b\nExit codes: 0 planned, 2 the profile, a flag or a variable is wrong."
 )
 @click.option(
     "--gpu", metavar="MODEL", help="Plan the memory for this GPU: l4, a10, h100, ... or an amount such as 24GiB."
 )
 @_FORMAT
+@fleet_options
 @settings_options(_PLAN_FIELDS)
-def plan(output: str, gpu: str | None, **flags: Any) -> None:
-    """Show what `serve` would start: arguments, environment, addresses, deadlines, memory. Needs no engine."""
+def plan(output: str, gpu: str | None, rate: float | None, **flags: Any) -> None:
+    """Show what `serve` would start: arguments, environment, addresses, deadlines, memory. Needs no engine.
+
+    With --rate also how many replicas a rate of requests needs, from records of `servekit bench`.
+    """
     from servekit.cli.output import memory_text, plan_text
     from servekit.preflight.memory.memory_report import plan_as_dict
     from servekit.serve.plan import build_plan
 
+    asked: dict[str, Any] = {name: flags.pop(name) for name in ("prompt_tokens", "output_tokens", "replicas", "runs")}
     with loaded(flags if gpu is None else {**flags, "target": "cuda"}) as (settings, profile):
         planned = build_plan(profile, settings, os.environ, gpu=_gpu(gpu) if gpu else None)
         memory, findings = plan_memory(planned)
+    asked |= {"max_running": planned.arguments.max_num_seqs, "pool_tokens": memory and memory.pool_tokens}
+    replicas = plan_replicas(rate=rate, **asked) if rate else None
     if output == "json":
-        described = planned.describe() | {"memory": memory and plan_as_dict(memory)}
+        described = planned.describe() | {"memory": memory and plan_as_dict(memory), "replicas": replicas}
         click.echo(json.dumps(described | {"findings": [each.as_dict() for each in findings]}, indent=2))
     else:
         why = next((f"{each.message}; {each.remedy}" for each in findings), "")
         click.echo(f"{plan_text(planned)}\n{memory_text(memory, why)}")
         if memory and findings:
             click.echo(f"\n{render(findings, sys.stdout)}")
+        if replicas and rate:
+            click.echo(f"\n{replicas_text(replicas, rate)}")
 
 
 @command.command(
