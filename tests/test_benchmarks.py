@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,41 @@ from benchmarks import check, cold, images, measuring, memory, throughput
 from benchmarks.__main__ import find_benchmarks
 from benchmarks.endpoint import unguarded
 from benchmarks.gpu.reading import EnergyMeter
+from benchmarks.gpu_embeddings.judge import judge
 from benchmarks.load import run_round
 from benchmarks.machine import describe_machine
 
 from tests.harness.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
 
 SIDE = {"tokens_per_s": [99.0, 101.0], "engine_cpu_ms_per_token": 1.0, "servekit_cpu_share": 0.002}
+
+
+def test_the_embeddings_targets_can_be_missed() -> None:
+    """A record that meets every target passes; each figure that falls short is a missed one."""
+    answers = {side: {"blocks": 5, "tokens": ["1 2"], "logits": ["a"]} for side in ("host", "gpu")}
+    good = {
+        "answers": answers,
+        "engines": {"host": {"pool_tokens": 181}, "gpu": {"pool_tokens": 100}},
+        "plan_over_engine": {"host": {"pool_tokens": -0.02}, "gpu": {"pool_tokens": 0.01}},
+        "places": {"host": "host", "gpu": "gpu"},
+        "long_requests": {"host": 47.0, "gpu": 26.0},
+        "turns": [
+            {"side": "host", "tokens_per_s": 111, "tokens_per_wh": 222},
+            {"side": "gpu", "tokens_per_s": 100, "tokens_per_wh": 200},
+        ],
+    }
+    assert len(list(judge(good))) == 11
+    assert all(met for _, met, _ in judge(good))
+    bad: dict[str, Any] = good | {
+        "answers": {"host": answers["host"] | {"tokens": ["1 3"], "logits": [], "blocks": 6}, "gpu": answers["gpu"]},
+        "engines": {"host": {"pool_tokens": 179}, "gpu": {"pool_tokens": 100}},
+        "plan_over_engine": {"host": {"pool_tokens": -0.021}, "gpu": {"pool_tokens": 0.03}},
+        "places": {"host": "gpu", "gpu": "host"},
+        "long_requests": {"host": 46.0, "gpu": 26.0},
+        "turns": [{"side": side, "tokens_per_s": 100, "tokens_per_wh": 200} for side in ("host", "gpu")],
+    }
+    bad["turns"][0]["tokens_per_wh"] = None
+    assert not any(met for _, met, _ in judge(bad))
 
 
 def test_every_benchmark_is_found() -> None:

@@ -223,11 +223,18 @@ def test_no_engine_is_needed(run: Run, command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-BASELINE = ("--config", "profiles/fp16-baseline.yaml", "--deviate", "quantization,kv-cache-dtype")
+BASELINE = (
+    "--config",
+    "profiles/fp16-baseline.yaml",
+    "--deviate",
+    "quantization,kv-cache-dtype",
+    "--embeddings",
+    "gpu",
+)
 
 
 @pytest.mark.parametrize(
-    ("flags", "shapes", "weights"), [((), "in W4A16", "9.13 GiB"), (BASELINE, "in BF16, as the profile", "14.59 GiB")]
+    ("flags", "shapes", "weights"), [((), "in W4A16", "3.88 GiB"), (BASELINE, "in BF16, as the profile", "14.59 GiB")]
 )
 def test_plan_says_what_its_shapes_are(
     run: Run, tmp_path: Path, flags: tuple[str, ...], shapes: str, weights: str
@@ -241,7 +248,7 @@ def test_plan_says_what_its_shapes_are(
     assert "memory-known-shapes" in [finding["name"] for finding in planned["findings"]]
 
 
-@pytest.mark.parametrize("flags", [("--gpu", "16GiB"), ("--gpu", "16GiB", *BASELINE)])
+@pytest.mark.parametrize("flags", [("--gpu", "16GiB", "--embeddings", "gpu"), ("--gpu", "16GiB", *BASELINE)])
 def test_plan_counts_weights_in_the_hosts_memory(run: Run, root: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """`cpu-offload-gb` leaves on the GPU what vLLM does not offload: embeddings, towers and buffers."""
     profile, flags = tmp_path / "profile.yaml", tuple(flags)

@@ -32,6 +32,14 @@ class Target(StrEnum):
     CPU = "cpu"
 
 
+class Embeddings(StrEnum):
+    """Which memory holds the table of per-layer embeddings."""
+
+    AUTO = "auto"
+    HOST = "host"
+    GPU = "gpu"
+
+
 def _split(value: Any) -> Any:
     """Return the names in a variable's text, or in the texts of a flag that may be given again."""
     texts = [value] if isinstance(value, str) else value
@@ -83,6 +91,17 @@ class Settings(BaseModel):
         Target.AUTO, description="What the engine runs on; auto is cuda where an NVIDIA driver is loaded."
     )
     deviate: Names = Field((), description="Contract keys that may differ in this run, for a baseline measurement.")
+    embeddings: Embeddings = Field(
+        Embeddings.AUTO,
+        description="Where the per-layer embeddings of Gemma 4 are: gpu, or host for pinned host memory, which leaves "
+        "5.25 GiB more for the KV cache of gemma-4-E4B. auto: host if the GPU has less than 40 GiB and the host has "
+        "room for them.",
+    )
+    fp8_activations: bool = Field(
+        default=False,
+        description="Multiply 4-bit layers with FP8 activations, on compute capability 8.9 or 12.0: faster, less "
+        "accurate, a named deviation.",
+    )
     skip: Names = Field((), description="Names of preflight findings to skip; they are still logged.")
     engine: str = Field(
         "vllm", description=f"The engine's program: `vllm` of vLLM {ENGINE_VERSION}, by name on the PATH or by path."

@@ -137,6 +137,7 @@ def test_probes_and_status(endpoint: Endpoint) -> None:
     assert len(contract) == len(status["contract"])
     assert contract["max-num-seqs"] == 1024
     assert contract["quantization"] == "compressed-tensors"
+    assert contract["per-layer-embeddings"] == "cpu"  # as vLLM's worker has found the loaded tensor
     assert (contract["image limit"], contract["audio limit"], contract["video limit"]) == (3, 0, 0)
     assert abs(sum(phase["seconds"] for phase in status["start_phases"]) - status["start_seconds"]) < 0.01
     assert status["engine_pid"] == endpoint.roles()["server"]
@@ -160,6 +161,8 @@ def test_metrics_of_both_in_one_scrape(endpoint: Endpoint, client: openai.OpenAI
     assert samples["servekit_engine_scrape_success"].value == 1
     assert samples["vllm:generation_tokens_total"].value > 0
     assert samples["servekit_contract_met"].value == 1
+    assert samples["servekit_embeddings_info"].labels == {"planned": "cpu", "memory": "cpu"}
+    assert samples["servekit_pinned_host_bytes"].value == 0
     assert samples["servekit_guard_authentication"].value == 1
     running = samples["vllm:cache_config_info"].labels
     assert running["cache_dtype"] == "auto"

@@ -28,7 +28,7 @@ def page(counters: Mapping[str, Any] | None) -> list[str]:
     """Return the lines that Prometheus would read."""
     registry = make_registry(lambda: guard_families(Engine(counters), 7))
     lines = generate_latest(registry).decode().splitlines()
-    return [line for line in lines if line.startswith(("servekit_guard", "servekit_canary"))]
+    return [line for line in lines if line.startswith(("servekit_guard", "servekit_canary", "servekit_pinned"))]
 
 
 def test_every_counter_of_the_guard() -> None:
@@ -47,6 +47,7 @@ def test_every_counter_of_the_guard() -> None:
         "key_reloads": 4,
         "refused_key_reloads": 1,
         "key_file_problem": "line 2: too short",
+        "pinned_host_bytes": 5,
         "event_loop": {"bounds_s": [0.05, 0.25], "ticks": [40, 2, 1], "cpu_s": 1.5, "longest_s": 0.3},
     }
     assert page(counters) == [
@@ -59,6 +60,7 @@ def test_every_counter_of_the_guard() -> None:
         "servekit_guard_max_buffered_bytes 100.0",
         "servekit_guard_authentication 1.0",
         "servekit_guard_keys 1.0",
+        "servekit_pinned_host_bytes 5.0",
         "servekit_guard_key_file_broken 1.0",
         'servekit_guard_key_reloads_total{outcome="taken"} 4.0',
         'servekit_guard_key_reloads_total{outcome="refused"} 1.0',

@@ -43,6 +43,20 @@ def found(secret: Path | None = None, **changes: Any) -> list[str]:
     return [finding.name for finding in check(secret, **changes)]
 
 
+def test_a_limit_too_small_for_embeddings() -> None:
+    """A limit below what embeddings and engine need is an error where the host must hold them, else a warning."""
+    limit: dict[str, Any] = {
+        "deploy": {"resources": SERVICE["deploy"]["resources"] | {"limits": {"memory": str(8 << 30)}}}
+    }
+    (found,) = check(**limit, environment={"SERVEKIT_EMBEDDINGS": "host"})
+    assert (found.name, str(found.severity)) == ("compose-memory", "error")
+    assert "8.00 GiB" in found.message
+    (found,) = check(**limit)
+    assert str(found.severity) == "warning"
+    project = {"services": {"servekit": SERVICE | limit}}
+    assert check_project(project, compose=(2, 26), drain_s=60, margin_s=10, large_gpus=True) == []
+
+
 def reserving(**device: Any) -> dict[str, Any]:
     """Return the `deploy` of a service that reserves a device."""
     return {"resources": {"reservations": {"devices": [device]}}}
@@ -53,6 +67,10 @@ def reserving(**device: Any) -> dict[str, Any]:
     [
         ({}, []),
         ({"stop_grace_period": "1m11s"}, []),
+        ({"mem_limit": str(14 << 30)}, []),
+        ({"mem_limit": str(8 << 30)}, ["compose-memory"]),
+        ({"mem_limit": str(8 << 30), "environment": {"SERVEKIT_EMBEDDINGS": "gpu"}}, []),
+        ({"mem_limit": str(8 << 30), "image": "servekit:1-cpu"}, []),
         ({"stop_grace_period": "1m10s"}, ["compose-grace"]),
         ({"stop_grace_period": None}, ["compose-grace"]),
         ({"environment": {"SERVEKIT_DRAIN_S": "100"}}, ["compose-grace"]),

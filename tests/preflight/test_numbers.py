@@ -34,7 +34,7 @@ def test_an_l4_has_what_cuda_shows(plan: dict[str, Any]) -> None:
 
 
 def test_the_default_model_is_planned_from_its_known_shapes(plan: dict[str, Any]) -> None:
-    """Its weights are those that vLLM logged for the same shapes, within a hundredth, and one long request fits."""
-    assert plan["weights_bytes"] / GIB == pytest.approx(9.18, rel=0.01)
-    assert plan["full_requests"] > 20
+    """Its weights are those that vLLM logged for the same shapes, on the GPU and in the host's memory together."""
+    assert (plan["weights_bytes"] + plan["pinned_bytes"]) / GIB == pytest.approx(9.18, rel=0.01)
+    assert plan["full_requests"] > 40
     assert len(default_checkpoint().tensors) > 2000

@@ -240,6 +240,7 @@ class Handler(BaseHTTPRequestHandler):
                 "enable_mm_embeds": False,
                 "mm_processor_cache_type": "lru",
                 "kv_transfer_config": None,
+                "worker": {"per-layer-embeddings": "none"},
             }
             for lie in options.runs_with:
                 effective.update(lie)

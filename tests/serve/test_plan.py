@@ -9,6 +9,7 @@ import pytest
 
 from servekit.errors import ConfigurationError
 from servekit.nvml import GpuSurvey
+from servekit.preflight.memory.gpu_models import parse_gpu_model
 from servekit.preflight.start import find_engine_patches, make_start
 from servekit.profile import load_profile
 from servekit.serve.guard import INSIDE
@@ -211,6 +212,26 @@ def test_telemetry_is_off_and_redirects_are_not_followed(plan: MakePlan) -> None
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
     assert environment["DO_NOT_TRACK"] == "1"
     assert environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_embeddings_and_activations_reach_the_engine(root: Path) -> None:
+    """On an L4 the engine moves the embeddings; FP8 activations are a deviation that the engine must report."""
+    profile, l4 = load_profile(root / "vllm_config.yaml"), parse_gpu_model("l4")
+
+    def planned(**flags: object) -> Plan:
+        given = {"target": "cuda", "cache_dir": "/cache"} | flags
+        return build_plan(profile, read_settings(given, {}), {}, gpu=l4, survey=lambda: None)
+
+    plans = [planned(), planned(embeddings="host"), planned(embeddings="gpu")]
+    assert [each.environment.get("SERVEKIT_EMBEDDINGS") for each in plans] == ["auto", "host", None]
+    assert [each.loaded["per-layer-embeddings"] for each in plans] == ["host or gpu", "host", "gpu"]
+    assert "VLLM_MARLIN_INPUT_DTYPE" not in plans[0].environment
+    faster = planned(fp8_activations=True)
+    inherited = {"VLLM_MARLIN_INPUT_DTYPE": "int8", "SERVEKIT_EMBEDDINGS": "gpu"}
+    environment = engine_environment(faster, inherited)
+    assert (environment["VLLM_MARLIN_INPUT_DTYPE"], environment["SERVEKIT_EMBEDDINGS"]) == ("fp8", "auto")
+    assert faster.loaded["activations"] == "float8_e4m3fn"
+    assert [each.key for each in faster.deviations] == ["activations"]
 
 
 def test_target_is_detected(root: Path) -> None:

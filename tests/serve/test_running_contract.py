@@ -69,6 +69,28 @@ def test_what_the_profile_leaves_out_is_vllms_to_choose(key: str) -> None:
     assert differs(left, **chosen[key]) == ""
 
 
+@pytest.mark.parametrize(
+    ("wanted", "got", "holds"),
+    [
+        ("host or gpu", "host", True),
+        ("host or gpu", "gpu", True),
+        ("host", "gpu", False),
+        ("gpu", "host", False),
+        ("host", "none", True),
+        ("host", None, False),
+        ("host", "gpu and host", False),
+    ],
+)
+def test_the_embeddings_are_where_the_worker_found_them(wanted: str, got: str | None, holds: bool) -> None:  # noqa: FBT001
+    """The tensor decides; `auto` allows both memories, a model may have no such table, and no report breaks it."""
+    worker = {"per-layer-embeddings": got, "activations": "float8_e4m3fn"} if got else {}
+    loaded = {"per-layer-embeddings": wanted}
+    items = compare_contract(resolve(CONTRACT, target="cuda"), "m", EFFECTIVE | {"worker": worker}, loaded)
+    assert (broken(items) == "") is holds
+    other = compare_contract(resolve({}, target="cuda"), "m", {"worker": worker}, {"activations": "bfloat16"})
+    assert "activations: wanted bfloat16" in broken(other)
+
+
 def test_an_automatic_length_is_what_vllm_takes() -> None:
     """With max-model-len auto any length is right, but a missing one is not."""
     automatic = CONTRACT | {"max-model-len": "auto"}

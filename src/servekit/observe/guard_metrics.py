@@ -34,6 +34,7 @@ def guard_families(client: EngineClient, canary_tokens: int) -> Iterator[Metric]
     servekit_guard_key_reloads_total{outcome="taken"} 0.0
     servekit_guard_event_loop_held_seconds_bucket{le="0.25"} 4711.0
     servekit_guard_event_loop_held_max_seconds 0.112
+    servekit_pinned_host_bytes 5637144576.0
     servekit_canary_tokens_total 0.0
     """
     yield CounterMetricFamily("servekit_canary_tokens", "Tokens generated for servekit's own canaries.", canary_tokens)
@@ -51,6 +52,9 @@ def guard_families(client: EngineClient, canary_tokens: int) -> Iterator[Metric]
     for name, text in _GAUGES.items():
         if name in counters:
             yield GaugeMetricFamily(f"servekit_guard_{name}", text, float(counters[name]))
+    if (pinned := counters.get("pinned_host_bytes")) is not None:
+        text = "Host memory that the engine has pinned for per-layer embeddings."
+        yield GaugeMetricFamily("servekit_pinned_host_bytes", text, pinned)
     yield GaugeMetricFamily(
         "servekit_guard_key_file_broken",
         "1 while a changed key file is invalid and the old keys stay valid.",

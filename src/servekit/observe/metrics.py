@@ -28,6 +28,7 @@ def status_families(plan: Plan, status: Status, now_s: float) -> Iterator[Metric
     servekit_model_info{model="owner/name",revision="main",commit="0123..."} 1.0
     servekit_contract_info{item="kv-cache-dtype",wanted="fp8_e4m3"} 1.0
     servekit_contract_met{item="kv-cache-dtype"} 1.0           only once the running engine has reported
+    servekit_embeddings_info{planned="host or gpu",memory="host"} 1.0       likewise: where the tensor is
     servekit_deviation_info{key="kv-cache-dtype",wanted="fp8_e4m3",used="auto",reason="..."} 1.0
     servekit_build_info{version="0.1.0",engine_version="0.20.2",python="3.11.2"} 1.0
     """
@@ -95,6 +96,13 @@ def status_families(plan: Plan, status: Status, now_s: float) -> Iterator[Metric
             "1 where the running engine has the planned value.",
             ("item",),
             {(item.name,): item.met for item in status.contract},
+        )
+        yield family(
+            GaugeMetricFamily,
+            "servekit_embeddings_info",
+            "The memory of the per-layer embeddings: as planned, and as read from the loaded tensor.",
+            ("planned", "memory"),
+            {(str(each.wanted), str(each.got)): 1 for each in status.contract if each.name == "per-layer-embeddings"},
         )
     yield family(
         GaugeMetricFamily,

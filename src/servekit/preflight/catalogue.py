@@ -97,6 +97,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "gpu-unreadable": "NVML counts a GPU but cannot read it.",
     "gpu-visible": "Not exactly one GPU is visible.",
     "gpu-capability": "The KV cache is FP8, and the GPU's compute capability is below 8.9.",
+    "fp8-activations": "FP8 activations are on: the GPU cannot use them, or their accuracy is unknown.",
     "gpu-mig": "The GPU is split by MIG.",
     "gpu-memory": "The GPU has less free memory than `gpu-memory-utilization` claims.",
     "gpu-processes": "Other processes use the GPU.",
@@ -118,6 +119,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "memory-one-request": "The KV cache cannot hold one request of full length.",
     "memory-layout": "vLLM cannot lay out a KV cache for this configuration.",
     "memory-unplanned": "The memory cannot be planned.",
+    "memory-embeddings": "The per-layer embeddings cannot be in the host's memory, or stay on the GPU.",
     "memory-bottleneck": "What runs out first.",
     "memory-headroom": "The budget leaves too little of the GPU for what the engine holds beside it.",
     # Docker.
@@ -130,6 +132,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "docker-platform": "The image or the engine is not for linux/amd64.",
     "compose-gpus": "A service asks for no GPU, for several, without CUDA or NVML, or in a way this Compose ignores.",
     "compose-grace": "Docker would kill the container before its drain is over.",
+    "compose-memory": "The container's memory limit is too small for per-layer embeddings in the host's memory.",
     "compose-mount": "A file or folder that is mounted does not exist, or the container's user cannot write to it.",
     "compose-model": "The model's folder is not mounted, or the container's user cannot read it.",
     "compose-secret": "The container could not use the key file.",

@@ -14,6 +14,7 @@ from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, insp
 from servekit.preflight.checkpoint.model_path import wrong_path
 from servekit.preflight.drafter import inspect_drafter
 from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
+from servekit.preflight.fp8_activations import DEVIATION, check_activations
 from servekit.preflight.host.gpu_rules import check_capability
 from servekit.preflight.host.host_facts import HostFacts, inspect_host
 from servekit.preflight.host.patches import check_patches
@@ -56,7 +57,9 @@ class Examination:
 def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examination:
     """Check the checkpoint, the host and the memory for a start."""
     checkpoint, found, downloads = _inspect_model(start, environ)
-    findings = [*_check_engine(start), *found]
+    findings = [*_check_engine(start), *found, *start.embeddings.findings]
+    if DEVIATION in start.deviations:
+        findings += check_activations(start.target, start.gpu, start.arguments.quantization)
     weights = checkpoint.weights(start.arguments) if checkpoint else None
     host, found = inspect_host(
         start,
@@ -86,6 +89,7 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
             kv_space_gib=start.kv_space_gib,
             host_bytes=host.memory_bytes,
             drafter_bytes=drafter_bytes,
+            embeddings_on_host=start.embeddings.memory == "host",
         )
         findings += found
     found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)

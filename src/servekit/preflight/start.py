@@ -2,16 +2,19 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from servekit.errors import ConfigurationError, Finding
 from servekit.nvml import GpuSurvey
+from servekit.preflight.fp8_activations import DEVIATION
 from servekit.preflight.host.gpu_rules import gpu_model
 from servekit.preflight.host.gpus import SurveyGpus, survey_gpus, visible_gpus
+from servekit.preflight.host.host_memory import host_memory
 from servekit.preflight.hub.hub_model import HubModel, find_hub_model
 from servekit.preflight.memory.gpu_models import GpuModel
+from servekit.preflight.memory.placement import Placement, place_embeddings
 from servekit.profile import CPU_DEVIATION, Deviation, EngineArguments, Profile, Value, resolve
 from servekit.settings import Settings, Target
 
@@ -67,6 +70,8 @@ class Start:
     """The GPUs of this host; None without an NVIDIA driver, and for target cpu."""
     gpu: GpuModel | None = None
     """The GPU that the memory is planned for; None for target cpu, and where not exactly one is visible."""
+    embeddings: Placement = field(default_factory=Placement)
+    """The memory of the per-layer embeddings."""
     skip: tuple[str, ...] = ()
     """Names of the findings to skip."""
 
@@ -90,6 +95,7 @@ def make_start(
     if target is Target.AUTO:
         target = Target.CPU if found is None else Target.CUDA
     visible = visible_gpus(found, environ) if found else ()
+    available_bytes = host_memory()[1] if gpu is None else 0
     if gpu is None and len(visible) == 1:
         gpu = gpu_model(visible[0])
     values, deviations = dict(profile.arguments), profile.deviations
@@ -100,6 +106,8 @@ def make_start(
         if values.get(CPU_DEVIATION.key) not in (None, CPU_DEVIATION.used):
             values[CPU_DEVIATION.key] = str(CPU_DEVIATION.used)
             deviations = (*(each for each in deviations if each.key != CPU_DEVIATION.key), CPU_DEVIATION)
+    if settings.fp8_activations:
+        deviations = (*deviations, DEVIATION)
     demo = not settings.model and target is Target.CPU
     model = settings.model or (_demo_model(settings.cache_dir) if demo else DEFAULT_MODEL)
     hub = None if demo else find_hub_model(model, settings.revision, environ, settings.engine)
@@ -127,6 +135,7 @@ def make_start(
         kv_space_gib=_kv_space_gib(environ) if target is Target.CPU else CPU_KV_SPACE_GIB,
         survey=found,
         gpu=gpu,
+        embeddings=place_embeddings(settings.embeddings, target, gpu, values, available_bytes=available_bytes),
         skip=settings.skip,
     )
 

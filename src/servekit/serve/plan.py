@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from servekit.errors import Finding
+from servekit.preflight import fp8_activations
 from servekit.preflight.host.gpus import SurveyGpus, pinned, survey_gpus
 from servekit.preflight.memory.gpu_models import MIB, GpuModel
 from servekit.preflight.start import CPU_KV_SPACE_GIB, Start, make_start
@@ -21,6 +22,7 @@ from servekit.serve.guard import (
     guard_arguments,
     guard_environment,
 )
+from servekit.serve.guard.inside.servekit_guard.core import embeddings
 from servekit.serve.guard.inside.servekit_guard.core.worker import PLUGIN
 from servekit.serve.tls import Certificate, load_certificate
 from servekit.serve.watch.watcher import HangPolicy
@@ -98,6 +100,14 @@ class Plan(Start):
         """Seconds after SIGTERM at which servekit kills what still runs; a container's stop grace must be longer."""
         return self.drain_s + STOP_MARGIN_S
 
+    @property
+    def loaded(self) -> dict[str, str]:
+        """What the engine's worker must report of the loaded model."""
+        found = {"per-layer-embeddings": self.embeddings.wanted}
+        if fp8_activations.DEVIATION in self.deviations:
+            found["activations"] = str(fp8_activations.DEVIATION.used)
+        return found
+
     def describe(self) -> dict[str, object]:
         """Return the plan as values that JSON can hold."""
         return {
@@ -124,6 +134,7 @@ class Plan(Start):
                 "stop": self.stop_s,
             },
             "contract": self.arguments.contract,
+            "embeddings": self.embeddings.wanted,
             "deviations": [asdict(each) for each in self.deviations],
             "adjustments": [asdict(each) for each in self.adjustments],
         }
@@ -224,6 +235,10 @@ def _environment(settings: Settings, start: Start, environ: Mapping[str, str]) -
     defaults = _CPU_ENVIRONMENT if start.target is Target.CPU else _CUDA_ENVIRONMENT
     if start.target is Target.CUDA:
         added |= pinned(start.survey, environ)
+    if start.embeddings.memory == "host":
+        added[embeddings.VARIABLE] = "host" if start.embeddings.required else "auto"
+    if fp8_activations.DEVIATION in start.deviations:
+        added |= fp8_activations.VARIABLES
     return added | {name: environ.get(name, value) for name, value in defaults.items()}
 
 

@@ -76,7 +76,7 @@ class Supervisor:
         )
         self._oom = OomWatcher()
         self._workers = ThreadPool(1, most=1)
-        self.watch = Watch(client, plan.served_name, plan.arguments, plan.patience, self._events.put)
+        self.watch = Watch(client, plan.served_name, plan.arguments, plan.loaded, plan.patience, self._events.put)
 
     def report_thread(self, ended: threading.ExceptHookArgs) -> None:
         """End with a bug: a thread has ended unasked. To be `threading.excepthook`."""

@@ -12,7 +12,10 @@ from typing import Any, Final
 from servekit.file_trouble import find_trouble
 from servekit.preflight.docker.gpu_requests import check_gpu_requests, check_shared_gpus, gpu_requests
 from servekit.preflight.docker.mounted_files import check_mounted_files
-from servekit.preflight.findings import Finding, error, line_of, located
+from servekit.preflight.findings import Finding, error, line_of, located, warning
+from servekit.preflight.memory.gpu_models import gib
+from servekit.preflight.memory.placement import HOST_BYTES
+from servekit.settings import Embeddings
 
 COMPOSE_FILES: Final = tuple(map(Path, ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")))
 """What Compose reads without --file, the first of them that exists."""
@@ -61,12 +64,14 @@ def check_project(
     margin_s: int,
     files: Iterable[Path] = (),
     host_gpus: int | None = None,
+    large_gpus: bool = False,
     cpu_images: Collection[str] = (),
 ) -> list[Finding]:
     """Check the services of servekit in a resolved project.
 
     `drain_s` is the default drain time, `margin_s` what servekit adds to it before it kills, `files` the Compose files,
     `host_gpus` the number of GPUs of this host (None: unknown), `cpu_images` the images that are built for the CPU.
+    With `large_gpus` the per-layer embeddings stay on the GPU by default.
     """
     every = project.get("services", {})
     services = {name: service for name, service in every.items() if _is_servekit(service.get("environment"))}
@@ -76,6 +81,7 @@ def check_project(
         found = [*_check_grace(service, drain, margin_s), *check_mounted_files(service, project.get("secrets", {}))]
         if not _is_for_cpu(service, cpu_images):
             found += check_gpu_requests(service, compose=compose, host_gpus=host_gpus)
+            found += _check_memory(service, large_gpus=large_gpus)
         findings += ((name, key, each) for key, each in found)
     findings += check_shared_gpus(services)
     keyed = [replace(each, key=f"services.{name}.{key}") for name, key, each in findings]
@@ -118,6 +124,19 @@ def _check_grace(service: Mapping[str, Any], drain: str, margin_s: int) -> Itera
         message = f"is {grace_s:g} s, but servekit may need {drain} + {margin_s} s: Docker would kill it"
         remedy = f"set it (ENDPOINT_STOP_GRACE in .env) to {int(drain) + 2 * margin_s}s, or lower SERVEKIT_DRAIN_S"
         yield "stop_grace_period", error("compose-grace", message, remedy=remedy)
+
+
+def _check_memory(service: Mapping[str, Any], *, large_gpus: bool) -> Iterator[tuple[str, Finding]]:
+    limits = ((service.get("deploy") or {}).get("resources") or {}).get("limits") or {}
+    key = "mem_limit" if service.get("mem_limit") else "deploy.resources.limits.memory"
+    limit = int(service.get("mem_limit") or limits.get("memory") or 0)
+    setting = (service.get("environment") or {}).get("SERVEKIT_EMBEDDINGS") or Embeddings.AUTO
+    on_gpu = setting == Embeddings.GPU or (setting == Embeddings.AUTO and large_gpus)
+    if not on_gpu and 0 < limit < HOST_BYTES:
+        report = error if setting == Embeddings.HOST else warning
+        message = f"is {gib(limit, 2)}: per-layer embeddings in the host's memory need {gib(HOST_BYTES, 2)}"
+        remedy = "raise it (ENDPOINT_MEMORY in .env), or set SERVEKIT_EMBEDDINGS=gpu for a smaller KV cache"
+        yield key, report("compose-memory", message, remedy=remedy)
 
 
 def _run(*arguments: str) -> str:

@@ -22,6 +22,7 @@ from servekit.preflight.findings import Finding, error, has_errors, in_order, wa
 from servekit.preflight.host.gpu_rules import check_driver, one_gpu
 from servekit.preflight.host.gpus import SurveyGpus, check_readable, survey_gpus
 from servekit.preflight.host.patches import version_numbers
+from servekit.preflight.memory.placement import LARGE_GPU_BYTES
 
 ENGINE_NEEDED: Final = "25.0"
 """The first Docker Engine with `start_interval` in health checks."""
@@ -104,6 +105,9 @@ def diagnose(
             margin_s=margin_s,
             files=files or [path for path in COMPOSE_FILES if path.exists()],
             host_gpus=len(found.gpus) if found else None,
+            large_gpus=min((each.usable_bytes for each in found.gpus), default=0) >= LARGE_GPU_BYTES
+            if found
+            else False,
             cpu_images=facts.cpu_images if facts else (),
         )
     if gpu:

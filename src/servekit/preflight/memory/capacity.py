@@ -18,6 +18,7 @@ def plan_capacity(
     kv_space_gib: int = 1,
     host_bytes: int = 0,
     drafter_bytes: int = 0,
+    embeddings_on_host: bool = False,
 ) -> tuple[MemoryPlan | None, tuple[Finding, ...]]:
     """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason where it cannot.
 
@@ -29,15 +30,17 @@ def plan_capacity(
         return None, (warning("memory-unplanned", f"{facts.config.architecture} is not a Gemma 4 model"),)
     try:
         offloaded = _offloaded(arguments, weights) if gpu else 0
+        pinned = weights.per_layer_bytes if gpu and embeddings_on_host else 0
         plan = plan_memory(
             facts.config.text,
-            weights.total_bytes - offloaded + drafter_bytes,
+            weights.total_bytes - offloaded - pinned + drafter_bytes,
             arguments,
             gpu,
             kv_cache_dtype=facts.kv_cache_dtype(arguments),
             model_dtype=facts.model_dtype(arguments),
             kv_space_gib=kv_space_gib,
             host_bytes=host_bytes,
+            pinned_bytes=pinned,
         )
     except UnplannedError as problem:
         return None, (warning("memory-unplanned", str(problem)),)

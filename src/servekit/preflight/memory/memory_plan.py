@@ -45,7 +45,9 @@ class MemoryPlan:
     total_bytes: int
     budget_bytes: int
     weights_bytes: int
-    """On the device, without what `cpu-offload-gb` keeps in the host's memory."""
+    """On the device, without what is kept in the host's memory by `cpu-offload-gb` or as `pinned_bytes`."""
+    pinned_bytes: int
+    """Per-layer embeddings in the host's memory, pinned."""
     graphs_bytes: int
     sampler_bytes: int
     base_bytes: int
@@ -90,6 +92,7 @@ def plan_memory(
     model_dtype: str = "bfloat16",
     kv_space_gib: int = 0,
     host_bytes: int = 0,
+    pinned_bytes: int = 0,
 ) -> MemoryPlan:
     """Plan for a GPU, or for the CPU engine where it is None.
 
@@ -126,6 +129,7 @@ def plan_memory(
         total_bytes=gpu.usable_bytes if gpu else host_bytes,
         budget_bytes=budget,
         weights_bytes=weights_bytes,
+        pinned_bytes=pinned_bytes,
         graphs_bytes=graphs,
         sampler_bytes=sampler,
         base_bytes=base,

@@ -97,6 +97,8 @@ def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str, str]]:
     if plan.budget_bytes:
         yield "budget", gib(plan.budget_bytes, 2), "gpu-memory-utilization of it"
     yield "weights", gib(plan.weights_bytes, 2), ""
+    if plan.pinned_bytes:
+        yield "per-layer embeddings", gib(plan.pinned_bytes, 2), "pinned in the host's memory, not on the GPU"
     if plan.budget_bytes:
         yield "CUDA graphs", gib(plan.graphs_bytes, 2), "" if plan.graphs_bytes else "enforce-eager"
         yield "sampler", gib(plan.sampler_bytes, 2), f"what max-num-seqs {plan.max_num_seqs:,} costs"

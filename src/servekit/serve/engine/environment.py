@@ -81,6 +81,7 @@ TABLE: Final = (
     _withheld(r"VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "two engines would share memory"),
     _withheld(r"VLLM_(DP|RAY|USE_RAY|ELASTIC_EP|NIXL|MOONCAKE|MORIIO)_.*", "engines over several hosts; this is one"),
     _withheld(r"VLLM_RANDOMIZE_DP_DUMMY_INPUTS", "engines over several hosts; this is one"),
+    _withheld(r"VLLM_MARLIN_INPUT_DTYPE", "changes the answers: SERVEKIT_FP8_ACTIVATIONS sets it", final=True),
     # vLLM 0.20.2: what may be chosen
     _kept(r"VLLM_PLUGINS", "can only narrow which installed plugins are loaded"),
     _kept(r"VLLM_(CACHE|CONFIG)_ROOT|VLLM_ASSETS_CACHE.*|VLLM_XLA_.*|VLLM_RPC_BASE_PATH", "folders"),

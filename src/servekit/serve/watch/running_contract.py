@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from servekit.preflight.host.patches import PILLOW_FLOOR, is_recent_pillow
@@ -41,6 +42,8 @@ class ContractItem:
                 return self.got in {"auto", "bfloat16", "float16"}  # vLLM's names for the model's own type
             case "max-model-len", "auto":
                 return type(self.got) is int  # what fits the memory
+            case "per-layer-embeddings", _:
+                return self.got in {*str(self.wanted).split(" or "), "none"}  # a model without such a table
             case "pillow", _:
                 return is_recent_pillow(self.got)
         return self.got == self.wanted
@@ -51,9 +54,12 @@ class ContractItem:
 
 
 def compare_contract(
-    arguments: EngineArguments, served_name: str, effective: Mapping[str, Any]
+    arguments: EngineArguments,
+    served_name: str,
+    effective: Mapping[str, Any],
+    loaded: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[ContractItem, ...]:
-    """Compare the planned engine arguments with the guard's report of the live configuration.
+    """Compare the planned engine arguments, and what must be `loaded`, with the guard's report of the live engine.
 
     Only arguments that the profile or the target sets are demanded. A value that the report lacks counts as None, so an
     item that cannot be checked is not met.
@@ -72,6 +78,7 @@ def compare_contract(
         ),
         ContractItem("served-model-name", [served_name], effective.get("served_model_names")),
     ]
+    items += [ContractItem(name, wanted, (effective.get("worker") or {}).get(name)) for name, wanted in loaded.items()]
     if _heads_differ(effective):
         items.append(ContractItem("attention-backend", GEMMA4_BACKEND, effective.get("attention_backend")))
     if multimodal and limits["image"]:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -77,12 +77,14 @@ class Watch:
         client: EngineClient,
         served_name: str,
         arguments: EngineArguments,
+        loaded: Mapping[str, str],
         policy: HangPolicy,
         post: Callable[[Observation], None],
     ) -> None:
         self._client = client
         self._served_name = served_name
         self._arguments = arguments
+        self._loaded = loaded
         self._policy = policy
         self._post = post
         self._stopped = threading.Event()
@@ -112,7 +114,7 @@ class Watch:
     def _verify(self) -> Ready | Unfit:
         try:
             effective = self._client.get(EFFECTIVE_PATH)
-            items = compare_contract(self._arguments, self._served_name, effective)
+            items = compare_contract(self._arguments, self._served_name, effective, self._loaded)
             self._report(ContractRead(items))
             if difference := broken(items):
                 return Unfit(f"the contract is broken: {difference}", ExitCode.CONTRACT_BROKEN)

@@ -33,6 +33,8 @@ class WeightSizes:
     layers_bytes: int
     """The part of `language_bytes` that is in decoder layers."""
     embedding_bytes: int
+    per_layer_bytes: int
+    """The part of `embedding_bytes` that is the table of per-layer embeddings."""
     vision_bytes: int
     audio_bytes: int
     buffer_bytes: int
@@ -64,6 +66,7 @@ def weights_on_gpu(
             part = "embedding" if name.startswith("embed_tokens") else part
         size = tensor.elements * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.size_bytes
         sizes[part] += size
+        sizes["per_layer"] += size if part == "embedding" and name.startswith("embed_tokens_per_layer") else 0
         sizes["layers"] += size if part == TEXT and name.startswith("layers.") else 0
     for linear in expected_modules(text)[0]:
         if not {f"{linear.module}.weight", f"{linear.module}.weight_packed"} & stored:
@@ -74,6 +77,7 @@ def weights_on_gpu(
         language_bytes=sizes[TEXT],
         layers_bytes=sizes["layers"],
         embedding_bytes=sizes["embedding"] + (0 if text.tie_word_embeddings else sizes[LM_HEAD]),
+        per_layer_bytes=sizes["per_layer"],
         vision_bytes=sizes[VISION] + sizes[VISION_PROJECTOR] if limits["image"] or limits["video"] else 0,
         audio_bytes=sizes[AUDIO] + sizes[AUDIO_PROJECTOR] if limits["audio"] else 0,
         buffer_bytes=_buffer_bytes(text, dtype_bytes, max_num_batched_tokens),

@@ -9,7 +9,7 @@ import os
 
 from . import vllm_patches
 from .asgi import App, Receive, Scope, Send
-from .core import worker
+from .core import embeddings, worker
 from .gate import Gate
 from .guard_config import CONFIG_VARIABLE, Rules
 from .routes import CLIENT_ROUTES
@@ -39,6 +39,7 @@ class Guard(Gate):
             vllm_patches.apply(app, self._app, [route.path for route in CLIENT_ROUTES if route.generates])
             self.handoff.watch(app.state.engine_client)
             client = app.state.engine_client
+            self.worker = await embeddings.read_report(client)
             # In a drain EngineCore ends once it has no requests: those that are still being written have not failed.
             self.flights.engine_dead = lambda: bool(client.errored and client.output_processor.request_states)
         await super().__call__(scope, receive, send)

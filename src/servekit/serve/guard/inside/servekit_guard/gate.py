@@ -40,6 +40,8 @@ class Gate:
         self.handoff = Handoff()
         self.flights = Flights(rules.flight_file, rules.max_in_flight)
         self._stopwatch = Stopwatch()
+        self.worker: dict[str, Any] = {}
+        """What vLLM's worker reports of the loaded model (`core/embeddings.py`)."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on to vLLM."""
@@ -97,7 +99,7 @@ class Gate:
     async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve servekit without limits, or a server under full load would look like a dead one."""
         if route is EFFECTIVE:
-            await answer_json(send, describe(scope["app"]))
+            await answer_json(send, describe(scope["app"]) | {"worker": self.worker})
         elif route is COUNTERS:
             await answer_json(send, self.counters())
         elif route is DRAIN:
@@ -162,6 +164,7 @@ class Gate:
             "refused_key_reloads": keys.refused_reloads if keys is not None else 0,
             "key_file_problem": keys.problem if keys is not None else None,
             "event_loop": self._stopwatch.read(),
+            "pinned_host_bytes": self.worker.get("pinned_host_bytes"),
         }
 
 

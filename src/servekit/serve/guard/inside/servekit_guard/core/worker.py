@@ -8,6 +8,8 @@ import importlib
 from functools import wraps
 from typing import Any
 
+from . import embeddings
+
 PLUGIN = "servekit"
 ROWS_AT_ONCE = 64
 """Rows of a batch whose penalties are computed together. At 262,144 words each row takes 4.3 MiB, which vLLM does not
@@ -27,6 +29,7 @@ registered = False
 def register() -> None:
     """Limit the memory of penalties to `ROWS_AT_ONCE` rows, and let a CPU's random generator be rewound.
 
+    `embeddings` may put the table of per-layer embeddings into host memory.
     `answers.parsers` replaces vLLM's `gemma4`, here because EngineCore asks it when structured output begins.
     """
     global registered  # noqa: PLW0603 - vLLM calls this in each process; the guard checks that it did
@@ -40,6 +43,7 @@ def register() -> None:
     for manager, name in PARSERS.items():
         registry: Any = importlib.import_module(f"vllm.{manager.partition('.')[0]}")
         getattr(registry, manager.partition(".")[2]).lazy_parsers["gemma4"] = "servekit_guard.answers.parsers", name
+    embeddings.register()
     registered = True
 
 
