@@ -11,11 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from servekit import run
 from servekit.demo.build import build_demo_model
+from servekit.serve.guard import GuardSettings, prepare_guard
 from tests.conftest import ROOT, wait_until
 from tests.harness.endpoint import Endpoint, clean_environment
 from tests.harness.processes import is_running
@@ -238,3 +241,17 @@ def running_requests(serving: Serving) -> int:
     """Return how many requests the engine is working on."""
     with urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/_servekit/counters", timeout=60) as answer:
         return int(json.loads(answer.read())["in_flight"])
+
+
+def test_the_guard_gets_the_bound_of_the_memory_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once preflight has planned the memory, the guard's configuration has the longest prompt with penalties."""
+    path = prepare_guard(GuardSettings(state_dir=tmp_path, max_in_flight=8), tmp_path).config_path
+    memory = SimpleNamespace(pool_tokens=1, full_requests=1.0, max_model_len=1, shortages=None)
+    found = SimpleNamespace(findings=(), skipped=(), failed=False, memory=memory)
+    monkeypatch.setattr(run, "examine", lambda _plan: found)
+    plan: Any = SimpleNamespace(run_dir=tmp_path, as_given=None)
+    run._check(plan, set())
+    assert json.loads(path.read_text())["penalised_tokens"] is None
+    memory.shortages = SimpleNamespace(penalised_tokens=77)
+    run._check(plan, set())
+    assert json.loads(path.read_text())["penalised_tokens"] == 77

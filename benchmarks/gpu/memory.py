@@ -92,8 +92,13 @@ def volleys(allowed: Mapping[str, int], *, quick: bool) -> Iterator[Volley]:
     yield Volley("plain", [], [row(number, 8) for number in range(count + count // 40)])
 
 
-SCORERS: dict[str, Body] = {"prompt_logprobs": {"prompt_logprobs": 1}, "echo": {"echo": True, "logprobs": 1}}
-"""How a request asks for the logprobs of its prompt: in vLLM's words, and as lm-eval's loglikelihood tasks do."""
+SCORERS: dict[str, Body] = {
+    "prompt_logprobs": {"prompt_logprobs": 1},
+    "echo": {"echo": True, "logprobs": 1},
+    "ranks": {"prompt_logprobs": 0},
+}
+"""How a request asks for the logprobs of its prompt: in vLLM's words, as lm-eval's loglikelihood tasks do, and without
+other words, so that the prompt may be longest."""
 ROW_FIELDS: dict[str, Body] = {
     "penalty": {"frequency_penalty": 0.5, "presence_penalty": 0.5, "repetition_penalty": 1.1},
     "logprobs": {"logprobs": 20},

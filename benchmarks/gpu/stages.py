@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu import memory
+from benchmarks.gpu import full_cache, memory
 from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, RATIO, WARM_UP, Bench
 from benchmarks.gpu.compare import at_once, bursts, put, without_requests
 from benchmarks.gpu.endpoint import Measured, Served
@@ -170,6 +170,8 @@ def own_gpu_bytes(server: Measured) -> dict[str, int]:
 
 RUN: dict[str, Callable[[Setting], None]] = dict(
     zip(
-        STAGES, (start, load, partial(load, bare_first=True), baseline, stops, memory.guarded, memory.bare), strict=True
+        STAGES,
+        (start, load, partial(load, bare_first=True), baseline, stops, memory.guarded, full_cache.full, memory.bare),
+        strict=True,
     )
 )

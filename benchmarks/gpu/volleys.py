@@ -21,6 +21,8 @@ ANSWER_S = 240
 """How long a request may take."""
 FILLED_S = 60
 """How long the rows of a volley may take until all of them run."""
+FULL = 0.97
+"""The share of the KV cache from which it counts as full: vLLM begins to preempt."""
 SAMPLED = {"temperature": 1.0, "top_p": 0.95, "top_k": 64, "ignore_eos": True}
 """What Gemma's own generation_config asks for, at full length."""
 Body = dict[str, Any]
@@ -34,6 +36,8 @@ class Volley:
     shots: Sequence[tuple[str, Body]]
     rows: Sequence[Body] = ()
     """For COMPLETIONS."""
+    fills_cache: bool = False
+    """Whether the shots wait for a full cache rather than for all rows to run."""
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Outcome:
     seconds: float = 0.0
     running: int = 0
     """Rows in the engine's batch when the shots were fired."""
+    cache: float = 0.0
+    """The share of the KV cache in use then."""
     rows: dict[str, int] = field(default_factory=dict)
     """How many of them ended with which status."""
     shots: dict[str, int] = field(default_factory=dict)
@@ -59,9 +65,9 @@ def prompt(tokens: int, number: int = 0) -> list[int]:
     return [14 + (number // 240**place if place < 3 else number + place) % 240 for place in range(tokens)]  # noqa: PLR2004
 
 
-def row(number: int, tokens: int, **fields: Any) -> Body:
-    """Return an ordinary row: 40 prompt tokens, with Gemma's recommended sampling."""
-    return {"prompt": prompt(40, number), "max_tokens": tokens} | SAMPLED | fields
+def row(number: int, tokens: int, length: int = 40) -> Body:
+    """Return an ordinary row: `length` prompt tokens, with Gemma's recommended sampling."""
+    return {"prompt": prompt(length, number), "max_tokens": tokens} | SAMPLED
 
 
 def fire(server: Measured, key: str, volley: Volley) -> Outcome:
@@ -69,7 +75,7 @@ def fire(server: Measured, key: str, volley: Volley) -> Outcome:
     began_s, outcome = time.monotonic(), Outcome(volley.name)
     with ThreadPoolExecutor(max(1, len(volley.rows) + len(volley.shots))) as pool:
         rows = [pool.submit(post, server.url, key, COMPLETIONS, body) for body in volley.rows]
-        outcome.running = _filled(server, rows)
+        outcome.running, outcome.cache = _filled(server, rows, fills_cache=volley.fills_cache)
         shots = [pool.submit(post, server.url, key, path, body) for path, body in volley.shots]
         outcome.rows = dict(Counter(each.result()[0] for each in rows))
         outcome.shots = dict(Counter(each.result()[0] for each in shots))
@@ -102,19 +108,20 @@ def message_of(answer: bytes) -> str:
     return answer[:200].decode(errors="replace")
 
 
-def _filled(server: Measured, rows: Sequence["Future[tuple[str, str]]"]) -> int:
-    """Wait until all rows run, one has ended, or the engine has ended; return how many run then."""
-    end_s, most = time.monotonic() + FILLED_S, 0
+def _filled(server: Measured, rows: Sequence["Future[tuple[str, str]]"], *, fills_cache: bool) -> tuple[int, float]:
+    """Wait until all rows run or the cache is full, one row has ended, or the engine has; return the most of both."""
+    end_s, most, cache = time.monotonic() + FILLED_S, 0, 0.0
     while rows and time.monotonic() < end_s and server.process.poll() is None:
-        most = max(most, running(server))
-        if most >= len(rows) or any(each.done() for each in rows):
+        most = max(most, int(gauge(server, "num_requests_running")))
+        cache = max(cache, gauge(server, "kv_cache_usage_perc"))
+        if (cache >= FULL if fills_cache else most >= len(rows)) or any(each.done() for each in rows):
             break
         time.sleep(0.1)
-    return most
+    return most, cache
 
 
-def running(server: Measured) -> int:
-    """Return how many requests are in the engine's batch, from its own metrics."""
+def gauge(server: Measured, name: str) -> float:
+    """Return one of the engine's own metrics, such as how many requests are in its batch."""
     address = server.observe_url if isinstance(server, Served) else server.url
-    found = re.search(r"(?m)^vllm:num_requests_running\{.*\} ([\d.]+)$", get(f"{address}/metrics")[1])
-    return int(float(found[1])) if found else 0
+    found = re.search(rf"(?m)^vllm:{name}\{{.*\}} ([-+.\de]+)$", get(f"{address}/metrics")[1])
+    return float(found[1]) if found else 0.0

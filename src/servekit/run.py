@@ -21,7 +21,7 @@ from servekit.preflight.examine import examine
 from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
 from servekit.preflight.hub.hub_model import find_hub_model
-from servekit.serve.guard import FLIGHT_FILE_NAME, Guard, prepare_guard, read_flights
+from servekit.serve.guard import CONFIG_FILE_NAME, FLIGHT_FILE_NAME, Guard, limit_penalties, prepare_guard, read_flights
 from servekit.serve.notify import notify
 from servekit.serve.plan import Plan, engine_environment
 from servekit.serve.run_lock import alone_in
@@ -133,7 +133,10 @@ def _check_downloaded(plan: Plan, told: set[Finding]) -> str:
 
 
 def _check(plan: Plan, told: set[Finding]) -> None:
-    """Log what preflight finds and has not `told` yet. Raises PreflightError with what stops the start."""
+    """Log what preflight finds and has not `told` yet, and give the guard the bound from the memory plan.
+
+    Raises PreflightError with what stops the start.
+    """
     examination = examine(plan)
     for finding in examination.skipped:
         logger.warning("skipped (--skip): %s", finding)
@@ -149,6 +152,8 @@ def _check(plan: Plan, told: set[Finding]) -> None:
             "memory plan: pool of %s tokens, %.2f requests of %s tokens at once",
             *(f"{memory.pool_tokens:,}", memory.full_requests, f"{memory.max_model_len:,}"),
         )
+        if memory.shortages:
+            limit_penalties(plan.run_dir / CONFIG_FILE_NAME, memory.shortages.penalised_tokens)
 
 
 def _log_error(error: ServekitError) -> str:

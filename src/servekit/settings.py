@@ -40,6 +40,14 @@ class Embeddings(StrEnum):
     GPU = "gpu"
 
 
+class Sampler(StrEnum):
+    """What draws tokens on a GPU."""
+
+    VLLM = "vllm"
+    FLASHINFER = "flashinfer"
+    AUTO = "auto"
+
+
 def _split(value: Any) -> Any:
     """Return the names in a variable's text, or in the texts of a flag that may be given again."""
     texts = [value] if isinstance(value, str) else value
@@ -152,6 +160,11 @@ class Settings(BaseModel):
         (),
         description="Kinds of structured output to allow besides JSON and choices, comma-separated: regex, grammar, "
         "structural_tag. Default: none.",
+    )
+    sampler: Sampler = Field(
+        Sampler.VLLM,
+        description="What draws tokens on a GPU. flashinfer was 8 % faster than vllm; where its kernels are not "
+        "compiled, the first start compiles them. auto is flashinfer where they are.",
     )
     start_s: float = Field(
         1800,

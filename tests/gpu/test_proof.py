@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from benchmarks.gpu.compare import burst_later, pooled
+from benchmarks.gpu.volleys import FULL
 
 Record = Callable[[str], dict[str, Any]]
 CHECKPOINTS = ("start", "baseline")
@@ -180,6 +181,17 @@ def test_no_request_takes_more_memory_than_an_l4_has(record: Record) -> None:
     assert {status for each in taken["volleys"] for status in each["shots"]} <= {"200", "400", "429"}
     in_rows = [each for each in taken["volleys"] if each["name"].endswith("-in-rows") or each["name"] == "plain"]
     assert {status for each in in_rows for status in each["rows"]} == {"200"}
+
+
+def test_every_bound_holds_beside_a_full_cache(record: Record) -> None:
+    """With an L4's memory the engine lives with every kind of request at its bound, in 1,024 rows and a full cache."""
+    taken = record("memory-full")
+    assert taken["cap"]["holds"]
+    assert taken["volleys"][-1]["name"] == "plain"
+    assert [each["name"] for each in taken["volleys"] if not each["alive"]] == []
+    assert {status for each in taken["volleys"] for status in (*each["shots"], *each["rows"])} == {"200"}
+    full = [each for each in taken["volleys"] if each["name"].endswith("-beside-full-cache")]
+    assert [each["name"] for each in full if each["cache"] < FULL] == []
 
 
 @pytest.mark.parametrize("killer", ["prompt_logprobs", "penalty", "logprobs", "echo"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from benchmarks.endpoint import unguarded
+from benchmarks.gpu import full_cache
 from benchmarks.gpu.bench import BURST, Bench, Load
 from benchmarks.gpu.compare import burst_later, compared_row, pooled, tokens_between
 from benchmarks.gpu.engine_log import compare, read_figures
@@ -219,6 +220,15 @@ def test_volleys_fill_the_batch_and_leave_room_for_the_shots() -> None:
     assert all("echo" not in body for _, body in fired["scorers-in-rows"].shots)
     assert all(len(volley.rows) + len(volley.shots) <= 2_048 for volley in fired.values())
     assert {"echo", "penalty"} <= {volley.name for volley in killing_volleys(quick=False)}
+
+
+def test_volleys_beside_a_full_cache_overfill_it() -> None:
+    """The rows' prompts are longer than the pool, each is another one, and no volley has more rows than the batch."""
+    fired = list(full_cache.volleys(1_024, 597, 19_900))
+    for volley in fired[:-1]:
+        assert sum(len(body["prompt"]) for body in volley.rows) > 508_739
+        assert len({tuple(body["prompt"]) for body in volley.rows}) == len(volley.rows)
+    assert {len(volley.rows) + len(volley.shots) for volley in fired} == {1_024}
 
 
 def test_prompts_are_of_ids_that_every_vocabulary_has() -> None:

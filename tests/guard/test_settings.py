@@ -14,6 +14,7 @@ from servekit.serve.guard import (
     default_max_in_flight,
     guard_arguments,
     guard_environment,
+    limit_penalties,
     prepare_guard,
 )
 from servekit.serve.guard.inside.servekit_guard.gate import is_loopback
@@ -47,6 +48,16 @@ def test_the_configuration_holds_no_secret(settings: GuardSettings, tmp_path: Pa
     rules = Rules.read(guard.config_path)
     assert rules.token_sha256 == hashlib.sha256(guard.headers[HEADER].encode()).hexdigest()
     assert rules.max_buffered_bytes == 1024**3
+
+
+def test_the_plans_bound_is_added(settings: GuardSettings, tmp_path: Path) -> None:
+    """The memory plan's bound comes once the checkpoint was read; nothing else in the file changes."""
+    path = prepare_guard(settings, tmp_path / "run").config_path
+    before = Rules.read(path)
+    assert before.penalised_tokens is None
+    limit_penalties(path, 77)
+    assert Rules.read(path) == replace(before, penalised_tokens=77)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_path: Path) -> None:

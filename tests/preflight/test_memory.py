@@ -162,7 +162,7 @@ def test_explicit_cache_sizes_win(e4b: TextConfig, arguments: EngineArguments) -
     [
         ({"kv_cache_memory_bytes": 40 * GIB}, ["memory-cache"]),
         ({"num_gpu_blocks_override": 40 * GIB // 131_072}, ["memory-cache"]),
-        ({"kv_cache_memory_bytes": 8 * GIB}, ["memory-bottleneck", "memory-headroom"]),
+        ({"kv_cache_memory_bytes": 8 * GIB}, ["memory-bottleneck", "memory-headroom", "memory-penalties"]),
         ({"kv_cache_memory_bytes": 6 * GIB}, ["memory-bottleneck"]),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,40 @@ def test_cuda_renders_the_card(plan: MakePlan) -> None:
     assert made.adjustments == ()
     assert "HF_HUB_OFFLINE" not in made.environment
     assert "VLLM_CPU_KVCACHE_SPACE" not in made.environment
+
+
+def flashinfer(made: Plan) -> bool:
+    """Return whether FlashInfer draws tokens, in the engine's environment and in the memory plan alike."""
+    assert made.flashinfer == (made.environment.get("VLLM_USE_FLASHINFER_SAMPLER") == "1")
+    return made.flashinfer
+
+
+def test_the_sampler_is_vllms_unless_asked(plan: MakePlan) -> None:
+    """FlashInfer draws on a GPU where the setting says so; what it compiles goes to the cache folder, which is kept."""
+    assert not flashinfer(plan(Target.CUDA))
+    assert flashinfer(plan(Target.CUDA, sampler="flashinfer"))
+    assert not flashinfer(plan(Target.CPU, sampler="flashinfer"))
+    assert plan(Target.CUDA).environment["FLASHINFER_WORKSPACE_BASE"] == "/cache"
+    assert flashinfer(plan(Target.CUDA, environ={"VLLM_USE_FLASHINFER_SAMPLER": "1"}))
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        "env/lib/python3.12/dist-packages/flashinfer_jit_cache/jit_cache/sampling/sampling.so",
+        "cache/.cache/flashinfer/0.6.8.post1/89/cached_ops/sampling/sampling.so",
+    ],
+)
+def test_auto_takes_flashinfer_where_its_kernels_are_compiled(plan: MakePlan, tmp_path: Path, kernels: str) -> None:
+    """No start waits for a compiler that nobody asked for: in the image or in the cache, compiled kernels decide."""
+    program = tmp_path / "env" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    flags: dict[str, Any] = {"sampler": "auto", "engine": str(program), "cache_dir": str(tmp_path / "cache")}
+    assert not flashinfer(plan(Target.CUDA, **flags))
+    (tmp_path / kernels).parent.mkdir(parents=True)
+    (tmp_path / kernels).touch()
+    assert flashinfer(plan(Target.CUDA, **flags))
 
 
 def test_the_structured_output_backend_is_fixed(plan: MakePlan, tmp_path: Path, root: Path) -> None:

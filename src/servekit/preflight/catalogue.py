@@ -121,6 +121,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "memory-unplanned": "The memory cannot be planned.",
     "memory-embeddings": "The per-layer embeddings cannot be in the host's memory, or stay on the GPU.",
     "memory-bottleneck": "What runs out first.",
+    "memory-penalties": "Requests with penalties are limited to shorter prompts than the others.",
     "memory-headroom": "The budget leaves too little of the GPU for what the engine holds beside it.",
     # Docker.
     "docker-sdk": "The docker SDK is not installed.",

@@ -90,6 +90,7 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
             host_bytes=host.memory_bytes,
             drafter_bytes=drafter_bytes,
             embeddings_on_host=start.embeddings.memory == "host",
+            flashinfer=start.flashinfer,
         )
         findings += found
     found = in_order(located(each, start.profile) if each.key and not each.file else each for each in findings)

@@ -16,7 +16,7 @@ from servekit.preflight.hub.hub_model import HubModel, find_hub_model
 from servekit.preflight.memory.gpu_models import GpuModel
 from servekit.preflight.memory.placement import Placement, place_embeddings
 from servekit.profile import CPU_DEVIATION, Deviation, EngineArguments, Profile, Value, resolve
-from servekit.settings import Settings, Target
+from servekit.settings import Sampler, Settings, Target
 
 DEFAULT_MODEL: Final = "salve-mundii/gemma4-E4B-opt"
 CPU_KV_SPACE_GIB: Final = 1
@@ -72,6 +72,8 @@ class Start:
     """The GPU that the memory is planned for; None for target cpu, and where not exactly one is visible."""
     embeddings: Placement = field(default_factory=Placement)
     """The memory of the per-layer embeddings."""
+    flashinfer: bool = False
+    """Whether FlashInfer's kernels draw tokens; a request with a seed sends its batch to vLLM's own all the same."""
     skip: tuple[str, ...] = ()
     """Names of the findings to skip."""
 
@@ -136,6 +138,7 @@ def make_start(
         survey=found,
         gpu=gpu,
         embeddings=place_embeddings(settings.embeddings, target, gpu, values, available_bytes=available_bytes),
+        flashinfer=target is Target.CUDA and _draws_with_flashinfer(settings, environ),
         skip=settings.skip,
     )
 
@@ -145,6 +148,18 @@ def _kv_space_gib(environ: Mapping[str, str]) -> int:
     if not text.isdecimal():
         raise ConfigurationError([Finding("must be a whole number of GiB", "VLLM_CPU_KVCACHE_SPACE", got=text)])
     return int(text)
+
+
+def _draws_with_flashinfer(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """Decide for `auto` by whether the kernels are compiled: in the engine's environment, or by an earlier start."""
+    if settings.sampler is not Sampler.AUTO:
+        return settings.sampler is Sampler.FLASHINFER or environ.get("VLLM_USE_FLASHINFER_SAMPLER") == "1"
+    engine = Path(shutil.which(settings.engine) or "/nowhere/bin/vllm").absolute().parents[1]
+    compiled = (
+        engine.glob("lib/python3*/*-packages/flashinfer_jit_cache/jit_cache/sampling/sampling.so"),
+        settings.cache_dir.glob(".cache/flashinfer/*/*/cached_ops/sampling/sampling.so"),
+    )
+    return any(any(each) for each in compiled)
 
 
 def _demo_model(cache_dir: Path) -> str:

@@ -233,12 +233,14 @@ def _environment(settings: Settings, start: Start, environ: Mapping[str, str]) -
     if names_others or start.hub is None or start.hub.whole:
         added["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE") or ("0" if names_others else "1")
     defaults = _CPU_ENVIRONMENT if start.target is Target.CPU else _CUDA_ENVIRONMENT
-    if start.target is Target.CUDA:
-        added |= pinned(start.survey, environ)
     if start.embeddings.memory == "host":
         added[embeddings.VARIABLE] = "host" if start.embeddings.required else "auto"
     if fp8_activations.DEVIATION in start.deviations:
         added |= fp8_activations.VARIABLES
+    if start.target is Target.CUDA:
+        added |= pinned(start.survey, environ)
+        added |= {"VLLM_USE_FLASHINFER_SAMPLER": "1"} if start.flashinfer else {}
+        defaults = {**defaults, "FLASHINFER_WORKSPACE_BASE": str(settings.cache_dir)}  # what it compiles is kept
     return added | {name: environ.get(name, value) for name, value in defaults.items()}
 
 

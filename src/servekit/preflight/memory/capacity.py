@@ -19,11 +19,12 @@ def plan_capacity(
     host_bytes: int = 0,
     drafter_bytes: int = 0,
     embeddings_on_host: bool = False,
+    flashinfer: bool = False,
 ) -> tuple[MemoryPlan | None, tuple[Finding, ...]]:
     """Plan the memory for `gpu`, or for the CPU engine when it is None; None with the reason where it cannot.
 
     `kv_space_gib` is VLLM_CPU_KVCACHE_SPACE, `host_bytes` the host's memory and `drafter_bytes` the size of the
-    weights of speculative-config's model.
+    weights of speculative-config's model. `flashinfer`: its kernels draw tokens.
     """
     weights = facts.weights(arguments)
     if facts.config.text is None or weights is None:
@@ -41,6 +42,7 @@ def plan_capacity(
             kv_space_gib=kv_space_gib,
             host_bytes=host_bytes,
             pinned_bytes=pinned,
+            flashinfer=flashinfer,
         )
     except UnplannedError as problem:
         return None, (warning("memory-unplanned", str(problem)),)

@@ -11,6 +11,7 @@ from servekit.preflight.checkpoint.config_file import DTYPE_BYTES
 from servekit.preflight.checkpoint.text_config import TextConfig
 from servekit.preflight.memory.gpu_models import GIB, GpuModel
 from servekit.preflight.memory.kv_layout import kv_layout
+from servekit.preflight.memory.shortages import CONTEXT_BYTES, SAMPLED_BYTES, Shortages, plan_shortages
 from servekit.profile import EngineArguments
 
 TYPICAL_TOKENS: Final = 1_000
@@ -29,9 +30,6 @@ GRAPHS_BYTES: Final = round(0.54 * GIB)
 BASE_BYTES: Final = round(0.52 * GIB)
 """CUDA context, libraries, and activations of one step: what the sampler leaves of the 4.5 GiB measured beside weights
 and KV cache."""
-SAMPLER_BYTES_PER_LOGIT: Final = 14
-"""The sampler's warm-up holds, for `max-num-seqs` rows of the vocabulary, the logits in BF16 and three FP32 tensors
-(logits, probabilities, masked or random ones): v1/worker/gpu_model_runner.py, _dummy_sampler_run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ class MemoryPlan:
     """Whether one request of `max_model_len` fits: vLLM does not start otherwise."""
     longest_request: int
     """The longest request that the pool holds, in tokens up to `max_model_len`."""
+    shortages: Shortages | None
+    """What requests take beside the rehearsed batch; None on the CPU, where no start rehearses memory."""
 
 
 class UnplannedError(ValueError):
@@ -93,6 +93,7 @@ def plan_memory(
     kv_space_gib: int = 0,
     host_bytes: int = 0,
     pinned_bytes: int = 0,
+    flashinfer: bool = False,
 ) -> MemoryPlan:
     """Plan for a GPU, or for the CPU engine where it is None.
 
@@ -107,13 +108,14 @@ def plan_memory(
         element_bytes=kv_element_bytes(kv_cache_dtype if gpu else "auto", model_dtype),
         hybrid=not arguments.disable_hybrid_kv_cache_manager,
     )
-    budget = graphs = sampler = base = 0
+    budget = graphs = rows = sampler = base = 0
     pool = kv_space_gib * GIB
     if gpu:
         budget = int(gpu.usable_bytes * arguments.gpu_memory_utilization)
         graphs = 0 if arguments.enforce_eager else GRAPHS_BYTES
         # v1/worker/gpu_model_runner.py, _dummy_run: no more requests than tokens in a step
-        sampler = min(sequences, batched) * text.vocab_size * SAMPLER_BYTES_PER_LOGIT
+        rows = min(sequences, batched)
+        sampler = rows * text.vocab_size * SAMPLED_BYTES
         base = BASE_BYTES
         pool = arguments.kv_cache_memory_bytes or 0
     if arguments.num_gpu_blocks_override:  # wins: v1/core/kv_cache_utils.py, get_kv_cache_configs
@@ -124,6 +126,7 @@ def plan_memory(
     if length == "auto":  # v1/core/kv_cache_utils.py, _auto_fit_max_model_len
         length = layout.longest_request(blocks, text.max_position_embeddings, batched) or 1
     per_request = layout.blocks_at_most(length, batched)
+    taken = weights_bytes + graphs + sampler + base + available  # the budget, unless the size of the cache is set
     return MemoryPlan(
         device=gpu.name if gpu else "cpu",
         total_bytes=gpu.usable_bytes if gpu else host_bytes,
@@ -149,6 +152,11 @@ def plan_memory(
         typical_requests=blocks // layout.blocks_at_most(TYPICAL_TOKENS, 1),
         fits_one=blocks >= per_request and available > 0,
         longest_request=layout.longest_request(blocks, length, batched),
+        shortages=plan_shortages(
+            *(rows, text.vocab_size, length, gpu.usable_bytes - CONTEXT_BYTES - taken), flashinfer=flashinfer
+        )
+        if gpu
+        else None,
     )
 
 

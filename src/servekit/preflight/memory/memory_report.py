@@ -7,6 +7,7 @@ from typing import Any, Final
 from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.memory.gpu_models import GIB, MIB, gib
 from servekit.preflight.memory.memory_plan import MemoryPlan
+from servekit.preflight.memory.shortages import Shortages
 
 OUTSIDE_BYTES: Final = round(1.5 * GIB)
 """What the engine's process held of the GPU beyond its budget, by NVML, on an H100 (benchmarks/gpu/results): the CUDA
@@ -77,6 +78,15 @@ def check_plan(plan: MemoryPlan) -> Iterator[Finding]:
             subject=plan.device,
             remedy=LOWER_CACHE if plan.explicit else f"set gpu-memory-utilization to {share} or less",
         )
+    if plan.shortages and plan.shortages.penalised_tokens < plan.max_model_len and wanted <= plan.total_bytes:
+        yield warning(
+            "memory-penalties",
+            f"requests with penalties are limited to prompts of {plan.shortages.penalised_tokens:,} tokens: the "
+            f"{gib(plan.shortages.room_bytes, 2)} beside what vLLM plans with hold no longer ones in "
+            f"{plan.shortages.rows:,} rows",
+            subject=plan.device,
+            remedy=f"to trade cache for them, {LOWER_CACHE if plan.explicit else 'lower gpu-memory-utilization'}",
+        )
 
 
 def render_plan(plan: MemoryPlan) -> str:
@@ -103,6 +113,8 @@ def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str, str]]:
         yield "CUDA graphs", gib(plan.graphs_bytes, 2), "" if plan.graphs_bytes else "enforce-eager"
         yield "sampler", gib(plan.sampler_bytes, 2), f"what max-num-seqs {plan.max_num_seqs:,} costs"
         yield "context and activations", gib(plan.base_bytes, 2), ""
+    if plan.shortages:
+        yield from _shortage_rows(plan.shortages)
     source = "set in the profile" if plan.budget_bytes else "VLLM_CPU_KVCACHE_SPACE"
     yield "left for the KV cache", gib(plan.available_bytes, 2), source if plan.explicit else ""
     yield (
@@ -114,3 +126,15 @@ def _rows(plan: MemoryPlan) -> Iterator[tuple[str, str, str]]:
     yield f"requests of {plan.max_model_len:,} tokens", f"{plan.full_requests:,.2f}", "at once"
     yield f"requests of {plan.typical_tokens:,} tokens", f"{plan.typical_requests:,}", "at once, generating"
     yield "first bottleneck", "", first_bottleneck(plan)
+
+
+def _shortage_rows(shortages: Shortages) -> Iterator[tuple[str, str, str]]:
+    yield "beside all that", gib(shortages.room_bytes, 2), "free for what the start does not rehearse"
+    for demand in filter(lambda each: each.takes_bytes, shortages.demands):
+        parts = (
+            (demand.fixed_bytes, f"{demand.fixed_bytes / MIB:,.0f} MiB whatever the batch"),
+            (demand.row_bytes, f"{demand.row_bytes / 1024:,.0f} KiB for each row"),
+            (demand.token_bytes, f"{demand.token_bytes} bytes for each row and token"),
+        )
+        where = f"{gib(demand.beyond_bytes, 2)} of it here" if demand.beyond_bytes else "all within the sampler's"
+        yield f"  {demand.name}", gib(demand.takes_bytes, 2), f"{' and '.join(t for b, t in parts if b)}; {where}"

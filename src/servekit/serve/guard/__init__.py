@@ -15,6 +15,7 @@ from .prepare import (
     guard_arguments,
     guard_environment,
     guard_mistakes,
+    limit_penalties,
     prepare_guard,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "guard_arguments",
     "guard_environment",
     "guard_mistakes",
+    "limit_penalties",
     "prepare_guard",
     "read_flights",
 ]

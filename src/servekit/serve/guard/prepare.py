@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
@@ -123,6 +123,11 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
         key_generated=generated,
         headers={TOKEN_HEADER.decode(): token},
     )
+
+
+def limit_penalties(config_path: Path, penalised_tokens: int) -> None:
+    """Write the longest prompt with penalties that the memory plan allows into the guard's configuration."""
+    write_private(config_path, replace(Rules.read(config_path), penalised_tokens=penalised_tokens).to_json())
 
 
 def guard_arguments(media_domains: tuple[str, ...], structured_outputs: Value = None) -> tuple[str, ...]:

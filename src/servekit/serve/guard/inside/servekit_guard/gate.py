@@ -37,7 +37,7 @@ class Gate:
         self._token_hash = bytes.fromhex(rules.token_sha256)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._intake = Intake(rules)
-        self.handoff = Handoff()
+        self.handoff = Handoff(rules.penalised_tokens)
         self.flights = Flights(rules.flight_file, rules.max_in_flight)
         self._stopwatch = Stopwatch()
         self.worker: dict[str, Any] = {}

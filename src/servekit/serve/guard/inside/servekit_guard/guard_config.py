@@ -50,6 +50,8 @@ class Rules(Limits):
     """The request line and the headers must arrive within this time."""
     retry_after_s: int = 1
     """`Retry-After` of a 429, and of a 503 during a drain."""
+    penalised_tokens: int | None = None
+    """The longest prompt of a request with penalties, from the memory plan; None: no bound."""
     flight_file: str | None = None
     """The file that records the requests in flight (`flight.py`); None: no record."""
 

@@ -54,7 +54,7 @@ def _check_prompt(value: Any, vocabulary_size: int) -> str | None:
 _ENGINE = "vLLM checks it, and it costs nothing"
 _IGNORED = "vLLM 0.20.2 ignores it here"
 _SWITCH = Passed("true or false")
-_PENALTY = Number("OpenAI's range; worker.py limits its memory in the engine", -2, 2)
+_PENALTY = Number("OpenAI's range; slices.py and admission.py limit its memory", -2, 2)
 _LENGTH = Number("the engine checks it against max-model-len", 1, 2**31 - 1)
 _WORD = Text("copied into answers and logs", MAX_WORD_CHARS)
 _STOP = Items("searched for in the text of every token, on the event loop", 32, max_chars=256)
@@ -85,7 +85,9 @@ TEXT_SAMPLING: dict[str, Rule] = SAMPLING | {
     "max_tokens": _LENGTH,
     "stop_token_ids": TokenIds("an id outside the vocabulary ends EngineCore when min_tokens is set", 256),
     "spaces_between_special_tokens": _SWITCH,
-    "prompt_logprobs": Number("admission.py limits it together with the prompt's length", 0, MAX_LOGPROBS),
+    "prompt_logprobs": Number(
+        "admission.py limits it together with the prompt's length, slices.py its memory", 0, MAX_LOGPROBS
+    ),
     "use_beam_search": Refused("it sends every beam through the server's event loop after each token"),
     "truncate_prompt_tokens": Refused("it removes the placeholder of an image from the prompt"),
     "allowed_token_ids": Refused(_INTO_OTHERS),

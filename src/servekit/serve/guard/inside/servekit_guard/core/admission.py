@@ -7,11 +7,9 @@ token ids and vLLM's own SamplingParams, with the checkpoint's defaults filled i
 from dataclasses import dataclass
 from typing import Any
 
-MAX_LOGPROB_PROMPT_TOKENS = 1_024
-"""Tokens of a prompt with logprobs. Each takes 1.5 MiB of logits that vLLM does not profile at its start: with an L4's
-memory 1,000 tokens worked and 2,000 ended the engine (`v1/worker/gpu_model_runner.py`, `_get_prompt_logprobs_dict`)."""
 MAX_PROMPT_LOGPROBS = 4_096
-"""Logprobs of prompts in one HTTP request. vLLM looks up each word on the event loop, a whole prompt in one go."""
+"""Logprobs of prompts in one HTTP request. vLLM looks up each word on the event loop, a whole prompt in one go. Their
+memory in the engine does not depend on the prompt's length (`slices.py`)."""
 MAX_LOGPROBS = 32_768
 """Logprobs in an answer that is not streamed: vLLM builds it in one go."""
 
@@ -22,6 +20,8 @@ class Model:
 
     vocabulary_size: int = 0
     max_model_len: int = 0
+    penalised_tokens: int | None = None
+    """The longest prompt of a request with penalties; None: no bound."""
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ def admit(admitted: Admitted, prompt: Any, params: Any, model: Model) -> None:
             f"The prompt has a token id outside the vocabulary: ids go from 0 to {model.vocabulary_size - 1}."
         )
     _check_places(prompt, len(tokens))
+    _check_penalties(params, len(tokens), model.penalised_tokens)
     sequences = params.n or 1
     if params.prompt_logprobs is not None:
         _admit_prompt_logprobs(admitted, len(tokens), sequences * (params.prompt_logprobs + 1))
@@ -58,17 +59,24 @@ def _check_places(prompt: Any, tokens: int) -> None:
             raise ValueError("The prompt is too long: truncation would cut an image in it.")
 
 
-def _admit_prompt_logprobs(admitted: Admitted, tokens: int, values: int) -> None:
-    if tokens > MAX_LOGPROB_PROMPT_TOKENS:
+def _check_penalties(params: Any, tokens: int, most: int | None) -> None:
+    """Check the length that penalties may have to look at: the engine's memory holds it for each row of the batch."""
+    if most is None or tokens <= most:
+        return
+    if params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1:
         raise ValueError(
-            f"Logprobs of a prompt (prompt_logprobs, or echo with logprobs) are limited to prompts of"
-            f" {MAX_LOGPROB_PROMPT_TOKENS:,} tokens (got {tokens:,})."
+            "Requests with frequency_penalty, presence_penalty or repetition_penalty are limited to prompts of"
+            f" {most:,} tokens (got {tokens:,}) by the memory beside this server's cache. Send it without penalties;"
+            " the server's operator can lower gpu-memory-utilization for longer prompts."
         )
+
+
+def _admit_prompt_logprobs(admitted: Admitted, tokens: int, values: int) -> None:
     admitted.prompt_logprobs += tokens * values
     if admitted.prompt_logprobs > MAX_PROMPT_LOGPROBS:
         raise ValueError(
-            f"The request asks for more than {MAX_PROMPT_LOGPROBS:,} logprobs of prompts:"
-            " tokens times (logprobs + 1), over all prompts and choices. Send fewer prompts per request."
+            f"A request may ask for {MAX_PROMPT_LOGPROBS:,} logprobs of prompts (prompt_logprobs, or echo with"
+            " logprobs): tokens times (logprobs + 1), over all prompts and choices. Send shorter or fewer prompts."
         )
 
 

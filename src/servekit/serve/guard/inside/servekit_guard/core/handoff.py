@@ -41,8 +41,8 @@ class TooLateError(Exception):
 class Handoff:
     """The requests that vLLM was given and that have not reached its EngineCore."""
 
-    def __init__(self) -> None:
-        self.model = Model()
+    def __init__(self, penalised_tokens: int | None = None) -> None:
+        self.model = Model(penalised_tokens=penalised_tokens)
         self._underway: set[TrackedRequest] = set()
         self._empty: asyncio.Event | None = None
         """Set when nothing is underway; exists while a drain waits for it."""
@@ -53,7 +53,8 @@ class Handoff:
         """Wrap `add_request` of vLLM's engine client (`AsyncLLM`): check each request, and learn when it was sent."""
         self._engine = engine
         add_request = engine.add_request
-        self.model = Model(engine.model_config.get_vocab_size(), engine.model_config.max_model_len)
+        config = engine.model_config
+        self.model = Model(config.get_vocab_size(), config.max_model_len, self.model.penalised_tokens)
 
         async def check_and_add(request_id: str, prompt: Any, params: Any, *arguments: Any, **named: Any) -> Any:
             request = _request.get()

@@ -5,16 +5,22 @@ process, and with it the start. `PLUGIN` is its name in `servekit_guard-1.dist-i
 """
 
 import importlib
-from functools import wraps
+import pkgutil
 from typing import Any
 
-from . import embeddings
+from . import embeddings, slices
 
 PLUGIN = "servekit"
-ROWS_AT_ONCE = 64
-"""Rows of a batch whose penalties are computed together. At 262,144 words each row takes 4.3 MiB, which vLLM does not
-profile at its start; 1,024 rows ended an engine with the memory of an L4. A row's result does not depend on others."""
-
+SLICED = {
+    "sample.ops.penalties": ("apply_penalties", slices.penalties_in_slices),
+    "sample.sampler.Sampler": ("forward", slices.logprobs_in_slices),
+    "worker.gpu_input_batch.InputBatch": (
+        "_make_prompt_token_ids_cpu_tensor",
+        slices.prompts_of_penalised_rows,
+    ),
+    "worker.gpu_model_runner.GPUModelRunner": ("_get_prompt_logprobs_dict", slices.prompt_logprobs_in_slices),
+}
+"""What `slices.py` wraps: modules and classes below `vllm.v1`, each with the name of its function and the wrapper."""
 PARSERS = {
     "parser.ParserManager": "Gemma4",
     "reasoning.ReasoningParserManager": "Reasoning",
@@ -27,7 +33,7 @@ registered = False
 
 
 def register() -> None:
-    """Limit the memory of penalties to `ROWS_AT_ONCE` rows, and let a CPU's random generator be rewound.
+    """Limit the memory of penalties and logprobs, and let a CPU's random generator be rewound.
 
     `embeddings` may put the table of per-layer embeddings into host memory.
     `answers.parsers` replaces vLLM's `gemma4`, here because EngineCore asks it when structured output begins.
@@ -35,8 +41,9 @@ def register() -> None:
     global registered  # noqa: PLW0603 - vLLM calls this in each process; the guard checks that it did
     if registered:
         return
-    penalties: Any = importlib.import_module("vllm.v1.sample.ops.penalties")
-    penalties.apply_penalties = in_slices(penalties.apply_penalties)
+    for place, (name, wrapper) in SLICED.items():
+        owner = pkgutil.resolve_name(f"vllm.v1.{place}")
+        setattr(owner, name, wrapper(getattr(owner, name)))
     if importlib.import_module("vllm.platforms").current_platform.is_cpu():
         torch: Any = importlib.import_module("torch")
         torch.Generator = rewinding(torch.Generator)
@@ -63,16 +70,3 @@ def rewinding(generator: Any) -> Any:
             self.manual_seed(self.initial_seed())
 
     return Rewinding
-
-
-def in_slices(apply: Any) -> Any:
-    """Return vLLM's `apply_penalties`, which changes the logits in place, applied to a few rows at a time."""
-
-    @wraps(apply)
-    def apply_in_slices(logits: Any, *by_row: Any) -> Any:
-        for first in range(0, logits.shape[0], ROWS_AT_ONCE):
-            rows = slice(first, first + ROWS_AT_ONCE)
-            apply(logits[rows], *(each[rows] for each in by_row))
-        return logits
-
-    return apply_in_slices
