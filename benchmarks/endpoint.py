@@ -20,9 +20,11 @@ _GUARD_VARIABLES = frozenset({"PYTHONPATH", "SERVEKIT_GUARD_CONFIG", "VLLM_MEDIA
 
 
 @contextmanager
-def served_by_servekit(folder: Path) -> Iterator[Endpoint]:
-    """Yield a ready endpoint that `servekit serve` has started."""
-    with Endpoint([], _settings(folder), model=MODEL, log=folder / "servekit.log").start() as endpoint:
+def served_by_servekit(folder: Path, port: int | None = None, **more: str) -> Iterator[Endpoint]:
+    """Yield a ready endpoint that `servekit serve` has started; `more` are variables for it."""
+    with Endpoint(
+        [], _settings(folder) | more, port=port, model=MODEL, log=folder / "servekit.log"
+    ).start() as endpoint:
         endpoint.until_ready(START_S)
         yield endpoint
 

@@ -71,11 +71,11 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _spent_us(app: App, path: str, body: bytes, count: int) -> float:
-    """Return the mean CPU time of a request to `app`, in microseconds."""
+def gate_scope(path: str, body: bytes, key: str) -> dict[str, Any]:
+    """Return the scope of a request with this body and key."""
     config = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=SimpleNamespace(vocab_size=VOCABULARY)))
-    head = [(b"host", b"x"), (b"authorization", b"Bearer " + KEY.encode()), (b"content-length", b"%d" % len(body))]
-    scope: dict[str, Any] = {
+    head = [(b"host", b"x"), (b"authorization", b"Bearer " + key.encode()), (b"content-length", b"%d" % len(body))]
+    return {
         "type": "http",
         "method": "POST",
         "path": path,
@@ -85,6 +85,11 @@ async def _spent_us(app: App, path: str, body: bytes, count: int) -> float:
         "server": ("127.0.0.1", 8000),
         "app": SimpleNamespace(state=SimpleNamespace(vllm_config=config)),
     }
+
+
+async def _spent_us(app: App, path: str, body: bytes, count: int) -> float:
+    """Return the mean CPU time of a request to `app`, in microseconds."""
+    scope = gate_scope(path, body, KEY)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}

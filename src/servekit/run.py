@@ -17,16 +17,19 @@ from servekit.observe.gpu_errors import GpuErrors
 from servekit.observe.gpu_metrics import gpu_families
 from servekit.observe.guard_metrics import guard_families
 from servekit.observe.metrics import make_registry, status_families
+from servekit.observe.usage_metrics import usage_families
 from servekit.preflight.examine import examine
 from servekit.preflight.findings import Severity
 from servekit.preflight.host.gpus import visible_gpus
 from servekit.preflight.hub.hub_model import find_hub_model
+from servekit.serve.books.audit import Audit, KeyChanges
+from servekit.serve.books.bookkeeper import Bookkeeper
 from servekit.serve.guard import CONFIG_FILE_NAME, FLIGHT_FILE_NAME, Guard, limit_penalties, prepare_guard, read_flights
 from servekit.serve.notify import notify
 from servekit.serve.plan import Plan, engine_environment
 from servekit.serve.run_lock import alone_in
 from servekit.serve.start_check import check_start
-from servekit.serve.status import Phase, State, StatusStore
+from servekit.serve.status import Phase, State, Status, StatusStore
 from servekit.serve.supervisor import Supervisor
 from servekit.serve.watch.probe import EngineClient
 
@@ -46,9 +49,26 @@ def serve_plan(plan: Plan, *, on_stop_signal: Callable[[Callable[[str], None]], 
 
 
 def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None]) -> ExitCode:
+    audit = Audit(plan.guard.state_dir)
+    books = Bookkeeper(plan.run_dir, plan.guard, audit, KeyChanges(plan.guard.key_file, audit))
+    books.take_over()
+    try:
+        return _serve_with(plan, on_stop_signal, audit, books)
+    finally:
+        books.stop()
+
+
+def _serve_with(
+    plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], None], audit: Audit, books: Bookkeeper
+) -> ExitCode:
     guard = prepare_guard(plan.guard, plan.run_dir)
     told: set[Finding] = set()
-    store = StatusStore(on_change=notify)
+
+    def announce(status: Status) -> None:
+        notify(status)
+        audit.take(status)
+
+    store = StatusStore(on_change=announce)
     store.record(commit=plan.hub.commit if plan.hub and plan.hub.whole else "")
     client = EngineClient(
         plan.url, guard.headers, fingerprint=plan.certificate.fingerprint if plan.certificate else None
@@ -69,10 +89,14 @@ def _serve_alone(plan: Plan, on_stop_signal: Callable[[Callable[[str], None]], N
     store.enter_phase(Phase.PREFLIGHT)
     store.enter(State.STARTING, "checking and preparing")
     gpu_errors.start()
+    books.start()
+    for deviation in plan.deviations:
+        audit.write("deviation", key=deviation.key, used=deviation.used, reason=deviation.reason)
     registry = make_registry(
         lambda: status_families(plan, store.read(), time.monotonic()),
         lambda: guard_families(client, supervisor.watch.canary_tokens),
         lambda: gpu_families(gpus, gpu_errors.xids()),
+        lambda: usage_families(books, plan.prices),
     )
     with Server(Endpoints(plan, store, registry, client.metrics), plan.observe_host, plan.observe_port) as server:
         _log_plan(plan, guard, server.url)

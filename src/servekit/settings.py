@@ -192,6 +192,23 @@ class Settings(BaseModel):
         validate_default=True,
         description="Folder for compile caches and the demo checkpoint; keep it between runs for a fast start.",
     )
+    request_log: int = Field(
+        0,
+        ge=0,
+        description="Size in MiB of the request log in the state folder, one line for each request, without content; "
+        "0: none.",
+    )
+    usage_days: int = Field(400, ge=1, description="Days for which the usage of each key is kept in the state folder.")
+    gpu_hour_price: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of the GPU an hour, in your currency, for the cost by key; 0: not set.",
+    )
+    kwh_price: float = Field(
+        0, ge=0, allow_inf_nan=False, description="Price of a kWh in the same currency; 0: not set."
+    )
+    kwh_carbon_g: float = Field(0, ge=0, allow_inf_nan=False, description="Grams of CO2 for a kWh; 0: not set.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="How the log is written.")
     _variables: frozenset[str] = PrivateAttr(default=frozenset())
     """The fields that come from a variable."""

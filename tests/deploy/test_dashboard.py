@@ -12,6 +12,7 @@ import yaml
 
 from servekit.observe.guard_metrics import guard_families
 from servekit.observe.metrics import exposition, make_registry, status_families
+from servekit.observe.usage_metrics import usage_families
 from servekit.profile import load_profile
 from servekit.serve.plan import build_plan
 from servekit.serve.status import Phase, State, StatusStore
@@ -24,6 +25,7 @@ from tests.deploy.test_rules import promtool
 from tests.fake_nvml import FakeNvml
 from tests.observe.test_gpu_metrics import reader
 from tests.observe.test_guard_metrics import Engine
+from tests.observe.test_usage_metrics import PRICES, counted
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = GRAFANA / "dashboards" / "servekit.json"
@@ -53,9 +55,9 @@ def test_every_expression_parses(tmp_path: Path) -> None:
     promtool("check", "rules", "--lint=none", file)
 
 
-def test_every_name_of_servekit_exists() -> None:
+def test_every_name_of_servekit_exists(tmp_path: Path) -> None:
     """Every series of servekit's that the dashboard and the rules read is exported by the code, the GPU's included."""
-    exported = names_of_servekit()
+    exported = names_of_servekit(tmp_path)
     recorded = {rule.where for rule in rules(FOLDER / "rules") if rule.by_default}
     read = {
         name
@@ -67,7 +69,7 @@ def test_every_name_of_servekit_exists() -> None:
     assert read <= exported | recorded
 
 
-def names_of_servekit() -> set[str]:
+def names_of_servekit(folder: Path) -> set[str]:
     """Return every name that servekit's collectors export, given a guard that answers and an L4 that reports all."""
     plan = build_plan(load_profile(ROOT / "vllm_config.yaml"), read_settings({"target": "cpu"}, {}), {})
     board = StatusStore()
@@ -75,11 +77,14 @@ def names_of_servekit() -> set[str]:
     board.enter_phase(Phase.PREFLIGHT)
     board.record(contract=(ContractItem("max-num-seqs", 1024, 1024),))
     gauges = ("in_flight", "max_in_flight", "buffered_bytes", "max_buffered_bytes", "authentication", "keys")
-    counters = dict.fromkeys(gauges, 1) | {"requests": [{"route": "/v1/models", "outcome": "allowed", "count": 1}]}
+    requests = [{"route": "/v1/models", "outcome": "allowed", "count": 1}]
+    counters = dict.fromkeys(gauges, 1) | {"requests": requests, "wrong_keys": {"": 1}}
+    books = counted(folder)
     registry = make_registry(
         lambda: status_families(plan, board.read(), time.monotonic()),
         lambda: guard_families(Engine(counters), 0),
         reader(FakeNvml()),
+        lambda: usage_families(books, PRICES),
     )
     page = exposition(registry, lambda: "").decode()
     return {line.partition(" ")[0].partition("{")[0] for line in page.splitlines() if not line.startswith("#")}

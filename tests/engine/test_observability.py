@@ -36,7 +36,7 @@ def test_prometheus_reads_everything(serve: Callable[..., Endpoint], tmp_path: P
         recorded = {each.where for each in every if " / " not in each.where}
         without_nvml = {each.where for each in wanted} & recorded
         assert without_nvml <= names(url), "what a rule gives is stored under its name"
-        assert read - recorded - OF_PROMETHEUS <= names(url) | names_of_servekit()
+        assert read - recorded - OF_PROMETHEUS <= names(url) | names_of_servekit(tmp_path)
 
         assert endpoint.stop(signal.SIGTERM) == 0
         wait_until(lambda: "ServekitDown" in alerts(url), within_s=20, what="the alert for an endpoint that is gone")

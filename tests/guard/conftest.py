@@ -25,6 +25,7 @@ from servekit.serve.guard import (
     guard_environment,
     prepare_guard,
 )
+from tests.harness.collector import Collector
 from tests.harness.engine import bare_engine
 from tests.harness.server import PATCHES, Server
 from tests.harness.shared import share
@@ -45,6 +46,8 @@ class GuardedEngine:
     server: Server
     log: Path
     folder: Path
+    collector: Collector
+    """Gets the traces."""
     pool: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(maxsize=64, retries=False))
 
     def request(
@@ -166,16 +169,30 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         max_in_flight=MAX_IN_FLIGHT,
         max_body_bytes=MAX_BODY_BYTES,
         max_write_s=MAX_WRITE_S,
+        request_log=1,
     )
     guard = prepare_guard(settings, folder / "run")
     assert guard.key_file is not None
     key = guard.key_file.read_text().splitlines()[-1]
     log = folder / "engine.log"
-    flags = ["--kv-cache-dtype", "auto", "--max-model-len", "4096", "--max-num-seqs", "32", *guard_arguments(())]
+    collector = Collector().start()
+    flags = [
+        "--otlp-traces-endpoint",
+        collector.url,
+        "--kv-cache-dtype",
+        "auto",
+        "--max-model-len",
+        "4096",
+        "--max-num-seqs",
+        "32",
+        *guard_arguments(()),
+    ]
     own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "30"}
+    own |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "200"}
     own |= guard_environment(guard.config_path, PATCHES)
     with share("engine", bare_engine(checkpoint, log, flags, own).start()) as server:
         server.until_ready()
-        engine = GuardedEngine(server.port, key, guard, guard.key_file, server, log, folder)
+        engine = GuardedEngine(server.port, key, guard, guard.key_file, server, log, folder, collector)
         yield engine
         engine.pool.clear()
+    collector.close()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servekit.errors import ConfigurationError
-from servekit.serve.guard.inside.servekit_guard.keyring import KeyFileError, Keyring, parse_keys, permission_problem
+from servekit.serve.guard.inside.servekit_guard.key_lines import KeyFileError
+from servekit.serve.guard.inside.servekit_guard.keyring import Keyring, parse_keys, permission_problem
 from servekit.serve.guard.keys import ensure_key_file, load_keys, own_key_file, rotate_key
 from tests.conftest import write_key_file
 

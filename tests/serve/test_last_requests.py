@@ -1,6 +1,9 @@
 """What the log reports about the requests in flight when the engine dies."""
 
-from servekit.serve.engine.last_requests import in_flight_lines
+from dataclasses import replace
+from pathlib import Path
+
+from servekit.serve.engine.last_requests import in_flight_lines, repeated_lines
 from servekit.serve.guard import InFlight
 
 
@@ -28,3 +31,22 @@ def test_of_many_the_latest_and_the_oldest() -> None:
     assert [line.split()[0] for line in lines[1:]] == [*(f"r{n}" for n in range(8)), "...", "r96", "r97", "r98", "r99"]
     assert lines[9] == "  ... 88 more"
     assert len(in_flight_lines(flights(12), 100)) == 13
+
+
+def test_the_name_of_the_key() -> None:
+    """A request of a named key is listed with the name."""
+    flight = InFlight(100.0, "r0", "/v1/completions", 10, "prompt(4)", "team-a")
+    assert "  r0 /v1/completions, key team-a, 10 bytes" in in_flight_lines([flight], 101.0)[1]
+
+
+def test_a_shape_that_was_in_flight_at_the_last_death(tmp_path: Path) -> None:
+    """The second death names the request whose shape was in flight at the first, and no other; a broken file none."""
+    record = tmp_path / "last_death.json"
+    poison = InFlight(100.0, "a", "/v1/completions", 31, "prompt(4), stop[9]", "team-a")
+    assert repeated_lines([poison, InFlight(1.0, "b", "/v1/messages", 5, "messages[1]")], record) == []
+    again = [replace(poison, request_id="c"), InFlight(1.0, "d", "/v1/messages", 5, "messages[2]")]
+    [line] = repeated_lines(again, record)
+    assert line.startswith("in flight at the last death too: c /v1/completions of key team-a, then as a")
+    record.write_text("[")
+    assert repeated_lines(again, record) == []
+    assert len(repeated_lines(again, record)) == 2

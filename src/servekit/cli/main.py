@@ -17,6 +17,7 @@ from servekit.cli.checks import check_here, loaded, plan_memory, verdict
 from servekit.cli.fleet import fleet_options, plan_replicas, replicas_text
 from servekit.cli.measuring import bench, measure, report
 from servekit.cli.options import settings_options
+from servekit.cli.tenants import key, usage
 from servekit.errors import ExitCode, ServekitError, render
 from servekit.file_trouble import finding_of
 from servekit.logs import configure_logging
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from servekit.preflight.memory.gpu_models import GpuModel
 
 _PLAN_FIELDS = tuple(Settings.model_fields)
-_KEY_FIELDS = ("api_keys_file", "state_dir")
 _OBSERVE_FIELDS = ("observe_host", "observe_port")
 _FORMAT = click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
@@ -212,30 +212,6 @@ def probe(question: str, **flags: Any) -> None:
 
 
 @command.command(
-    epilog="\b\nExamples:\n"
-    "  servekit key                        where the keys are\n"
-    '  curl -H "Authorization: Bearer $(servekit key --show)" http://127.0.0.1:8000/v1/models\n'
-    "  servekit key --new --keep-old       a new key; the old keys stay valid until the next --new\n"
-)
-@click.option("--show", is_flag=True, help="Print the first key of the file instead of its path.")
-@click.option("--new", is_flag=True, help="Put a new key into the file; a running endpoint uses it within a second.")
-@click.option("--keep-old", is_flag=True, help="With --new: keep the old keys valid.")
-@settings_options(_KEY_FIELDS)
-def key(*, show: bool, new: bool, keep_old: bool, **flags: Any) -> None:
-    """Print the path of the key file; show or replace the key."""
-    from servekit.serve.guard.keys import load_keys, own_key_file, rotate_key
-
-    settings = read_settings(flags, os.environ)
-    path = settings.api_keys_file or own_key_file(settings.state_dir)
-    if keep_old and not new:
-        raise click.UsageError("--keep-old needs --new")
-    made = rotate_key(path, keep_old=keep_old) if new else ""
-    if made:
-        click.echo(f"new key in {path}", err=True)
-    click.echo((made or load_keys(path)[0]) if show else path)
-
-
-@command.command(
     epilog="\b\nExample, for editors with a YAML language server:\n"
     "  servekit schema > vllm_config.schema.json\n"
     "  # yaml-language-server: $schema=vllm_config.schema.json      as the first line of the profile\n"
@@ -272,6 +248,8 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
     )
 
 
+command.add_command(key)
+command.add_command(usage)
 command.add_command(bench)
 command.add_command(measure)
 command.add_command(report)

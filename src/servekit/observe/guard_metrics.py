@@ -32,6 +32,7 @@ def guard_families(client: EngineClient, canary_tokens: int) -> Iterator[Metric]
     servekit_guard_keys 1.0
     servekit_guard_key_file_broken 0.0
     servekit_guard_key_reloads_total{outcome="taken"} 0.0
+    servekit_guard_wrong_key_requests_total{key_hash="9f86d081"} 40.0
     servekit_guard_event_loop_held_seconds_bucket{le="0.25"} 4711.0
     servekit_guard_event_loop_held_max_seconds 0.112
     servekit_pinned_host_bytes 5637144576.0
@@ -66,6 +67,13 @@ def guard_families(client: EngineClient, canary_tokens: int) -> Iterator[Metric]
         "Changes of the key file, taken or refused.",
         ("outcome",),
         {("taken",): counters.get("key_reloads", 0), ("refused",): counters.get("refused_key_reloads", 0)},
+    )
+    yield family(
+        CounterMetricFamily,
+        "servekit_guard_wrong_key_requests",
+        "401s by the first digits of the SHA-256 of a wrong key that was sent often; the others without digits.",
+        ("key_hash",),
+        {(name,): count for name, count in counters.get("wrong_keys", {}).items()},
     )
     if loop := counters.get("event_loop"):
         yield from _event_loop(loop)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +76,8 @@ class Plan(Start):
     """Names the setting of a finding as the operator gave it: by its flag or by its variable."""
     certificate: Certificate | None = None
     """For HTTPS by the engine's own server; None: plain HTTP."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """The operator's prices: `gpu_hour_price`, `kwh_price` and `kwh_co2_grams`."""
     guard: GuardSettings
     """What the operator decides about the guard."""
     run_dir: Path
@@ -186,6 +188,11 @@ def build_plan(
         notes=profile.notes,
         as_given=settings.as_given,
         certificate=certificate,
+        prices={
+            "gpu_hour_price": settings.gpu_hour_price,
+            "kwh_price": settings.kwh_price,
+            "kwh_co2_grams": settings.kwh_carbon_g,
+        },
         guard=GuardSettings(
             state_dir=settings.state_dir,
             max_in_flight=settings.max_in_flight or default_max_in_flight(start.arguments.max_num_seqs),
@@ -198,6 +205,8 @@ def build_plan(
             cors_origins=settings.cors_origins,
             structured_outputs=settings.structured_outputs,
             settle_s=settings.drain_s / 2,
+            request_log=settings.request_log,
+            usage_days=settings.usage_days,
         ),
         run_dir=run_dir,
     )

@@ -14,7 +14,7 @@ from servekit.serve.download import Download, DownloadReader
 from servekit.serve.drain import Drain
 from servekit.serve.engine.cause import describe_exit
 from servekit.serve.engine.engine_output import EngineOutput
-from servekit.serve.engine.last_requests import in_flight_lines
+from servekit.serve.engine.last_requests import in_flight_lines, repeated_lines
 from servekit.serve.engine.oom import OomWatcher
 from servekit.serve.engine.process import Engine
 from servekit.serve.events import Event, Exited, StopRequested, ThreadEndedError
@@ -37,6 +37,7 @@ _DYING_S = 3.0
 to clean up. Its clients have their errors already, so servekit waits no longer than this."""
 _KILL_S = 10.0
 """How long the keeper may take to kill everything before servekit kills the process group itself."""
+_LAST_DEATH = "last_death.json"
 _RECENT_S = 30.0
 """Exceptions older than this are ignored when looking for the cause of death."""
 
@@ -310,7 +311,9 @@ class Supervisor:
         last = self._output.last()
         lines = [f"the engine's last {len(last)} lines:", *(f"  {line}" for line in last)]
         if in_flight:
-            lines += in_flight_lines(self._in_flight(), time.monotonic())
+            flights = self._in_flight()
+            lines += in_flight_lines(flights, time.monotonic())
+            lines += repeated_lines(flights, self._plan.run_dir / _LAST_DEATH)
         for line in lines:
             logger.error("%s", line)
 

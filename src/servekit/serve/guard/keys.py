@@ -1,7 +1,6 @@
 """The clients' keys on servekit's side: generated, checked, shown and rotated. The guard reads the same file.
 
-A key file has one key per line; blank lines and everything after a `#` are ignored. Only its owner may write it, and
-others may not read it.
+`servekit_guard/key_lines.py` has the syntax of a line. Only its owner may write the file, and others may not read it.
 """
 
 import contextlib
@@ -14,11 +13,14 @@ from pathlib import Path
 from servekit.errors import ConfigurationError, Finding
 from servekit.file_trouble import about, explain, find_trouble, or_elsewhere
 
-from .inside.servekit_guard.keyring import KeyFileError, permission_problem, read_keys
+from .inside.servekit_guard.key_lines import MIN_KEY_CHARS, NAME_WORD, Key, KeyFileError, parse_time, shown
+from .inside.servekit_guard.keyring import permission_problem, read_key_lines
+
+__all__ = ["NAME_WORD", "Key", "KeyFileError", "parse_time"]
 
 KEY_PREFIX = "sk-servekit-"
 OWNER_ONLY_FOLDER = 0o700
-_HEADING = "# API keys of this endpoint, one per line. A change takes effect within a second, without a restart."
+_HEADING = "# API keys, one per line (docs/usage.md). A change takes effect within a second, without a restart."
 
 
 def own_key_file(state_dir: Path) -> Path:
@@ -28,12 +30,17 @@ def own_key_file(state_dir: Path) -> Path:
 
 def load_keys(path: Path) -> tuple[str, ...]:
     """Return the keys in the file, in its order; raises ConfigurationError with every mistake in it."""
+    return tuple(load_key_lines(path))
+
+
+def load_key_lines(path: Path) -> dict[str, Key]:
+    """Return each key in the file with its name and its limits; raises ConfigurationError with every mistake in it."""
     if why := find_trouble(path, private=True):
         raise ConfigurationError([Finding(file=str(path), **why)])
     try:
-        return read_keys(path)
+        return read_key_lines(path)
     except KeyFileError as error:
-        remedy = _mending(path) or "see docs/security.md, or create a key file with `servekit key --new`"
+        remedy = _mending(path) or "see docs/usage.md, or create a key file with `servekit key --new`"
         raise ConfigurationError(
             [Finding(message, file=str(path), line=line, remedy=remedy) for line, message in error.problems.items()]
         ) from error
@@ -63,20 +70,65 @@ def ensure_key_file(path: Path) -> bool:
     return True
 
 
-def rotate_key(path: Path, *, keep_old: bool = False) -> str:
+def rotate_key(path: Path, *, keep_old: bool = False, name: str = "", expires: str = "") -> str:
     """Write a new key of 256 random bits into the file and return it.
 
-    keep_old: the existing keys stay valid, after the new one. The file is replaced in one step, so that the guard
-    never reads half of it. Comments in it are lost. Raises ConfigurationError when the file cannot be read or written.
+    It takes the place of the keys of this name, with their limits; without a name, of the keys that have none.
+    keep_old: those stay valid, after the new one. All other lines stay as they are. expires: ISO 8601, as in the file.
+    Raises ConfigurationError when the file cannot be read or written.
     """
-    old_keys = load_keys(path) if keep_old and path.exists() else ()
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    keys = _keys_to_keep(path, keep_old=keep_old or bool(name))
+    lines = path.read_text(encoding="ascii").splitlines() if keys else []
+    replaced = [line for line in lines if (key := keys.get(_key_of(line))) and key.name == (name or shown(key.digest))]
+    options = replaced[0].partition("#")[0].split()[1:] if replaced else []
+    limits = [option for option in options if not option.startswith(("name=", "expires="))]
+    new = KEY_PREFIX + secrets.token_urlsafe(32)
+    words = [new, *([f"expires={expires}"] if expires else []), *limits]
+    words += [f"name={name}"] if len(name) >= MIN_KEY_CHARS else ["", f"# {name}"] if name else []
+    kept = lines if keep_old else [line for line in lines if line not in replaced]
+    heading, rest = (kept[:1], kept[1:]) if kept and kept[0].startswith("#") else ([], kept)
+    _replace(path, [*(heading or [_HEADING]), " ".join(words), *rest])
+    return new
+
+
+def revoke_key(path: Path, name: str) -> int:
+    """Remove the keys of this name from the file and return their number; raises ConfigurationError if it cannot."""
+    keys = load_key_lines(path)
+    revoked = {text for text, key in keys.items() if key.name == name}
+    if not revoked:
+        names = ", ".join(dict.fromkeys(key.name for key in keys.values()))
+        raise ConfigurationError([Finding("no key has this name", file=str(path), got=name, remedy=f"it has {names}")])
+    if len(revoked) == len(keys):
+        remedy = "create another key first (servekit key --new --name NAME): the guard refuses a file without keys"
+        raise ConfigurationError(
+            [Finding("is the name of every key in the file", file=str(path), got=name, remedy=remedy)]
+        )
+    lines = path.read_text(encoding="ascii").splitlines()
+    _replace(path, [line for line in lines if _key_of(line) not in revoked])
+    return len(revoked)
+
+
+def _key_of(line: str) -> str:
+    return next(iter(line.partition("#")[0].split()), "")
+
+
+def _keys_to_keep(path: Path, *, keep_old: bool) -> dict[str, Key]:
+    """Return the keys in the file; none where it is missing or not private, for then strangers may have written it."""
     try:
-        write_private(path, "\n".join((_HEADING, key, *old_keys, "")), path.stat() if path.exists() else None)
+        return load_key_lines(path) if path.exists() else {}
+    except ConfigurationError as error:
+        if keep_old or any(finding.line for finding in error.findings):
+            raise
+        return {}
+
+
+def _replace(path: Path, lines: list[str]) -> None:
+    """Replace the file in one step, so that the guard never reads half of it."""
+    try:
+        write_private(path, "\n".join((*lines, "")), path.stat() if path.exists() else None)
     except OSError as error:
         why = or_elsewhere(explain(error, path.parent, "rwx"), "name a key file with SERVEKIT_API_KEYS_FILE")
         raise ConfigurationError([Finding(file=str(path), **why)]) from error
-    return key
 
 
 def write_private(path: Path, text: str, before: os.stat_result | None = None) -> None:

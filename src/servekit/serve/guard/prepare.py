@@ -18,6 +18,8 @@ from .inside.servekit_guard.gate import TOKEN_HEADER, is_loopback
 from .inside.servekit_guard.guard_config import CONFIG_VARIABLE, Limits, Rules
 from .inside.servekit_guard.images.media import CONNECTOR
 from .inside.servekit_guard.routes import COUNTERS, DRAIN, EFFECTIVE
+from .inside.servekit_guard.usage.ledger import make_ledger
+from .inside.servekit_guard.usage.request_ring import make_ring
 from .keys import ensure_key_file, load_keys, own_key_file, write_private
 
 INSIDE = Path(__file__).parent / "inside"
@@ -25,6 +27,8 @@ INSIDE = Path(__file__).parent / "inside"
 MIDDLEWARE = "servekit_guard.entry.Guard"
 CONFIG_FILE_NAME = "guard.json"
 FLIGHT_FILE_NAME = "in_flight"
+LEDGER_FILE_NAME = "usage"
+RING_FILE_NAME = "requests"
 EFFECTIVE_PATH = EFFECTIVE.path
 COUNTERS_PATH = COUNTERS.path
 DRAIN_PATH = DRAIN.path
@@ -74,6 +78,15 @@ class GuardSettings(Limits):
     """Allows `no_auth` on an address that other hosts can reach."""
     host: str = "127.0.0.1"
     """The address the engine listens on."""
+    request_log: int = 0
+    """MiB of the request log; 0: none."""
+    usage_days: int = 400
+    """How long the books are kept."""
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file of the clients' keys; None without authentication."""
+        return None if self.no_auth else (self.api_keys_file or own_key_file(self.state_dir)).absolute()
 
 
 @dataclass(frozen=True)
@@ -102,21 +115,27 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
     """
     if mistakes := guard_mistakes(settings):
         raise ConfigurationError(mistakes)
-    key_file = None if settings.no_auth else _key_file(settings)
+    key_file = settings.key_file
     generated = key_file is not None and not settings.api_keys_file and ensure_key_file(key_file)
 
     token = secrets.token_urlsafe(32)
     config_path = run_dir.absolute() / CONFIG_FILE_NAME
-    flight_file = config_path.with_name(FLIGHT_FILE_NAME)
+    flight_file, ledger, ring = map(config_path.with_name, (FLIGHT_FILE_NAME, LEDGER_FILE_NAME, RING_FILE_NAME))
     rules = Rules(
         token_sha256=hashlib.sha256(token.encode()).hexdigest(),
         api_keys_file=str(key_file) if key_file else None,
         max_buffered_bytes=BUFFERED_BODIES * settings.max_body_bytes,
         flight_file=str(flight_file),
+        usage_file=str(ledger),
+        request_log_file=str(ring) if settings.request_log else None,
         **{limit.name: getattr(settings, limit.name) for limit in fields(Limits)},
     )
     write_private(config_path, rules.to_json())
     make_flight_file(flight_file, settings.max_in_flight)
+    make_ledger(ledger)
+    ring.unlink(missing_ok=True)
+    if settings.request_log:
+        make_ring(ring)
     return Guard(
         config_path=config_path,
         key_file=key_file,
@@ -158,9 +177,9 @@ def guard_environment(config_path: Path, engine_patches: Path | None = None) -> 
 def guard_mistakes(settings: GuardSettings) -> list[Finding]:
     """Return every mistake in the settings and in the key file; a key that servekit would generate is none."""
     mistakes: list[Finding] = []
-    path = _key_file(settings)
+    path = settings.key_file
     try:
-        if not settings.no_auth and (settings.api_keys_file or path.exists()):
+        if path is not None and (settings.api_keys_file or path.exists()):
             load_keys(path)
     except ConfigurationError as error:
         mistakes.extend(error.findings)
@@ -182,7 +201,3 @@ def guard_mistakes(settings: GuardSettings) -> list[Finding]:
         wrong = [value for value in getattr(settings, name) if not is_right(value)]
         mistakes += [Finding(problem, f"SERVEKIT_{name.upper()}", got=value, remedy=remedy) for value in wrong]
     return mistakes
-
-
-def _key_file(settings: GuardSettings) -> Path:
-    return (settings.api_keys_file or own_key_file(settings.state_dir)).absolute()

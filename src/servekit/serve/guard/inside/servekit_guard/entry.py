@@ -42,4 +42,6 @@ class Guard(Gate):
             self.worker = await embeddings.read_report(client)
             # In a drain EngineCore ends once it has no requests: those that are still being written have not failed.
             self.flights.engine_dead = lambda: bool(client.errored and client.output_processor.request_states)
+            self.meter.engine_dead = self.flights.engine_dead
+            self.meter.watch(client)
         await super().__call__(scope, receive, send)

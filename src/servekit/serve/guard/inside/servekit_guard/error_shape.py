@@ -7,7 +7,7 @@ and contains paths of this host.
 """
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from .asgi import Message, Send, answer, json_headers
 from .request_ids import HEADER
@@ -22,6 +22,7 @@ LONGEST_MESSAGE = 2_000
 _OPENAI_TYPES = {429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -41,12 +42,18 @@ def error_body(path: str, status: int, message: str, param: str | None, code: st
     return json.dumps(around).encode()
 
 
-def reshape_errors(send: Send, path: str, request_id: bytes) -> Send:
-    """Return a `send` for vLLM: it reformats errors, and adds the request's id and `AT_ONCE` to the rest."""
+def reshape_errors(
+    send: Send, path: str, request_id: bytes, on_status: Callable[[int], object] = lambda _: None
+) -> Send:
+    """Return a `send` for vLLM: it reformats errors, and adds the request's id and `AT_ONCE` to the rest.
+
+    on_status: gets the status when the answer begins.
+    """
     held: list[Message] = []
 
     def send_on(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
+            on_status(message["status"])
             others = [header for header in message["headers"] if header[0] != HEADER]
             message = {**message, "headers": [*others, (HEADER, request_id), AT_ONCE]}
             if message["status"] < 400 or not path.startswith("/v1/"):  # noqa: PLR2004 # /health has no body

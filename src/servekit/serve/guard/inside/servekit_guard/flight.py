@@ -4,8 +4,6 @@ Each request has a fixed slot in a shared mapping: the kernel keeps what was wri
 holds names and sizes, never a value: no prompt, no key. servekit creates the file, and reads it after the death.
 """
 
-import mmap
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from .usage.mapped import make_mapped_file, map_file
 
 SLOT_BYTES = 512
 MAX_FIELDS = 16
@@ -35,6 +35,8 @@ class InFlight:
     body_bytes: int
     fields: str
     """The names of its body's fields: `prompt(11), stop[4]` with the length of a string, of a list or an object."""
+    key: str = ""
+    """The name of its key."""
 
 
 class Flights:
@@ -46,12 +48,13 @@ class Flights:
         self._free: list[int] = []
         self.engine_dead: Callable[[], bool] = lambda: False
         if path is not None:
-            with os.fdopen(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), "r+b") as file:
-                self._map = mmap.mmap(file.fileno(), slots * SLOT_BYTES)
+            self._map = map_file(path, slots * SLOT_BYTES)
             self._free = [slot * SLOT_BYTES for slot in reversed(range(slots))]
 
     @contextmanager
-    def record(self, request_id: str, route: str, body_bytes: int, fields: Mapping[str, Any]) -> Iterator[None]:
+    def record(
+        self, request_id: str, route: str, body_bytes: int, fields: Mapping[str, Any], key: str = ""
+    ) -> Iterator[None]:
         """Record a request within this `with`; record nothing when no slot is free. The id must be plain.
 
         The slot is not cleared once the engine is dead: vLLM fails every request then, and those are the ones that
@@ -59,7 +62,7 @@ class Flights:
         """
         place = self._free.pop() if self._free else None
         if place is not None:
-            values = f"{time.monotonic():.3f}", request_id, route, str(body_bytes), _describe(fields)
+            values = f"{time.monotonic():.3f}", request_id, route, str(body_bytes), key, _describe(fields)
             text = _SEPARATOR.join(values).encode("ascii", "replace")[: SLOT_BYTES - 1] + _END
             self._map[place : place + len(text)] = text
         try:
@@ -71,11 +74,8 @@ class Flights:
 
 
 def make_flight_file(path: Path, slots: int) -> None:
-    """Create a new file (0600) before the start; called by servekit."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b") as file:
-        # Allocated, not only sized: a write into a hole of a full disk would end the server with SIGBUS.
-        os.posix_fallocate(file.fileno(), 0, slots * SLOT_BYTES)
+    """Create a new file before the start; called by servekit."""
+    make_mapped_file(path, slots * SLOT_BYTES)
 
 
 def read_flights(path: Path) -> list[InFlight]:
@@ -90,8 +90,8 @@ def _parse(slot: bytes) -> InFlight | None:
     text, end, _ = slot.partition(_END)
     parts = text.decode("ascii", "replace").split(_SEPARATOR)
     try:
-        began_s, request_id, route, body_bytes, fields = parts
-        flight = InFlight(float(began_s), request_id, route, int(body_bytes), fields)
+        began_s, request_id, route, body_bytes, key, fields = parts
+        flight = InFlight(float(began_s), request_id, route, int(body_bytes), fields, key)
     except ValueError:
         return None
     return flight if end and all(part.isprintable() for part in parts) else None

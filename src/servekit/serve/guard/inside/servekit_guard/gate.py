@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import time
 from collections import Counter
 from typing import Any
 
@@ -16,11 +17,26 @@ from .error_shape import reshape_errors
 from .flight import Flights
 from .guard_config import Rules
 from .intake import ClientGoneError, Intake, Slot, replay
+from .key_lines import Key
 from .keyring import Keyring
-from .refusals import NOT_FOUND, UNAUTHORIZED, Refusal, RefusedError, refuse, refuse_websocket
+from .refusals import (
+    EXPIRED,
+    FORBIDDEN,
+    NOT_FOUND,
+    UNAUTHORIZED,
+    Refusal,
+    RefusedError,
+    key_busy,
+    refuse,
+    refuse_websocket,
+)
 from .request_ids import name_request
 from .routes import CLIENT_TABLE, COUNTERS, DRAIN, EFFECTIVE, OWN_TABLE, Route, find_route
 from .stopwatch import Stopwatch
+from .usage.ledger import NO_KEY, OWN, Ledger
+from .usage.meter import Account, Meter
+from .usage.request_ring import Ring
+from .usage.wrong_keys import WrongKeys
 from .wire import cors
 
 TOKEN_HEADER = b"x-servekit-token"
@@ -39,6 +55,8 @@ class Gate:
         self._intake = Intake(rules)
         self.handoff = Handoff(rules.penalised_tokens)
         self.flights = Flights(rules.flight_file, rules.max_in_flight)
+        self.meter = Meter(Ledger(rules.usage_file), Ring(rules.request_log_file) if rules.request_log_file else None)
+        self._wrong_keys = WrongKeys()
         self._stopwatch = Stopwatch()
         self.worker: dict[str, Any] = {}
         """What vLLM's worker reports of the loaded model (`core/embeddings.py`)."""
@@ -69,34 +87,50 @@ class Gate:
         label = route.path if route else "other"
         request_id = name_request(scope)
         scope[REQUEST_ID] = request_id.decode()
-        send_on = reshape_errors(send, scope["path"], request_id)
+        account = Account(self.meter, OWN, scope[REQUEST_ID], label)
+        send_on = reshape_errors(send, scope["path"], request_id, account.begin_answer)
         try:
             if own and route is not None:
                 self._counts[label, "own"] += 1
-                await self._serve_own(route, scope, receive, send_on)
+                await self._serve_own(route, scope, receive, send_on, account)
             else:
-                await self._serve_client(self._admitted(route, scope), scope, receive, send_on)
+                await self._serve_client(*self._admitted(route, scope), scope, receive, send_on, account)
         except RefusedError as error:
             self._counts[label, error.refusal.outcome] += 1
             await refuse(scope, send, error.refusal, request_id, receive if error.unread else None)
         except ClientGoneError:
             self._counts[label, "client_gone"] += 1
 
-    def _admitted(self, route: Route | None, scope: Scope) -> Route:
-        """Return the route when it exists and the request may use it; raises RefusedError (401, 404, 503)."""
+    def _admitted(self, route: Route | None, scope: Scope) -> tuple[Route, Key | None]:
+        """Return the route and the key when they exist; raises RefusedError (401, 404)."""
         if route is None:
             raise RefusedError(NOT_FOUND)
-        if not route.public and self._keys is not None and not _has_key(scope, self._keys):
+        if route.public or self._keys is None:
+            return route, None
+        presented = _presented_key(scope)
+        key = self._keys.find(presented) if presented is not None else None
+        if key is None:
+            self._wrong_keys.count(presented)
             raise RefusedError(UNAUTHORIZED)
+        return route, key
+
+    def _check(self, key: Key | None, route: Route) -> None:
+        """Check what the key may do now; raises RefusedError (401, 403, 429, 503)."""
+        if key is not None:
+            if key.expired(time.time()):
+                raise RefusedError(EXPIRED)
+            if key.routes and route.path not in key.routes:
+                raise RefusedError(FORBIDDEN)
+            if route.generates and key.in_flight is not None and self.meter.in_flight[key.name] > key.in_flight:
+                raise RefusedError(key_busy(self._rules.retry_after_s))
         self._intake.check(unread=route.generates)
-        return route
 
     def _is_own(self, scope: Scope) -> bool:
         """Return whether the request comes from servekit: with its token, from this host."""
         hashes = [hashlib.sha256(value).digest() for name, value in scope["headers"] if name == TOKEN_HEADER]
         return len(hashes) == 1 and hmac.compare_digest(hashes[0], self._token_hash) and _comes_from_this_host(scope)
 
-    async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_own(self, route: Route, scope: Scope, receive: Receive, send: Send, account: Account) -> None:
         """Serve servekit without limits, or a server under full load would look like a dead one."""
         if route is EFFECTIVE:
             await answer_json(send, describe(scope["app"]) | {"worker": self.worker})
@@ -104,25 +138,40 @@ class Gate:
             await answer_json(send, self.counters())
         elif route is DRAIN:
             await answer_json(send, await self._drain())
+        elif route.generates:
+            with account:
+                await self._app(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _serve_client(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_client(
+        self, route: Route, key: Key | None, scope: Scope, receive: Receive, send: Send, account: Account
+    ) -> None:
         """Pass an admitted request on to vLLM; its answer stays unchanged unless it is an error."""
         if not route.generates:
+            self._check(key, route)
             self._counts[route.path, "allowed"] += 1
             await self._app({**scope, "method": route.method}, receive, send)  # uvicorn leaves out the body of a HEAD
             return
-        slot = self._intake.enter()
-        try:
-            chunks = await self._intake.read(slot, scope, receive)
-            scope[CHECKED_BODY] = fields = self._checked(chunks, route, slot)
-            self._counts[route.path, "allowed"] += 1
-            recorded = self.flights.record(scope[REQUEST_ID], route.path, slot.reserved_bytes, fields)
-            with recorded, self.handoff.track():
-                await self._app(scope, replay(chunks, receive), send)
-        finally:
-            self._intake.leave(slot)
+        account.name = key.name if key is not None else NO_KEY
+        with account:
+            self._check(key, route)
+            slot = self._intake.enter()
+            try:
+                await self._generate(route, slot, scope, account.watch(receive), send, account)
+            finally:
+                self._intake.leave(slot)
+
+    async def _generate(
+        self, route: Route, slot: Slot, scope: Scope, receive: Receive, send: Send, account: Account
+    ) -> None:
+        chunks = await self._intake.read(slot, scope, receive)
+        scope[CHECKED_BODY] = fields = self._checked(chunks, route, slot)
+        account.stream = fields.get("stream") is True
+        self._counts[route.path, "allowed"] += 1
+        recorded = self.flights.record(scope[REQUEST_ID], route.path, slot.reserved_bytes, fields, account.name)
+        with recorded, self.handoff.track():
+            await self._app(scope, replay(chunks, receive), send)
 
     def _checked(self, chunks: list[bytes], route: Route, slot: Slot) -> dict[str, Any]:
         """Return the body's fields; raises RefusedError (400, 429) when they must not reach vLLM."""
@@ -162,21 +211,22 @@ class Gate:
             "keys": len(keys) if keys is not None else 0,
             "key_reloads": keys.reloads if keys is not None else 0,
             "refused_key_reloads": keys.refused_reloads if keys is not None else 0,
+            "wrong_keys": self._wrong_keys.read(),
             "key_file_problem": keys.problem if keys is not None else None,
             "event_loop": self._stopwatch.read(),
             "pinned_host_bytes": self.worker.get("pinned_host_bytes"),
         }
 
 
-def _has_key(scope: Scope, keys: Keyring) -> bool:
-    """Return whether the request has a valid key: as a bearer token or, without one, as Anthropic's clients send it."""
+def _presented_key(scope: Scope) -> bytes | None:
+    """Return the request's key: the bearer token or, without one, what Anthropic's clients send; None without one."""
     sent = [value for name, value in scope["headers"] if name == b"authorization"]
     if not sent:
         named = [value.strip(b" ") for name, value in scope["headers"] if name == b"x-api-key"]
-        return len(named) == 1 and keys.admits(named[0])
+        return named[0] if len(named) == 1 else None
     scheme, _, key = sent[0].partition(b" ")
     # Two headers are refused: proxies disagree about who the client is.
-    return len(sent) == 1 and keys.admits(key.strip(b" ")) and scheme.lower() == b"bearer"
+    return key.strip(b" ") if len(sent) == 1 and scheme.lower() == b"bearer" else None
 
 
 def _comes_from_this_host(scope: Scope) -> bool:

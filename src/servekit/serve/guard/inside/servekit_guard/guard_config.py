@@ -54,6 +54,10 @@ class Rules(Limits):
     """The longest prompt of a request with penalties, from the memory plan; None: no bound."""
     flight_file: str | None = None
     """The file that records the requests in flight (`flight.py`); None: no record."""
+    usage_file: str | None = None
+    """The file that counts what each key uses (`usage/ledger.py`); None: only in memory."""
+    request_log_file: str | None = None
+    """The file that passes the request log on to servekit (`usage/request_ring.py`); None: no log."""
 
     def to_json(self) -> str:
         """Return the file's text."""

@@ -9,40 +9,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .key_lines import Key, KeyFileError, parse_lines
+
 logger = logging.getLogger("vllm.servekit_guard")  # below "vllm", so that vLLM's handler prints it
 
-MIN_KEY_CHARS = 20
-"""Shorter keys can be guessed, or are part of a file that is still being written."""
-MAX_KEY_CHARS = 512
 MAX_FILE_BYTES = 65_536
 CHECK_INTERVAL_S = 1.0
 
 
-class KeyFileError(ValueError):
-    """A key file cannot be used. The messages never repeat the file's content: it may be a key."""
-
-    def __init__(self, problems: dict[int, str]) -> None:
-        """`problems`: what is wrong, by line number from 1; 0 for the whole file."""
-        texts = (f"line {line}: {message}" if line else message for line, message in problems.items())
-        super().__init__("; ".join(texts))
-        self.problems = problems
-
-
 def parse_keys(text: str) -> tuple[str, ...]:
-    """Return the keys of a key file: one per line; blank lines and everything after a `#` are ignored.
-
-    Raises KeyFileError with every line that is not a key, or when there is no key.
-    """
-    words = [line.partition("#")[0].strip() for line in text.splitlines()]
-    problems = {number: problem for number, key in enumerate(words, start=1) if key and (problem := _key_problem(key))}
-    if not any(words):
-        problems[0] = "it contains no key"
-    if problems:
-        raise KeyFileError(problems)
-    return tuple(dict.fromkeys(filter(None, words)))
+    """Return the keys of a key file; raises KeyFileError (`key_lines.py` has the syntax)."""
+    return tuple(parse_lines(text))
 
 
 def read_keys(path: str | Path) -> tuple[str, ...]:
+    """Return the keys of the file at `path`. Raises KeyFileError as `read_key_lines` does."""
+    return tuple(read_key_lines(path))
+
+
+def read_key_lines(path: str | Path) -> dict[str, Key]:
     """Read and check a key file. Raises KeyFileError, also when it cannot be read or others may change it."""
     try:
         with Path(path).open("rb") as file:
@@ -57,7 +42,7 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
         problem = "it contains bytes that are not ASCII"
     if problem:
         raise KeyFileError({0: problem})
-    return parse_keys(text)
+    return parse_lines(text)
 
 
 def permission_problem(status: os.stat_result) -> str | None:
@@ -84,33 +69,39 @@ class Keyring:
         self._path = Path(path)
         self._clock = clock
         self._checked_at = clock()
-        self._seen = _fingerprint(self._path)
-        self._hashes = _hashes(read_keys(self._path))
+        self._seen = fingerprint(self._path)
+        self._keys = tuple(read_key_lines(self._path).values())
         self.reloads = 0
         self.refused_reloads = 0
         self.problem: str | None = None
         """Why the current file is not used; None while the keys in memory are the file's."""
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        """Return how many keys are valid."""
+        now_s = time.time()
+        return sum(not key.expired(now_s) for key in self._keys)
 
     def admits(self, presented: bytes) -> bool:
-        """Return whether this is one of the keys. The time does not depend on which key it is, or how similar."""
+        """Return whether this is one of the keys."""
+        return self.find(presented) is not None
+
+    def find(self, presented: bytes) -> Key | None:
+        """Return this key, if it is one. The time does not depend on which key it is, or how similar."""
         self._reload_if_changed()
-        presented_hash = hashlib.sha256(presented).digest()
-        matches = [hmac.compare_digest(presented_hash, known_hash) for known_hash in self._hashes]
-        return any(matches)  # after all comparisons
+        digest = hashlib.sha256(presented).digest()
+        matches = [key for key in self._keys if hmac.compare_digest(digest, key.digest)]
+        return matches[0] if matches else None  # after all comparisons
 
     def _reload_if_changed(self) -> None:
         now = self._clock()
         if now - self._checked_at < CHECK_INTERVAL_S:
             return
         self._checked_at = now
-        before, self._seen = self._seen, _fingerprint(self._path)
+        before, self._seen = self._seen, fingerprint(self._path)
         if self._seen == before:
             return
         try:
-            self._hashes = _hashes(read_keys(self._path))
+            self._keys = tuple(read_key_lines(self._path).values())
         except KeyFileError as error:
             self.refused_reloads += 1
             self.problem = str(error)
@@ -118,22 +109,10 @@ class Keyring:
             return
         self.reloads += 1
         self.problem = None
-        logger.info("the key file %s changed: %d key(s) are valid now", self._path, len(self._hashes))
+        logger.info("the key file %s changed: %d key(s) are valid now", self._path, len(self))
 
 
-def _key_problem(key: str) -> str | None:
-    if not all("!" <= character <= "~" for character in key):
-        return "a key must be one word of printable ASCII characters"
-    if not MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS:
-        return f"a key must have {MIN_KEY_CHARS} to {MAX_KEY_CHARS} characters (got {len(key)})"
-    return None
-
-
-def _hashes(keys: tuple[str, ...]) -> tuple[bytes, ...]:
-    return tuple(hashlib.sha256(key.encode("ascii")).digest() for key in keys)
-
-
-def _fingerprint(path: Path) -> tuple[int, ...]:
+def fingerprint(path: Path) -> tuple[int, ...]:
     """Return what changes with the file; the change time also changes with its permissions."""
     try:
         status = path.stat()

@@ -48,6 +48,10 @@ UNAUTHORIZED = Refusal(
     "A valid API key is required in the header 'Authorization: Bearer KEY' (or 'X-Api-Key: KEY').",
     headers=((b"www-authenticate", b"Bearer"),),
 )
+EXPIRED = Refusal(
+    401, "expired_key", "invalid_api_key", "This API key has expired.", headers=((b"www-authenticate", b"Bearer"),)
+)
+FORBIDDEN = Refusal(403, "forbidden", "route_not_allowed", "This API key may not use this route.")
 NOT_FOUND = Refusal(404, "not_found", "unknown_url", "Unknown request URL or method.")
 MALFORMED = Refusal(400, "malformed", "malformed_request", "The request is not valid HTTP/1.1.")
 WRONG_HOST = Refusal(
@@ -80,6 +84,17 @@ def too_busy(retry_after_s: int) -> Refusal:
         "too_busy",
         "rate_limit_exceeded",
         f"The server has reached its limit of requests in flight; retry in {retry_after_s} s.",
+        headers=((b"retry-after", b"%d" % retry_after_s),),
+    )
+
+
+def key_busy(retry_after_s: int) -> Refusal:
+    """Refuse a request because too many of this key's name are in flight."""
+    return Refusal(
+        429,
+        "key_busy",
+        "rate_limit_exceeded",
+        f"This API key has reached its limit of requests in flight; retry in {retry_after_s} s.",
         headers=((b"retry-after", b"%d" % retry_after_s),),
     )
 

@@ -1,0 +1,170 @@
+"""`servekit key` and `servekit usage`: who may use the endpoint, and who used how much of it."""
+
+import csv
+import json
+import os
+import re
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from servekit.cli.options import settings_options
+from servekit.errors import ConfigurationError
+from servekit.settings import read_settings
+
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+_FORMATS = click.Choice(["text", "json", "csv"])
+
+
+def _period(text: str) -> timedelta:
+    found = re.fullmatch(r"([0-9]{1,5})([hdw])", text)
+    if not found:
+        raise click.BadParameter(f"must be a number of hours, days or weeks, such as 12h, 7d or 4w (got {text})")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _expiry(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    """Return the time for the key file: `text` itself where it is a date, or as far from now as it says."""
+    from servekit.serve.guard.keys import parse_time
+
+    if not text:
+        return ""
+    if re.match(r"\d{4}-", text):
+        try:
+            return _moment(parse_time(text))
+        except ValueError as error:
+            raise click.BadParameter(f"{error} (got {text})") from error
+    return _moment((datetime.now(UTC) + _period(text)).timestamp())
+
+
+def _since(_context: click.Context, _option: click.Parameter, text: str) -> timedelta:
+    return _period(text)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  servekit key                              where the keys are\n"
+    "  servekit key --list                       names, expiry and limits; never a key\n"
+    '  curl -H "Authorization: Bearer $(servekit key --show)" http://127.0.0.1:8000/v1/models\n'
+    "  servekit key --new --name team-a --expires 90d --show\n"
+    "  servekit key --new --name team-a --keep-old   the old key of team-a stays valid until the next --new\n"
+    "  servekit key --revoke team-a\n"
+)
+@click.option("--show", is_flag=True, help="Print the first key of the file, or of --name, instead of the path.")
+@click.option("--list", "listed", is_flag=True, help="List the keys by name: expiry, state and limits.")
+@click.option("--new", is_flag=True, help="Put a new key into the file; a running endpoint uses it within a second.")
+@click.option("--keep-old", is_flag=True, help="With --new: keep the old keys valid.")
+@click.option("--name", default="", help="With --new: replace the keys of this name only. With --show: its key.")
+@click.option(
+    "--expires", default="", callback=_expiry, help="With --new: a date (2027-01-31), or 12h, 90d, 4w from now."
+)
+@click.option("--revoke", default="", metavar="NAME", help="Remove the keys of this name from the file.")
+@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="Of --list.")
+@settings_options(("api_keys_file", "state_dir"))
+def key(
+    *,
+    show: bool,
+    listed: bool,
+    new: bool,
+    keep_old: bool,
+    name: str,
+    expires: str,
+    revoke: str,
+    output: str,
+    **flags: Any,
+) -> None:
+    """Print the path of the key file; list, show, replace or revoke keys."""
+    from servekit.serve.guard.keys import NAME_WORD, load_key_lines, own_key_file, revoke_key, rotate_key
+
+    settings = read_settings(flags, os.environ)
+    path = settings.api_keys_file or own_key_file(settings.state_dir)
+    for given, option in ((keep_old, "--keep-old"), (expires, "--expires"), (name and not show, "--name")):
+        if given and not new:
+            raise click.UsageError(f"{option} needs --new")
+    if sum(map(bool, (new, listed, revoke))) > 1 or (show and (listed or revoke)):
+        raise click.UsageError("give one of --new, --list and --revoke; --show goes with --new only")
+    if name and not NAME_WORD.fullmatch(name):
+        raise click.BadParameter("must have 1 to 40 letters, digits, dots, underscores or dashes", param_hint="--name")
+    if revoke:
+        click.echo(f"removed {revoke_key(path, revoke)} key(s) named {revoke} from {path}", err=True)
+    if listed:
+        return _print_rows(output, [_describe(each) for each in load_key_lines(path).values()])
+    made = rotate_key(path, keep_old=keep_old, name=name, expires=expires) if new else ""
+    if made:
+        click.echo(f"new key{f' of {name}' if name else ''} in {path}", err=True)
+    if not show:
+        return click.echo(path)
+    keys = load_key_lines(path)
+    found = made or next((text for text, each in keys.items() if name in ("", each.name)), None)
+    if found is None:
+        raise click.BadParameter(f"no key in {path} has this name (got {name})", param_hint="--name")
+    return click.echo(found)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  servekit usage                            the last 30 days, by key\n"
+    "  servekit usage --since 7d --format csv > week.csv\n"
+)
+@click.option(
+    "--since", default="30d", show_default=True, callback=_since, help="How far back, in whole hours: 12h, 7d, 4w."
+)
+@click.option("--format", "output", type=_FORMATS, default="text", show_default=True)
+@settings_options(("state_dir",))
+def usage(output: str, since: timedelta, **flags: Any) -> None:
+    """Print what each key has used: requests by outcome, tokens, images and seconds in flight.
+
+    The books of a running endpoint are at most ten seconds behind.
+    """
+    from servekit.serve.books.database import BooksError, database_path, read_usage
+
+    path = database_path(read_settings(flags, os.environ).state_dir)
+    try:
+        used = read_usage(path, since_s=time.time() - since.total_seconds())
+    except BooksError as error:
+        raise ConfigurationError([error.finding]) from error
+    rows = [{"key": name, **row} for name, row in used.items()]
+    if output == "text":
+        rows.append({"key": "total", **{field: sum(row[field] for row in used.values()) for field in _fields(rows)}})
+    _print_rows(output, rows)
+
+
+def _fields(rows: list[dict[str, Any]]) -> list[str]:
+    return [field for field in rows[0] if field != "key"] if rows else []
+
+
+def _describe(each: Any) -> dict[str, Any]:
+    now_s = time.time()
+    return {
+        "name": each.name,
+        "expires": "" if each.expires_s is None else _moment(each.expires_s),
+        "state": "expired" if each.expired(now_s) else "valid",
+        "in_flight": each.in_flight or "",
+        "routes": ",".join(each.routes),
+    }
+
+
+def _moment(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _print_rows(output: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows that have the same fields."""
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+    elif output == "csv":
+        writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else ["key"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)] if rows else []
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
