@@ -16,6 +16,7 @@ ORDER = (
     {"serve"},
     {"observe"},
     {"run", "measure"},
+    {"tune"},
     {"cli"},
 )
 """The folders and modules from the lowest level up: each imports from its own level and those below."""

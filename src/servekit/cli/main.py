@@ -18,6 +18,7 @@ from servekit.cli.fleet import fleet_options, plan_replicas, replicas_text
 from servekit.cli.measuring import bench, measure, report
 from servekit.cli.options import settings_options
 from servekit.cli.tenants import key, usage
+from servekit.cli.tuning import tune
 from servekit.errors import ExitCode, ServekitError, render
 from servekit.file_trouble import finding_of
 from servekit.logs import configure_logging
@@ -253,6 +254,7 @@ command.add_command(usage)
 command.add_command(bench)
 command.add_command(measure)
 command.add_command(report)
+command.add_command(tune)
 
 
 def _gpu(name: str) -> "GpuModel":
