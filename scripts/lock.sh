@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 scripts/install.sh base
 compile=(.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate
   --custom-compile-command "make lock" --upgrade)
-for name in uv build base image dev clients fuzz engine-patches router scale; do
+for name in uv build base codecarbon image dev clients fuzz engine-patches router scale; do
   "${compile[@]}" "requirements/$name.in" -o "requirements/$name.txt"
 done
 "${compile[@]}" requirements/engine-cpu.in --override requirements/engine-cpu.override.txt --exclude-newer 2026-05-12 \

@@ -1,12 +1,11 @@
 """The benchmarks' logic apart from measuring; `make bench` measures."""
 
-import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,6 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed pa
 from benchmarks import check, cold, images, measuring, memory, throughput
 from benchmarks.__main__ import find_benchmarks
 from benchmarks.endpoint import unguarded
-from benchmarks.gpu.reading import EnergyMeter
 from benchmarks.gpu_embeddings.judge import judge
 from benchmarks.load import run_round
 from benchmarks.machine import describe_machine
@@ -206,31 +204,6 @@ def test_load_refuses_short_answers(answers: tuple[type[Answers], str]) -> None:
     handler.short = True
     with pytest.raises(ValueError, match="asked for 7 tokens"):
         run_round(SimpleNamespace(url=url, model="m", key=""), streams=2, tokens=7)
-
-
-def test_counter_and_power_give_the_energy(eventually: Callable[..., None]) -> None:
-    """Joules are counted between two moments; the power beside them shows whether the counter is right."""
-    joules = itertools.count(1000, 7)
-    meter = EnergyMeter(lambda: (float(next(joules)), 70.0), interval_s=0.01)
-    eventually(lambda: len(meter.samples) > 5)
-    meter.stop()
-    first, last = meter.samples[0], meter.samples[-1]
-    assert first.joules is not None
-    assert last.joules is not None
-    told = meter.between(first.t, last.t)
-    assert told["energy_j"] == round(last.joules - first.joules, 1)
-    assert told["mean_power_of_trace_w"] == 70.0
-    assert told["power_samples"] == len(meter.samples)
-
-
-def test_a_host_without_a_gpu_has_no_energy(eventually: Callable[..., None]) -> None:
-    """Without a counter, the meter ends and reports nothing."""
-    asked: list[None] = []
-    meter = EnergyMeter(lambda: asked.append(None), interval_s=0.01)
-    eventually(lambda: asked)
-    meter.stop()
-    assert meter.between(0, 1e12) == {}
-    assert len(asked) == 1
 
 
 def test_the_cost_of_measuring_is_a_share_of_a_core() -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.load import READY, RESULT, WARM
-from tests.harness.server import ROOT
+from servekit.measure.bench.loads import Generator, Shape
 
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 WARM_UPS = 4
 """Most requests before those that count: the first after a pause takes twice as long, on any server."""
 ARRIVALS_PER_S = 200.0
@@ -39,34 +40,11 @@ class Load:
 
     def arguments(self, url: str, tokenizer: Path, seed: int) -> list[str]:
         """Return the arguments of `vllm bench serve`. Equal seeds give equal prompts, different seeds share none."""
-        kind = "image" if self.images else "text"
-        words = {
-            "--base-url": url,
-            "--model": str(tokenizer),
-            "--served-model-name": "model",
-            "--max-concurrency": self.streams,
-            "--request-rate": self.arrivals_per_s,
-            "--num-prompts": self.requests,
-            "--random-input-len": self.tokens_in,
-            "--random-output-len": self.tokens_out,
-            "--random-range-ratio": json.dumps({"input": 0.0, "output": self.spread}),
-            "--seed": seed,
-            "--num-warmups": min(self.streams, WARM_UPS),
-            "--temperature": 0,
-            "--ready-check-timeout-sec": 0,
-            "--backend": {"text": "openai", "image": "openai-chat"}[kind],
-            "--endpoint": {"text": "/v1/completions", "image": "/v1/chat/completions"}[kind],
-            "--dataset-name": {"text": "random", "image": "random-mm"}[kind],
-        }
-        if self.images:
-            words |= {
-                "--random-mm-base-items-per-request": self.images,
-                "--random-mm-num-mm-items-range-ratio": 0,
-                "--random-mm-limit-mm-per-prompt": json.dumps({"image": self.images, "video": 0}),
-                "--random-mm-bucket-config": "{(448, 448, 1): 1.0}",
-            }
-        flat = [str(part) for pair in words.items() for part in pair]
-        return [*flat, "--ignore-eos", "--disable-tqdm", "--save-detailed"]
+        generator = Generator("", url, "model", str(tokenizer))
+        shape = Shape(self.tokens_in, self.tokens_out, self.images)
+        words = generator.arguments(shape, self.streams, self.requests, seed, "greedy", self.spread)
+        warm_ups = str(min(self.streams, WARM_UPS))
+        return [*words, "--request-rate", str(self.arrivals_per_s), "--num-warmups", warm_ups, "--save-detailed"]
 
 
 LOADS = (
@@ -83,7 +61,7 @@ LOADS = (
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
 BURST = Load("burst-256", 256, 256, 256, 16, arrivals_per_s=math.inf)
 """What each of both servers gets in turns: requests that all come at once, and wait for one another."""
-RATIO = Load("ratio", 512, 512, 600, 200, arrivals_per_s=math.inf)
+RATIO = Load("ratio", 512, 768, 600, 200, arrivals_per_s=math.inf)
 """What the quantized and the unquantized model are compared with: more than the latter's cache holds at once."""
 
 QUICK = (Load("text-1", 1, 6, 32, 8), Load("text-4", 4, 24, 32, 8, spread=0.5), Load("images-1", 1, 3, 8, 4, images=3))
@@ -95,14 +73,7 @@ class Bench:
     """The process that measures. It imports vLLM once; `vllm bench serve` would spend most of its time on that."""
 
     def __init__(self, python: str, log: Path) -> None:
-        # load.py takes its meter from this checkout; the engine's Python has no servekit.
-        path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
-        environ = os.environ | {
-            "PYTHONPATH": path,
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-        }
+        environ = os.environ | QUIET
         self._log = log.open("w")
         self._process = subprocess.Popen(
             [python, str(Path(__file__).parent / "load.py")],

@@ -2,8 +2,8 @@
 
 Runs under the engine's Python. Reads one JSON object per line, {"arguments": [...], "key": "..."}, with the
 arguments of `vllm bench serve`. Writes `WARM` after the warm-up requests and waits for another line, so that several
-such processes can begin together. Then writes one line `RESULT {...}`: the figures, the energy the GPU used
-meanwhile, and when the tokens arrived (`flow`).
+such processes can begin together. Then writes one line `RESULT {...}`: the figures, and when the tokens arrived
+(`flow`). Energy is what `servekit measure` is for.
 """
 
 import argparse
@@ -17,8 +17,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
-
-from benchmarks.gpu.reading import EnergyMeter, read_energy
 
 READY, WARM, RESULT = "READY", "WARM", "RESULT "
 """What the lines of this program begin with."""
@@ -37,14 +35,8 @@ def measure(parser: argparse.ArgumentParser, serve: Any, order: dict[str, Any]) 
     serve.fetch_spec_decode_metrics = starter()
     os.environ["OPENAI_API_KEY"] = order.get("key") or ""
     arguments = parser.parse_args(order["arguments"])
-    meter = EnergyMeter(read_energy)
-    try:
-        result = asyncio.run(serve.main_async(arguments))
-    finally:
-        meter.stop()
+    result = asyncio.run(serve.main_async(arguments))
     figures = {name: result[name] for name in KEPT if name in result}
-    if starts := result.get("start_times"):
-        figures |= meter.between(min(starts), min(starts) + figures["duration"])
     figures["flow"] = flow(result)
     if errors := sorted({error for error in result.get("errors", ()) if error}):
         figures["errors"] = errors[:3]

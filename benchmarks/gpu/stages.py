@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 from benchmarks.gpu import full_cache, memory
-from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, RATIO, WARM_UP, Bench
-from benchmarks.gpu.compare import at_once, bursts, put, without_requests
+from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, QUIET, RATIO, WARM_UP, Bench, Load
+from benchmarks.gpu.compare import at_once, bursts, put
 from benchmarks.gpu.endpoint import Measured, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
 from benchmarks.gpu.reading import read_gpu
 from benchmarks.gpu.setting import BASELINE, STAGES, Setting
+from servekit.measure.recording.session import Job, measure
 
 RATIO_ROUNDS = 2
 BURST_ROUNDS = 10
@@ -89,18 +90,43 @@ def baseline(run: Setting) -> None:
     for each in servers.values():
         for warm in QUICK[:1] if run.quick else WARM_UP[:1]:
             bench.run(warm, each.url, model, seed=7, key=run.key())
+    bench.close()
     ratio: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
     ratio_load, rounds = (QUICK_RATIO, 1) if run.quick else (RATIO, RATIO_ROUNDS)
     for number in range(rounds):
         for name, each in servers.items():
-            result = bench.run(ratio_load, each.url, model, seed=99 + number, key=run.key())
-            ratio[name].append(without_requests(result))
+            ratio[name].append(measured(run, f"ratio-{name}-{number + 1}", each, ratio_load, seed=99 + number))
         run.note("ratio", ratio)
-    bench.close()
     asked_s = optimised.signal(signal.SIGTERM)
     run.step("optimised_end", lambda: optimised.ending(asked_s, 60))
     run.step("hang", lambda: stop_core(run, server, within_s=40))
     run.note("lines", server.find(*KEY_LINES))
+
+
+def measured(run: Setting, name: str, server: Served, load: Load, seed: int) -> dict[str, Any]:
+    """Put a load on one server under `servekit measure`; return the figures of its record, OUT/NAME.json."""
+    command = [run.options.engine, "bench", "serve", *load.arguments(server.url, run.options.bf16, seed)]
+    job = Job(
+        name=name.rpartition("-")[0],
+        out=run.out / f"{name}.json",
+        command=command,
+        idle_s=0,
+        url=server.observe_url,
+        variables=QUIET | {"OPENAI_API_KEY": run.key()},
+        quiet=True,
+    )
+    record, code = measure(job)
+    if record is None or record.run.work is None or code:
+        return {"failure": f"exit code {code}: {record.engine.why if record else 'interrupted'}"}
+    figures = {
+        "total_output_tokens": record.run.work.output_tokens,
+        "duration": record.run.duration_s,
+        "energy_j": record.run.energy.joules,
+        "preemptions": record.engine.preemptions,
+    }
+    return figures | {
+        "steady": record.steady.model_dump(include={"output_tokens_per_s", "efficiency"}) if record.steady else None
+    }
 
 
 def stops(run: Setting) -> None:

@@ -67,7 +67,7 @@ def measured(engine_cache: Path) -> Iterator[Endpoint]:
 def servekit(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command of servekit as a user does."""
     argv: Sequence[str] = [sys.executable, *SERVEKIT, *words]
-    return subprocess.run(argv, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(argv, env=clean_environment(), capture_output=True, text=True, check=False)
 
 
 def test_a_record_of_the_real_engine(measured: Endpoint, tmp_path: Path) -> None:

@@ -5,20 +5,25 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from benchmarks.endpoint import unguarded
 from benchmarks.gpu import full_cache
-from benchmarks.gpu.bench import BURST, Bench, Load
+from benchmarks.gpu.bench import BURST, QUICK_RATIO, Bench, Load
 from benchmarks.gpu.compare import burst_later, compared_row, pooled, tokens_between
 from benchmarks.gpu.engine_log import compare, read_figures
 from benchmarks.gpu.load import BIN_S, flow
 from benchmarks.gpu.memory import killing_volleys, volleys
+from benchmarks.gpu.stages import measured
 from benchmarks.gpu.volleys import message_of, prompt
 
+from servekit.measure.report.runs import load_run
 from servekit.serve.guard import guard_arguments
 from tests.conftest import ROOT
+from tests.measure.site import TOKENS, running_site
+from tests.measure.test_bench import GENERATOR as MEASURED_GENERATOR
 
 LINES = [
     "engine   | (EngineCore pid=7) INFO [gpu_model_runner.py:4879] Model loading took 9.18 GiB memory and 3.4 seconds",
@@ -210,6 +215,23 @@ def test_a_load_that_fails_keeps_no_other_waiting(benches: list[Bench]) -> None:
     failed, done = put_on_both(benches, ("broken", "quick"))
     assert failed == {"failure": "x"}
     assert "began_ns" in done
+
+
+def test_the_ratio_is_measured_by_servekit_itself(tmp_path: Path) -> None:
+    """Tokens, time and energy of both models come from the record of `servekit measure`, which stays in OUT."""
+    program = tmp_path / "vllm"
+    program.write_text(MEASURED_GENERATOR)
+    program.chmod(0o755)
+    options = SimpleNamespace(engine=str(program), bf16=tmp_path)
+    run: Any = SimpleNamespace(options=options, out=tmp_path, key=lambda: "k")
+    with running_site() as site:
+        server: Any = SimpleNamespace(url=site.url, observe_url=site.url)
+        found = measured(run, "ratio-baseline-1", server, QUICK_RATIO, seed=99)
+        assert found["total_output_tokens"] == TOKENS * QUICK_RATIO.requests
+        assert found["energy_j"] is None
+        assert load_run(tmp_path / "ratio-baseline-1.json").record.run.duration_s == found["duration"]
+        program.write_text("#!/bin/sh\nexit 3\n")
+        assert measured(run, "ratio-baseline-2", server, QUICK_RATIO, seed=99) == {"failure": "exit code 3: "}
 
 
 def test_volleys_fill_the_batch_and_leave_room_for_the_shots() -> None:

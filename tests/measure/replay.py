@@ -92,6 +92,8 @@ class Run:
     scores: Mapping[str, float] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     argv: Sequence[str] = ("vllm", "serve", "m")
+    codecarbon: Mapping[str, Any] | None = None
+    """What CodeCarbon found from the beginning of the run to its end."""
 
     def write(self, path: Path) -> Path:
         """Write the trace."""
@@ -131,6 +133,9 @@ class Run:
     def _phases(self) -> list[tuple[float, Callable[[TraceWriter], None]]]:
         phases = [(0.0, "run"), (self.run_s, "after"), *([(-self.idle_s, "idle")] if self.idle_s else [])]
         found = [(t, _phase(name)) for t, name in phases]
+        if self.codecarbon is not None:
+            second = {"began_s": self.idle_s, "version": "3.3.2", "interval_s": 15.0, "warnings": [], **self.codecarbon}
+            found.append((self.run_s, lambda trace: trace.write("codecarbon", **second)))
         end = {"exit_code": self.exit_code, "interrupted": False}
         found.append((self.run_s + 1.9, lambda trace: trace.write("scores", scores=dict(self.scores))))
         return (

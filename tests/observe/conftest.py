@@ -1,18 +1,13 @@
 """The status page of an endpoint that a test controls, and a real browser to view it."""
 
-import base64
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
 
 from servekit.observe.endpoints import Endpoints, Server
 from servekit.observe.metrics import make_registry, status_families
@@ -22,14 +17,9 @@ from servekit.serve.status import Phase, State, StatusStore
 from servekit.serve.watch.probe import ProbeError
 from servekit.serve.watch.running_contract import ContractItem
 from servekit.settings import Target, read_settings
+from tests.harness.browser import browser, chromium
 
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-    "--hide-scrollbars",
-)
+__all__ = ["browser", "chromium"]
 
 
 @dataclass
@@ -176,70 +166,3 @@ def site(root: Path, target: Target, served_name: str) -> Iterator[Site]:
     endpoints = Endpoints(plan, store, registry, engine, clock)
     with Server(endpoints, "127.0.0.1", 0) as server:
         yield Site(plan, store, engine, clock, endpoints, server)
-
-
-class Browser:
-    """Headless Chromium with the few functions that the tests need."""
-
-    def __init__(self, profile: Path) -> None:
-        options = ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = Chrome(options=options, service=Service(str(DRIVER)))
-
-    def open(self, url: str, *, width: int = 1200, height: int = 900, dark: bool = False, script: bool = True) -> None:
-        """Load a page with this viewport (CSS pixels) and discard the previous page's console messages."""
-        # Load another page first, so that the previous page stops polling.
-        self.driver.get("about:blank")
-        self._command(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._command("Emulation.setEmulatedMedia", features=[scheme])
-        self._command("Emulation.setScriptExecutionDisabled", value=not script)
-        self.console()
-        self.driver.get(url)
-
-    def text(self, selector: str = "body") -> str:
-        """Return the visible text."""
-        return str(self.ask(f"document.querySelector({selector!r}).innerText"))
-
-    def ask(self, expression: str) -> Any:
-        """Evaluate an expression in the page, even if the page itself may run no script."""
-        answer = self._command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
-
-    def picture(self) -> bytes:
-        """Return a screenshot as PNG."""
-        return base64.b64decode(self._command("Page.captureScreenshot")["data"])
-
-    def console(self) -> list[str]:
-        """Return the console messages since the last call."""
-        return [str(entry["message"]) for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
-
-    def _command(self, name: str, **parameters: object) -> Any:
-        return self.driver.execute_cdp_cmd(name, parameters)
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all tests."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("Debian's chromium and chromium-driver are not installed: scripts/install.sh tools")
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.driver.quit()
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser; it leaves the page before the page's server stops."""
-    yield chromium
-    chromium.driver.get("about:blank")

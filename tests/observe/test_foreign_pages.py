@@ -14,7 +14,7 @@ from tests.conftest import KEY
 from tests.guard.test_wire import serving
 
 if TYPE_CHECKING:
-    from tests.observe.conftest import Browser
+    from tests.harness.browser import Browser
 
 pytestmark = pytest.mark.engine
 

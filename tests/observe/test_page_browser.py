@@ -10,37 +10,15 @@ import pytest
 
 from servekit.serve.status import Phase, State
 from servekit.serve.watch.running_contract import ContractItem
+from tests.harness.browser import LOW_CONTRAST, WIDTH_OF_CONTENT
 
 if TYPE_CHECKING:
-    from tests.observe.conftest import Browser, Site
+    from tests.harness.browser import Browser
+    from tests.observe.conftest import Site
 
 Eventually = Callable[..., None]
 
-WIDTH_OF_CONTENT = "document.documentElement.scrollWidth"
 EVIL = """</title><script>document.documentElement.dataset.ran = "1"</script><img src="x" onerror="document.documentElement.dataset.ran = '2'">"""  # noqa: E501 - one value
-
-# Text whose contrast with the background is below the 4.5 that WCAG 2.2 (1.4.3) requires; a canvas converts the
-# colours, because it parses every notation.
-LOW_CONTRAST = """
-(() => {
-  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const luminance = (colour) => {
-    context.fillStyle = colour;
-    context.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map((value) => {
-      const part = value / 255;
-      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const paper = luminance(getComputedStyle(document.body).backgroundColor);
-  return [...document.body.querySelectorAll("*:not(script, noscript)")]
-    .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
-    .map((element) => [element.innerText, luminance(getComputedStyle(element).color)])
-    .map(([text, ink]) => [text, (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)])
-    .filter(([, contrast]) => contrast < 4.5);
-})()
-"""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

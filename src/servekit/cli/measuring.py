@@ -10,7 +10,7 @@ import click
 
 from servekit.cli.options import settings_options
 from servekit.errors import ConfigurationError, Finding
-from servekit.settings import read_settings
+from servekit.settings import read_settings, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,6 +40,9 @@ _OBSERVE_FIELDS = ("observe_host", "observe_port")
 @click.option("--observe", metavar="URL", help="servekit's own server. Default: from serve's settings.")
 @click.option("--endpoint", metavar="URL", help="A vLLM without servekit: its own metrics, and no contract.")
 @click.option("--fact", "facts", multiple=True, metavar="KEY=VALUE", help="What the record should also say.")
+@click.option(
+    "--codecarbon", is_flag=True, help="Let CodeCarbon read the energy counter too; needs servekit[codecarbon]."
+)
 @click.option("--quiet", is_flag=True, help="No progress line.")
 @settings_options(_OBSERVE_FIELDS)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -52,10 +55,12 @@ def measure(
     observe: str | None,
     endpoint: str | None,
     facts: tuple[str, ...],
+    codecarbon: bool,
     quiet: bool,
     **flags: Any,
 ) -> None:
     """Run COMMAND, any load or evaluation, against a running endpoint, and record energy and work meanwhile."""
+    from servekit.measure.recording.second_reader import DEFAULT_INTERVAL_S
     from servekit.measure.recording.session import Job
     from servekit.measure.recording.session import measure as measure_job
 
@@ -69,8 +74,9 @@ def measure(
         idle_s=idle_s,
         url=(endpoint or observe or _observe_url(read_settings(flags, os.environ))).rstrip("/"),
         bare=endpoint is not None,
-        facts=dict(_fact(each) for each in facts),
+        facts=dict(_pair("--fact", each) for each in facts),
         quiet=quiet,
+        codecarbon_s=DEFAULT_INTERVAL_S if codecarbon else None,
     )
     record, code = measure_job(job)
     if record is None:
@@ -94,30 +100,65 @@ def _observe_url(settings: "Settings") -> str:
     return f"http://{connectable(settings.observe_host)}:{settings.observe_port}"
 
 
-def _fact(text: str) -> tuple[str, str]:
+def _pair(option: str, text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not (key and sign):
-        raise click.BadParameter(f"must be KEY=VALUE (got {text})", param_hint="--fact")
+        raise click.BadParameter(f"must be KEY=VALUE (got {text})", param_hint=option)
     return key, value
 
 
+class _TakesLists(click.Command):
+    """Lets `--baseline` take every word up to the next option, as a shell's `*` gives them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words: list[str] = []
+        option = ""
+        for word in args:
+            if option == "--baseline" and not word.startswith("-") and words[-1] != option:
+                words.append(option)
+            option = word if word.startswith("-") else option
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
 @click.command(
+    cls=_TakesLists,
     epilog="\b\nExamples:\n"
-    "  servekit report w4a16-*.json --baseline fp16-1.json --baseline fp16-2.json\n"
-    "  servekit report w4a16-*.json --format markdown > table.md\n"
+    "  servekit report w4a16-*.json --baseline fp16-*.json\n"
+    "  servekit report w4a16/*.json --baseline fp16/*.json     records of `bench`: compared by name\n"
+    "  servekit report w4a16-*.json --format html > report.html\n"
     "  servekit report w4a16-1.json --verify          compute every field again from the raw trace\n"
-    "\b\nExit codes: 0 written, 2 a file is no record, or with --verify differs from its trace."
+    "\b\nExit codes: 0 written, 2 a file is no record, or with --verify differs from its trace.",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--baseline", "base", multiple=True, type=click.Path(path_type=Path), help="A record to compare with; repeatable."
+    "--baseline",
+    "base",
+    multiple=True,
+    metavar="RUN...",
+    type=click.Path(path_type=Path),
+    help="Records to compare with: of one name, or of the same names as RUNS.",
 )
-@click.option("--format", "output", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["text", "markdown", "json", "html"]),
+    default="text",
+    show_default=True,
+    help="html: one file with plots over time; needs servekit[html].",
+)
 @click.option("--verify", is_flag=True, help="First compute every record again from its raw trace.")
-def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verify: bool) -> None:
+@click.option(
+    "--publish",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also copy records and traces here, without GPU ids, folders, kernel and address of the endpoint.",
+)
+def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verify: bool, publish: Path | None) -> None:
     """Write the table of RUNS, records of `servekit measure`; those with one name are repetitions."""
-    from servekit.measure.report.runs import Group, group_runs, load_run, verify_run
+    from servekit.measure.report.publish import publish as publish_runs
+    from servekit.measure.report.runs import group_runs, load_run, verify_run
     from servekit.measure.report.tables import Report, report_json, report_markdown, report_text
+    from servekit.measure.report.web_report import report_html
 
     groups, baseline = ([load_run(path) for path in paths] for paths in (runs, base))
     if verify:
@@ -126,15 +167,18 @@ def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verif
             raise ConfigurationError(wrong)
         for path, (count, _) in results.items():
             click.echo(f"{path}: all {count} fields follow from the raw trace", err=True)
-    names = dict.fromkeys(run.record.name for run in baseline)
-    compared = Report(group_runs(groups), Group(" and ".join(names), tuple(baseline)) if baseline else None)
-    click.echo({"text": report_text, "markdown": report_markdown, "json": report_json}[output](compared))
+    if publish:
+        for path in publish_runs([*groups, *baseline], publish):
+            click.echo(f"report: {path}", err=True)
+    write = {"text": report_text, "markdown": report_markdown, "json": report_json, "html": report_html}[output]
+    click.echo(write(Report(group_runs(groups), group_runs(baseline))))
 
 
 @click.command(
     epilog="\b\nExamples:\n"
     "  servekit bench --streams 8,32                          text and images, three repetitions of ten minutes\n"
     "  servekit bench --loads text --streams 32 --sampling sampled,greedy --dir w4a16\n"
+    "  servekit bench --serve 'w4a16=--model MODEL' --serve 'fp16=--config profiles/fp16-baseline.yaml ...'\n"
     "  servekit report w4a16/*.json\n"
     "\b\nExit codes: 0 every run ended well, 2 nothing could be measured; otherwise that of the first run that failed."
 )
@@ -144,12 +188,21 @@ def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verif
     "--sampling", default="sampled", show_default=True, help="sampled, as Gemma asks for, or greedy; or both."
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each load.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=600, show_default=True, help="Of each run, about.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=600, show_default=True, help="Of each run, at least."
+)
 @click.option(
     "--idle-s", type=click.FloatRange(min=0), default=60, show_default=True, help="Idle power before each run."
 )
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path), default="bench", show_default=True, help="For records."
+)
+@click.option(
+    "--serve",
+    "served",
+    multiple=True,
+    metavar="NAME=FLAGS",
+    help="Start `servekit serve FLAGS`, measure it into DIR/NAME, stop it; repeatable, the last one is the baseline.",
 )
 @click.option("--tokenizer", metavar="MODEL", help="Checkpoint for the load generator. Default: the endpoint's.")
 @click.option("--endpoint", metavar="URL", help="Where to send requests. Default: the address that servekit reports.")
@@ -164,6 +217,7 @@ def bench(
     seconds: float,
     idle_s: float,
     folder: Path,
+    served: tuple[str, ...],
     tokenizer: str | None,
     endpoint: str | None,
     observe: str | None,
@@ -171,9 +225,12 @@ def bench(
 ) -> None:
     """Measure the standard loads with the engine's own `vllm bench serve`: a record for each run."""
     from servekit.measure.bench.loads import SAMPLINGS, SHAPES, Load
+    from servekit.measure.bench.serving import read_configurations, serving
     from servekit.measure.bench.standard import Bench, find_generator, run_bench
     from servekit.serve.guard.keys import load_keys, own_key_file
 
+    if served and (observe or endpoint):
+        raise click.UsageError("--serve starts the endpoint itself: it excludes --observe and --endpoint")
     settings = read_settings(flags, os.environ)
     chosen = [
         Load(kind, int(number), how)
@@ -181,24 +238,56 @@ def bench(
         for number in _listed("--streams", streams)
         for how in _listed("--sampling", sampling, SAMPLINGS)
     ]
+    environ = {**os.environ, **{variable_of(name): str(value) for name, value in flags.items() if value is not None}}
+    configurations = read_configurations([_pair("--serve", each) for each in served], folder, environ)
     url = (observe or _observe_url(settings)).rstrip("/")
-    generator, authenticated = find_generator(url, settings.engine, endpoint=endpoint, tokenizer=tokenizer)
-    keys = load_keys(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else ("none",)
-    plan = Bench(
-        loads=chosen,
-        repetitions=repetitions,
-        seconds=seconds,
-        idle_s=idle_s,
-        folder=folder,
-        observe_url=url,
-        generator=generator,
-        variables={"OPENAI_API_KEY": keys[0], "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
-        report=lambda line: click.echo(line, err=True),
-    )
-    click.echo(f"bench: {len(chosen) * repetitions} runs, at least {plan.about_s / 3600:.1f} h", err=True)
-    codes = [code for _, _, code in run_bench(plan)]
-    click.echo(f"bench: servekit report {folder}/*.json", err=True)
+
+    def run_loads(place: Path) -> tuple[list[int], bool]:
+        """Return the exit code of each run, and whether the last one was interrupted."""
+        generator, authenticated = find_generator(url, settings.engine, endpoint=endpoint, tokenizer=tokenizer)
+        keys = load_keys(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else ("none",)
+        plan = Bench(
+            loads=chosen,
+            repetitions=repetitions,
+            seconds=seconds,
+            idle_s=idle_s,
+            folder=place,
+            observe_url=url,
+            generator=generator,
+            variables={"OPENAI_API_KEY": keys[0], "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+            report=lambda line: click.echo(line, err=True),
+        )
+        hours = plan.about_s / 3600
+        click.echo(f"bench: {place}: {len(chosen) * repetitions} runs, at least {hours:.1f} h", err=True)
+        runs = list(run_bench(plan))
+        return [code for _, _, code in runs], any(record is None or record.interrupted for _, record, _ in runs)
+
+    codes, over = ([], False) if served else run_loads(folder)
+    for name, words in configurations.items():
+        if not over:
+            click.echo(f"bench: starts {name}, which logs to {folder / name}.log", err=True)
+            with serving(words, environ, url, folder / f"{name}.log"):
+                more, over = run_loads(folder / name)
+            codes += more
+    _tell_report(folder, list(configurations), over=over)
     sys.exit(next(filter(None, codes), 0))
+
+
+def _tell_report(folder: Path, names: list[str], *, over: bool) -> None:
+    """Write DIR/report.md for two configurations, the second as the baseline; name the command for any."""
+    from servekit.measure.report.runs import group_runs, load_run
+    from servekit.measure.report.tables import Report, report_markdown
+
+    places = [folder / name for name in names]
+    if len(places) != 2 or over:  # noqa: PLR2004 - one beside the other
+        click.echo(
+            "".join(f"bench: servekit report {place}/*.json\n" for place in places or [folder]), err=True, nl=False
+        )
+        return
+    groups, base = (group_runs([load_run(path) for path in sorted(place.glob("*.json"))]) for place in places)
+    path = folder / "report.md"
+    path.write_text(report_markdown(Report(groups, base)) + "\n", encoding="utf-8")
+    click.echo(f"bench: {path}: servekit report {places[0]}/*.json --baseline {places[1]}/*.json", err=True)
 
 
 def _listed(option: str, text: str, known: "Collection[str]" = ()) -> list[str]:

@@ -62,7 +62,7 @@ class Contract(Part):
 
 
 class Host(Part):
-    """The host that measured."""
+    """The host that measured: its kind, nothing that names it."""
 
     system: str
     processor: str
@@ -229,6 +229,22 @@ class GpuCondition(Part):
     sm_clock_highest_mhz: int | None
 
 
+class CodeCarbon(Part):
+    """What CodeCarbon read meanwhile, from the same counters of the same GPUs."""
+
+    version: str
+    interval_s: Number
+    """Between two of its readings."""
+    joules: Number | None
+    """Null if it returned nothing."""
+    counter_j: Number | None
+    """Of this record, in CodeCarbon's time: it begins before the run and ends after it."""
+    disagreement: Number | None
+    """CodeCarbon's energy over `counter_j`, minus 1."""
+    warnings: list[str]
+    """What it logged about GPUs."""
+
+
 class Disturbance(Part):
     """Something that makes a run less comparable."""
 
@@ -274,6 +290,8 @@ class Record(Part):
     disturbances: list[Disturbance]
     scores: dict[str, Number]
     """What the command itself wrote to the file in MEASURE_SCORES_FILE, such as an accuracy in percent."""
+    codecarbon: CodeCarbon | None = None
+    """Null without --codecarbon."""
     trace: TraceFile
 
 

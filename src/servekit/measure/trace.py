@@ -3,8 +3,8 @@
 Each line is an event with `kind` and `t`, monotonic seconds. `begin` has what was asked for, `identity` what was
 measured, `phase` the beginning of `idle`, `warm-up`, `run` and `after`. `gpu` is one reading of one GPU (the fields of
 GpuReadings), `processes` has the foreign processes on a GPU, when they change. `scrape` has the samples of the metrics
-page that changed since the scrape before, as text, and the names of those that are gone. `ended` has the command's exit
-code, `scores` its own results.
+page that changed since the scrape before, as text, and the names of those that are gone. `codecarbon` has what that
+read between `began_s` and `t`. `ended` has the command's exit code, `scores` its own results.
 """
 
 import bisect

@@ -60,20 +60,26 @@ class Generator:
 
     def command(self, load: Load, requests: int, seed: int, *extra: str) -> list[str]:
         """Return the command line for so many requests. Equal seeds give equal prompts, different seeds share none."""
-        shape = SHAPES[load.kind]
+        words = self.arguments(SHAPES[load.kind], load.streams, requests, seed, load.sampling)
+        return [self.engine, "bench", "serve", *words, *extra]
+
+    def arguments(
+        self, shape: Shape, streams: int, requests: int, seed: int, sampling: str, spread: float = SPREAD
+    ) -> list[str]:
+        """Return the arguments of `vllm bench serve`; `spread` is that of the answers' lengths."""
         words: dict[str, object] = {
             "--base-url": self.url,
             "--model": self.model,
             "--tokenizer": self.tokenizer,
-            "--max-concurrency": load.streams,
+            "--max-concurrency": streams,
             "--num-prompts": requests,
             "--random-input-len": shape.tokens_in,
             "--random-output-len": shape.tokens_out,
-            "--random-range-ratio": json.dumps({"input": 0.0, "output": SPREAD}),
+            "--random-range-ratio": json.dumps({"input": 0.0, "output": spread}),
             "--seed": seed,
             "--num-warmups": 0,
             "--ready-check-timeout-sec": 0,
-            **SAMPLINGS[load.sampling],
+            **SAMPLINGS[sampling],
         }
         if shape.images:
             words |= {
@@ -87,5 +93,4 @@ class Generator:
             }
         else:
             words |= {"--backend": "openai", "--endpoint": "/v1/completions", "--dataset-name": "random"}
-        flat = [str(part) for pair in words.items() for part in pair]
-        return [self.engine, "bench", "serve", *flat, "--ignore-eos", "--disable-tqdm", *extra]
+        return [*(str(part) for pair in words.items() for part in pair), "--ignore-eos", "--disable-tqdm"]

@@ -6,7 +6,7 @@ from servekit.measure.figures.disturbances import find_disturbances
 from servekit.measure.figures.gpu_trace import GpuTrace, energy_between, gpu_traces
 from servekit.measure.figures.windows import Moments, find_moments, window
 from servekit.measure.figures.work import engine_between, gauge_ranges, work_between
-from servekit.measure.record import GpuCondition, Identity, Idle, Record, TraceFile
+from servekit.measure.record import CodeCarbon, GpuCondition, Identity, Idle, Record, TraceFile
 from servekit.measure.trace import Trace
 
 _NEAR_S = 2.0
@@ -26,6 +26,7 @@ def compute_record(trace: Trace) -> Record:
     if moments.steady:
         work = work_between(*trace.pages_at(*moments.steady))
         steady = window(*moments.steady, work, gpus, zero_s=moments.begin, idle_w=idle_w)
+    second = _codecarbon(trace, gpus)
     return Record(
         name=begin["name"],
         measured_by=begin["servekit"],
@@ -39,8 +40,9 @@ def compute_record(trace: Trace) -> Record:
         steady=steady,
         engine=engine_between(before, after, gauge_ranges(trace, moments.run, moments.after)),
         conditions=[_condition(gpu, moments) for gpu in gpus],
-        disturbances=find_disturbances(trace, moments, gpus, run),
+        disturbances=find_disturbances(trace, moments, gpus, run, second),
         scores=trace.one("scores").get("scores", {}),
+        codecarbon=second,
         trace=TraceFile(
             file=trace.file,
             sha256=trace.sha256,
@@ -56,6 +58,20 @@ def _idle(gpus: list[GpuTrace], moments: Moments) -> Idle | None:
         return None
     begin_s, end_s = moments.idle
     return Idle(duration_s=end_s - begin_s, energy=energy_between(gpus, begin_s, end_s))
+
+
+def _codecarbon(trace: Trace, gpus: list[GpuTrace]) -> CodeCarbon | None:
+    if not (event := trace.one("codecarbon")):
+        return None
+    own_j, joules = energy_between(gpus, event["began_s"], event["t"]).joules, event["joules"]
+    return CodeCarbon(
+        version=event["version"],
+        interval_s=event["interval_s"],
+        joules=joules,
+        counter_j=own_j,
+        disagreement=joules / own_j - 1 if own_j and joules is not None else None,
+        warnings=event["warnings"],
+    )
 
 
 def _condition(gpu: GpuTrace, moments: Moments) -> GpuCondition:

@@ -9,7 +9,7 @@ from servekit.measure.figures.counters import follow
 from servekit.measure.figures.gpu_trace import GpuTrace, Reading
 from servekit.measure.figures.windows import Moments
 from servekit.measure.figures.work import GAUGES, STARTED, work_between
-from servekit.measure.record import Disturbance, Window
+from servekit.measure.record import CodeCarbon, Disturbance, Window
 from servekit.measure.trace import Trace
 
 _SILENT_S: Final = 5.0
@@ -24,7 +24,9 @@ Span = tuple[str, float, float, str]
 """Kind, beginning and end in the trace's seconds, and what it was."""
 
 
-def find_disturbances(trace: Trace, moments: Moments, gpus: Sequence[GpuTrace], run: Window) -> list[Disturbance]:
+def find_disturbances(
+    trace: Trace, moments: Moments, gpus: Sequence[GpuTrace], run: Window, second: CodeCarbon | None = None
+) -> list[Disturbance]:
     """Return what makes the run less comparable, in order of time."""
     spans = itertools.chain(
         _command(trace, moments),
@@ -32,6 +34,7 @@ def find_disturbances(trace: Trace, moments: Moments, gpus: Sequence[GpuTrace], 
         *(_gpu(each, moments) for each in gpus),
         _engine(trace, moments),
         _energy(run, moments),
+        _codecarbon(second, moments),
     )
     return [
         Disturbance(kind=kind, begin_s=begin - moments.begin, end_s=end - moments.begin, what=what)
@@ -145,3 +148,14 @@ def _while(states: Sequence[tuple[float, bool]]) -> Iterator[tuple[float, float]
         times = [t for t, _ in group]
         if held:
             yield times[0], times[-1]
+
+
+def _codecarbon(second: CodeCarbon | None, moments: Moments) -> Iterator[Span]:
+    if second is None:
+        return
+    if second.disagreement is None or abs(second.disagreement) > _DISAGREEMENT:
+        how = "nothing" if second.joules is None else f"{second.joules:,.0f} J"
+        what = f"CodeCarbon read {how}, the energy counter {second.counter_j or 0:,.0f} J"
+        yield "codecarbon-disagrees", moments.run, moments.after, what
+    for line in second.warnings:
+        yield "codecarbon-warns", moments.run, moments.after, line

@@ -143,7 +143,7 @@ def _host() -> Host:
     except (OSError, ValueError):
         memory = None
     return Host(
-        system=f"{platform.system()} {platform.release()}",
+        system=platform.system(),
         processor=model,
         cores=os.cpu_count() or 1,
         memory_bytes=memory,

@@ -34,6 +34,7 @@ from servekit.measure.recording.sampling import (
     find_status,
 )
 from servekit.measure.recording.scores import SCORES_VARIABLE, read_scores
+from servekit.measure.recording.second_reader import SecondReader
 from servekit.measure.trace import FORMAT, SUFFIX, TraceWriter, read_trace
 from servekit.nvml import NVML, Nvml
 
@@ -69,6 +70,8 @@ class Job:
     """What the commands get besides this environment; not in the record."""
     facts: Mapping[str, str] = field(default_factory=dict)
     quiet: bool = False
+    codecarbon_s: float | None = None
+    """Seconds between two readings of CodeCarbon; None: without it."""
 
     @property
     def trace_file(self) -> Path:
@@ -87,6 +90,7 @@ def measure(job: Job, *, nvml: Nvml = NVML) -> tuple[Record | None, int]:
     gpus = endpoint_gpus(page, status, local=local, nvml=nvml)
     identity = describe(status, page, gpus, job.facts, environ=os.environ)
     here = [gpu.uuid for gpu in gpus if nvml.processes(gpu.uuid) is not None or nvml.read(gpu.uuid).power_w is not None]
+    second = None if job.codecarbon_s is None else _second_reader(here, job.codecarbon_s, nvml)
     trace = TraceWriter(job.trace_file)
     try:
         trace.write(
@@ -102,7 +106,7 @@ def measure(job: Job, *, nvml: Nvml = NVML) -> tuple[Record | None, int]:
         trace.write("identity", identity=identity.model_dump(mode="json"))
         at_first = {pid for uuid in here for pid in nvml.processes(uuid) or ()}
         reader = GpuReader(here, trace, endpoint_processes(engine_here(status), at_first), nvml)
-        run = _Run(job, trace, reader, Scraper(f"{job.url}/metrics", trace))
+        run = _Run(job, trace, reader, Scraper(f"{job.url}/metrics", trace), second)
         code = run.run()
     finally:
         trace.close()
@@ -138,11 +142,18 @@ def _look(job: Job) -> tuple[dict[str, str], dict[str, object]]:
     return page, status
 
 
+def _second_reader(gpus: Sequence[str], interval_s: float, nvml: Nvml) -> SecondReader:
+    survey = nvml.survey()
+    return SecondReader([gpu.index for gpu in survey.gpus if gpu.uuid in gpus] if survey else (), interval_s)
+
+
 class _Run:
     """The threads and the command of one measurement."""
 
-    def __init__(self, job: Job, trace: TraceWriter, reader: GpuReader, scraper: Scraper) -> None:
-        self._job, self._trace, self._reader, self._scraper = job, trace, reader, scraper
+    def __init__(
+        self, job: Job, trace: TraceWriter, reader: GpuReader, scraper: Scraper, second: SecondReader | None
+    ) -> None:
+        self._job, self._trace, self._reader, self._scraper, self._second = job, trace, reader, scraper, second
         self._child: subprocess.Popen[bytes] | None = None
         self._signals: list[int] = []
 
@@ -182,10 +193,14 @@ class _Run:
 
     def _measure(self, scores: Path, progress: ProgressLine) -> int:
         self._settle(at_least_s=0)
+        if self._second:
+            self._second.start()
         self._trace.write("phase", phase="run")
         progress.begin()
         code = self._call(self._job.command, progress, {SCORES_VARIABLE: str(scores)})
         self._trace.write("phase", phase="after")
+        if self._second:
+            self._second.stop(self._trace)
         progress.end()
         self._settle(at_least_s=_AFTER_S)
         if found := read_scores(scores):

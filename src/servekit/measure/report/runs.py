@@ -1,5 +1,6 @@
 """Records as `servekit report` reads them: grouped by name, held to plain rules, and checked against their traces."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,11 +66,11 @@ class Group:
     def differences(self) -> tuple[str, ...]:
         """In what the runs differ although they have one name."""
         facts = {
-            "engine arguments": [_without_ports(run.record.identity.arguments) for run in self.runs],
+            "engine arguments": [_without(run.record.identity.arguments[1:], "--host", "--port") for run in self.runs],
             "checkpoint": [_checkpoint(run.record) for run in self.runs],
             "GPU": [sorted(gpu.name or "" for gpu in run.record.identity.gpus) for run in self.runs],
             "vLLM": [run.record.identity.vllm for run in self.runs],
-            "command": [run.record.command for run in self.runs],
+            "command": [_without(run.record.command, "--seed", "--num-prompts") for run in self.runs],
         }
         return tuple(name for name, values in facts.items() if any(value != values[0] for value in values))
 
@@ -133,10 +134,9 @@ def _fields(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _without_ports(arguments: Sequence[str]) -> list[str]:
-    """Return the engine's arguments without its program and its address, which may differ from run to run."""
-    skipped = {index + 1 for index, word in enumerate(arguments) if word in {"--host", "--port"}}
-    return [word for index, word in enumerate(arguments) if index and index not in skipped]
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """Return a command line without the values of options that may differ from one repetition to the next."""
+    return [word for before, word in itertools.pairwise(["", *words]) if before not in options]
 
 
 def _checkpoint(record: Record) -> Any:
