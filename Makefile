@@ -20,7 +20,7 @@ doctor:  ## Docker, driver and Compose project of this host, before the first `d
 	@$(BIN)/servekit doctor $(ARGS)
 
 test:  ## install what is needed, then all tests; the real engine included
-	@scripts/install.sh dev engine clients scale tools
+	@scripts/install.sh dev engine clients scale eval tools
 	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term $(ARGS)
 
 test-fast:  ## only the tests that start no engine

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Install what servekit needs: virtual environments and one folder of packages, all in this folder.
-# usage: scripts/install.sh [base|dev] [engine] [clients] [scale] [recipe] [tools] [servers]
+# usage: scripts/install.sh [base|dev] [engine] [clients] [scale] [recipe] [eval] [tools] [servers]
 #   base    .venv with servekit          dev  the same with the tests' and linters' packages
 #   engine  .venv-engine with vLLM 0.20.2 for the CPU (6 GB, a few minutes), .venv-engine-patches with newer packages
 #           that servekit puts before the engine's own
 #   clients .venv-clients with the client packages that tests run (125 MB, a few seconds)
 #   scale   .venv-scale with the vLLM project's router, kubectl and Kubernetes' schemas for the tests (270 MB, a few seconds)
 #   recipe  .venv-recipe with llm-compressor, for `servekit quantize` (5 GB; shares torch's files with .venv-engine)
+#   eval    .venv-eval with lmms-eval for `servekit eval` (6 GB; beside the engine 0.8 GB more, a few seconds)
 #   tools   the programs that tests call: curl, openssl, Chromium, systemd-analyze
 #   servers Caddy, nginx and Prometheus for CI: tests start them, and skip with a message without them. Their Debian packages
 #           start a service on a common port after installation and at every boot, so this script disables it.
@@ -23,11 +24,11 @@ main() {
         engine_environment
         engine_patches
         ;;
-      clients | scale) separate_environment "$part" "requirements/$part.txt" ;;
+      clients | scale | eval) separate_environment "$part" "requirements/$part.txt" ;;
       recipe) separate_environment recipe recipes/gemma4-e4b-opt/requirements.txt ;;
       tools) programs curl openssl chromium chromedriver:chromium-driver systemd-analyze:systemd ;;
       servers) server caddy && server nginx && server prometheus ;;
-      *) echo "install.sh: unknown part '$part' (base, dev, engine, clients, scale, recipe, tools, servers)" >&2; exit 2 ;;
+      *) echo "install.sh: unknown part '$part' (base, dev, engine, clients, scale, recipe, eval, tools, servers)" >&2; exit 2 ;;
     esac
   done
 }

@@ -13,3 +13,6 @@ done
   -o requirements/engine-cpu.txt
 recipe=recipes/gemma4-e4b-opt/requirements
 "${compile[@]}" "$recipe.in" --exclude-newer 2026-10-15 -o "$recipe.txt"
+# lmms-eval with the engine's versions, so that uv's cache holds torch once, and without packages that must be built.
+"${compile[@]}" --no-build requirements/eval.in --override requirements/eval.override.txt -c requirements/engine-cpu.txt \
+  -o requirements/eval.txt

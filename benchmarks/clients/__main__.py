@@ -69,6 +69,8 @@ def run(name: str, client: Client, place: Place) -> tuple[str, bool]:
         print(error.stdout, error.stderr, file=sys.stderr)
         return f"| {name} | {version(client, place)} | {client.what} | failed: {type(error).__name__} | |", False
     works = client.says in done.stdout + done.stderr
+    if not works:
+        print(done.stdout, done.stderr, file=sys.stderr)
     result = "works" if works else f"ended without {client.says!r}"
     return f"| {name} | {version(client, place)} | {client.what} | {result} | {installed} |", works
 

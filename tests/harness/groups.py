@@ -26,7 +26,9 @@ def group_of(nodeid: str) -> str:
         return CONTAINER
     if file.startswith("tests/engine/killers/"):
         return WIDE if "[wide" in name else DEMO
-    if file == "tests/engine/test_serving.py" or file.startswith("tests/engine/clients/"):
+    if file in {"tests/engine/test_serving.py", "tests/engine/test_eval.py"} or file.startswith(
+        "tests/engine/clients/"
+    ):
         return DEMO
     if file.startswith("tests/guard/"):
         return GUARDED

@@ -1,4 +1,4 @@
-"""`servekit agreement`: the divergence, and the way through an endpoint."""
+"""`servekit eval agreement`: the divergence, and the way through an endpoint."""
 
 import json
 import math

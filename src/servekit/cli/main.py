@@ -14,6 +14,7 @@ import click
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli.checks import check_here, loaded, plan_memory, verdict
+from servekit.cli.evaluating import evaluate
 from servekit.cli.fleet import fleet_options, plan_replicas, replicas_text
 from servekit.cli.measuring import bench, measure, report
 from servekit.cli.options import settings_options
@@ -253,10 +254,11 @@ def demo_model(directory: Path, seed: int, size: "Size", *, bf16: bool) -> None:
 command.add_command(key)
 command.add_command(usage)
 command.add_command(bench)
+command.add_command(evaluate)
 command.add_command(measure)
 command.add_command(report)
 command.add_command(tune)
-command.add_command(agreement)
+evaluate.add_command(agreement)
 command.add_command(card)
 command.add_command(quantize)
 command.add_command(verify)

@@ -15,6 +15,8 @@ from servekit.settings import read_settings, variable_of
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from servekit.measure.record import Record
+    from servekit.measure.recording.session import Job
     from servekit.settings import Settings
 
 _OBSERVE_FIELDS = ("observe_host", "observe_port")
@@ -79,15 +81,20 @@ def measure(
         codecarbon_s=DEFAULT_INTERVAL_S if codecarbon else None,
     )
     record, code = measure_job(job)
+    report_measured(job, record)
+    sys.exit(code)
+
+
+def report_measured(job: "Job", record: "Record | None") -> None:
+    """Tell where the record is, and what a reader of its figures must know."""
     if record is None:
         click.echo("measure: interrupted before the command began; nothing is recorded", err=True)
-    else:
-        click.echo(f"measure: {job.out}, raw trace {job.trace_file}", err=True)
-        if record.run.energy.why:
-            click.echo(f"measure: energy: {record.run.energy.why}", err=True)
-        for each in record.disturbances:
-            click.echo(f"measure: {each.kind}: {each.what}", err=True)
-    sys.exit(code)
+        return
+    click.echo(f"measure: {job.out}, raw trace {job.trace_file}", err=True)
+    if record.run.energy.why:
+        click.echo(f"measure: energy: {record.run.energy.why}", err=True)
+    for each in record.disturbances:
+        click.echo(f"measure: {each.kind}: {each.what}", err=True)
 
 
 def _observe_url(settings: "Settings") -> str:

@@ -89,8 +89,8 @@ def verify(out: Path, base: Path, *, output: str, config: Path | None, **options
 
 @click.command(
     epilog="\b\nExamples:\n"
-    "  servekit agreement --endpoint http://127.0.0.1:8000 --record base.json      while the base is served\n"
-    "  servekit agreement --endpoint http://127.0.0.1:8000 --base base.json        while the result is served\n"
+    "  servekit eval agreement --endpoint http://127.0.0.1:8000 --record base.json      while the base is served\n"
+    "  servekit eval agreement --endpoint http://127.0.0.1:8000 --base base.json        while the result is served\n"
     "\b\nExit codes: 0 recorded, or within the bound; 1 beyond the bound; 2 a file or the endpoint is not usable."
 )
 @click.option("--endpoint", default="http://127.0.0.1:8000", show_default=True, metavar="URL", help="What is served.")

@@ -11,6 +11,8 @@ from servekit.measure.statistics import Spread, extremes
 
 _GB: Final = 1e9
 _SIGNIFICANT: Final = 4
+BENCHMARK: Final = ("MMMU-Pro", "MMMU-Pro standard", "MMMU-Pro vision")
+"""The scores with which the card's table begins: a report without them says so."""
 _EQUAL: Final = 0.01
 """Figures that differ by less are told as equal, as the card does."""
 
@@ -27,6 +29,8 @@ class Row:
     """Where the record has it, as dotted names, or how it follows from the record."""
     format: str
     style: Style
+    absent: str = "unknown"
+    """What a run without the figure has in its place."""
 
     def pick(self, record: Record) -> float | None:
         """Return the figure of a record; None where it is unknown."""
@@ -40,7 +44,7 @@ class Row:
     def text(self, spread: Spread | None) -> str:
         """Write a figure: the median, and the extremes of several runs."""
         if spread is None:
-            return "unknown"
+            return self.absent
         if spread.low == spread.high:
             return self._number(spread.median)
         return f"{self._number(spread.median)} ({self._number(spread.low)} to {self._number(spread.high)})"
@@ -69,15 +73,20 @@ class Row:
 
 
 def table_rows(groups: Sequence[Group]) -> list[Row]:
-    """Return the rows of a table: the scores that any run has, and every figure that any run knows."""
+    """Return the rows of a table: the benchmark, the scores that any run has, and every figure that any run knows."""
     records = [run.record for group in groups for run in group.runs]
     names = dict.fromkeys(name for record in records for name in record.scores)
-    scores = [Row(f"{name}, %", _score(name), ".2f", "points") for name in names]
-    return [row for row in (*scores, *ROWS) if any(row.pick(record) is not None for record in records)]
+    missing = [score for score in BENCHMARK if not any(name.startswith(score) for name in names)]
+    known = [row for row in ROWS if any(row.pick(record) is not None for record in records)]
+    return [*map(_score, (*names, *missing)), *known]
 
 
-def _score(name: str) -> Pick:
-    return lambda record: record.scores.get(name)
+def _score(name: str) -> Row:
+    """Return the row of a score: percent, or a count where the name has a colon."""
+    count = ":" in name
+    label, form = (name, ",.4g") if count else (f"{name}, %", ".2f")
+    style: Style = "share" if count else "points"
+    return Row(label, lambda record: record.scores.get(name), form, style, "not measured")
 
 
 def _per_request(record: Record) -> float | None:
