@@ -69,7 +69,7 @@ def errors(command: str, words: list[str], root: Path, place: Place) -> tuple[in
         ("--media-domains a.example,https://example.org/", {}, 2, "error: --media-domains: is not a host name"),
         ("", {"SERVEKIT_MEDIA_DOMAINS": "*.example"}, 2, "error: SERVEKIT_MEDIA_DOMAINS: is not a host name"),
         ("--structured-outputs rexeg", {}, 2, "error: --structured-outputs: is not a kind"),
-        ("--model pyproject.toml", {}, 2, "error: --model: is a file (got pyproject.toml)"),
+        ("--model pyproject.toml", {}, 2, "error: --model: is a file, not a folder (got pyproject.toml)"),
         ("--model https://example.org/a/b", {}, 2, "error: --model: is a URL"),
         ("", {"SERVEKIT_MODEL": "pyproject.toml"}, 2, "error: SERVEKIT_MODEL: is a file"),
         ("--observe-port {port}", {}, 2, "error: --observe-port: is the endpoint's port too"),
@@ -81,7 +81,7 @@ def errors(command: str, words: list[str], root: Path, place: Place) -> tuple[in
         ("", {"SERVEKIT_DEVIATE": "seed"}, 2, "error: SERVEKIT_DEVIATE: is not a key of the contract"),
         ("--tls-cert {tmp}/file", {}, 2, "error: --tls-key: is missing"),
         ("--engine nosuch", {}, 3, "error: --engine: no such program: nosuch"),
-        ("", {"SERVEKIT_ENGINE": "/nowhere/vllm"}, 3, "error: SERVEKIT_ENGINE: no such program: /nowhere/vllm"),
+        ("", {"SERVEKIT_ENGINE": "/"}, 3, "error: SERVEKIT_ENGINE: is a folder, not a program: /"),
         ("--model ~nosuchuser/x", {}, 3, "error: ~nosuchuser/x: no such folder"),
     ],
 )

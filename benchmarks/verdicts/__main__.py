@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.verdicts.judges import REFUSED, SERVED, Bench, Engine, whole_start
+from benchmarks.verdicts.judges import LAST, REFUSED, SERVED, Bench, Engine, whole_start
 from benchmarks.verdicts.mutations import draw, view
 
 RECORD = Path(__file__).with_name("record.jsonl")
@@ -69,14 +69,20 @@ def fresh(bench: Bench, engine: Engine, seed: int, mutations: int, *, arbiter: b
         random = Random(f"{seed} {number}")
         base = random.choices(list(BASES), list(BASES.values()))[0]
         means, changes = draw(random, views[base])
-        bench.mutate(base, changes)
-        record: dict[str, Any] = {"draw": f"{seed} {number}", "base": base, "means": means, "changes": changes}
         began_s = time.monotonic()
-        record |= engine.verdict(base, means) | {"check": bench.check(base)}
-        if is_wrong(record) and arbiter and record["engine"] in {SERVED, REFUSED}:
+        record = judged(bench, engine, {"draw": f"{seed} {number}", "base": base, "means": means, "changes": changes})
+        if is_wrong(record) and arbiter and record["engine"] in {SERVED, REFUSED} and record.get("stage") != LAST:
             record |= {"engine": whole_start(bench, base, record["check"]), "whole": True}
         print(f"{number + 1}/{mutations} {time.monotonic() - began_s:.0f} s {told(record)}", flush=True)
         yield record
+
+
+def judged(bench: Bench, engine: Engine, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the mutation with the verdicts of the engine and of `check`."""
+    base, means = record["base"], record["means"]
+    bench.mutate(base, record["changes"])
+    drawn = {key: record[key] for key in ("draw", "base", "means", "changes")}
+    return drawn | engine.verdict(base, means) | {"check": bench.check(base)}
 
 
 def replay(bench: Bench, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -97,14 +97,20 @@ async def serve(argv: list[str], requests: dict[str, Any], stage: list[str], see
     state = SimpleNamespace()
     await server.init_app_state(Client(engine), state, args, engine.get_supported_tasks())
     protocol: Any = importlib.import_module("vllm.entrypoints.openai.chat_completion.protocol")
-    for number, (name, request) in enumerate(requests.items()):
+    completions: Any = importlib.import_module("vllm.entrypoints.openai.completion.protocol")
+    last = max(engine.get_tokenizer().get_vocab().values())
+    asked = {name: protocol.ChatCompletionRequest(**request) for name, request in requests.items()}
+    asked["last token"] = completions.CompletionRequest(model="demo", prompt=[last], max_tokens=2)
+    for number, (name, request) in enumerate(asked.items()):
         stage.append(name)
         del seen[number:]  # of warming up, and of the second token
-        asked = protocol.ChatCompletionRequest(**request)
-        answer = await state.openai_serving_chat.create_chat_completion(asked)
+        if name in requests:
+            answer = await state.openai_serving_chat.create_chat_completion(request)
+        else:
+            answer = await state.openai_serving_completion.create_completion(request)
         if not hasattr(answer, "choices"):
             raise ValueError(answer.error.message)
-    del seen[len(requests) :]
+    del seen[len(asked) :]
 
 
 class Client:

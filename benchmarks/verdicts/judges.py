@@ -16,7 +16,7 @@ from benchmarks.verdicts.changes import SHARD, Tensors, apply, read_tensors, wri
 from benchmarks.verdicts.mutations import MORE, OTHER, SAME
 from servekit.demo.build import build_demo_model
 from servekit.demo.fills import bf16
-from servekit.errors import Severity
+from servekit.errors import ExitCode, Severity
 from servekit.preflight.examine import examine
 from servekit.preflight.start import Start, make_start
 from servekit.profile import load_profile, render
@@ -27,6 +27,8 @@ from tests.engine.killers.content import picture, png
 from tests.harness.server import HarnessError
 
 SERVED, WRONG, REFUSED = "served", "served wrongly", "refused"
+LAST = "last token"
+"""The stage that a whole start does not have: a prompt of the tokenizer's largest id, which the guard would reject."""
 SAME_LOGITS = 0.1
 """Logits that differ by less are the same: those of the demo span 30, and casting weights moves them by 0.05."""
 _ENGINE = ROOT / ".venv-engine" / "bin" / "python"
@@ -50,6 +52,7 @@ _REQUESTS = {
     name: {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
     for name, content in (("text", [_TEXT]), ("image", [_IMAGE, _TEXT]))
 }
+_OF_THE_ENGINE = (ExitCode.START_FAILED, ExitCode.ENGINE_DIED, ExitCode.CONTRACT_BROKEN)
 _SMALL = {"max-num-seqs": 8, "max-num-batched-tokens": 256}
 """For a shorter warm-up; so is a table of 20,000 rotary angles instead of 131,072."""
 _CONTRACT = ("max-num-seqs", "quantization")
@@ -177,14 +180,16 @@ def whole_start(bench: Bench, base: str, skip: list[str]) -> str:
     endpoint = make_endpoint(bench.folder, "--model", str(bench.patient), "--skip", ",".join([*_HOST, *skip]), *flags)
     try:
         endpoint.until_ready()
-        request = urllib.request.Request(
-            f"{endpoint.url}/v1/chat/completions",
-            json.dumps(_REQUESTS["image"]).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.key}"},
-        )
-        with urllib.request.urlopen(request, timeout=60):
-            return SERVED
-    except (HarnessError, urllib.error.HTTPError):
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.key}"}
+        for body in _REQUESTS.values():
+            url, data = f"{endpoint.url}/v1/chat/completions", json.dumps(body).encode()
+            urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60).close()
+    except urllib.error.HTTPError:
+        return REFUSED
+    except HarnessError:
+        if endpoint.process.poll() not in _OF_THE_ENGINE:
+            raise  # servekit did not get as far as the engine: no verdict
         return REFUSED
     finally:
         endpoint.finish()
+    return SERVED

@@ -1,5 +1,6 @@
 """What of a hub model is in the cache, by the file system alone; which Python runs the engine."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -96,9 +97,16 @@ def test_offline_nothing_is_downloaded(cache: Path, engine_script: Path) -> None
     assert (found.offline, found.prefix) == (True, ())
 
 
-def test_folder_is_no_hub_model(tmp_path: Path) -> None:
-    """A folder is taken as it is."""
+def test_folder_is_no_hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is taken as it is, also one that this user may not look for; what cannot be a path may be a hub id."""
     assert find_hub_model(str(tmp_path), "", {}, "") is None
+    assert find_hub_model("a" * 300, "", {}, "") is not None
+
+    def hidden(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", hidden)
+    assert find_hub_model("models/gemma", "", {}, "") is None
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,11 @@ def preprocessor(**changes: Any) -> Damage:
     return damage
 
 
+def processor(part: str, kind: str) -> Damage:
+    """Name another class for a part of the processor."""
+    return edit("processor_config.json", lambda each: each[part].update({f"{part}_type": kind}))
+
+
 def template(text: str, *names: str) -> Damage:
     """Move the chat template, replaced by `text`, into tokenizer_config.json as a list by names."""
     named = [{"name": name, "template": text} for name in names]

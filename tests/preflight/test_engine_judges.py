@@ -21,11 +21,11 @@ SERVED_ALL_THE_SAME = {
     "a tied head quantized",
     "an untied head that is not stored",
     "a bias",
+    "a bias of the tied head",
     "a clipped tower without bounds",
     "another id for the begin of an image",
     # Well, though the file contradicts itself or declares what this endpoint does not serve
     "2:4 sparse for Marlin",
-    "int2 for a part",
 }
 """What preflight refuses and vLLM serves."""
 CASES = {name: (make, findings) for name, (make, findings, _) in UNUSUAL.items()}

@@ -264,10 +264,12 @@ def test_port_that_servekit_has_itself(host: Path) -> None:
     assert f"by an endpoint of servekit (process {other.pid}); stop that endpoint, or choose another port" in told
 
 
-def test_address_that_is_not_of_this_host(host: Path) -> None:
-    """For an address of another host the remedy is another address, not another port."""
-    told = told_about_port(host, ("192.0.2.1", 8000))
-    assert "Cannot assign requested address; choose an address of this host" in told
+@pytest.mark.parametrize(("address", "why"), [("192.0.2.1", "Cannot assign requested address"), ("a..b", "Name or")])
+def test_address_that_is_not_of_this_host(host: Path, address: str, why: str) -> None:
+    """For an address of another host, or of none, the remedy is another address, not another port."""
+    told = told_about_port(host, (address, 8000))
+    assert why in told
+    assert "; choose an address of this host" in told
 
 
 def test_port_for_which_a_right_is_missing(monkeypatch: pytest.MonkeyPatch, host: Path) -> None:

@@ -114,3 +114,14 @@ def test_ten_gigabytes_are_judged_from_their_headers() -> None:
     assert result["stored_bytes"] > 9_000_000_000
     assert result["findings"] == []
     assert result["weights_gib"] == pytest.approx(9.18, rel=0.01)
+
+
+def test_a_folder_of_models_is_not_searched(patient: Any, tmp_path: Path) -> None:
+    """A folder above checkpoints, such as the root of a disk, is not searched: one checkpoint in it is named."""
+    (tmp_path / "models" / "old").mkdir(parents=True)
+    (tmp_path / "models" / "old" / "consolidated.safetensors").touch()
+    patient.folder.rename(tmp_path / "models" / "mine")
+    patient.folder = tmp_path / "models"
+    _, findings = patient.inspect()
+    assert [finding.name for finding in findings] == ["config-missing", "weights-missing"]
+    assert findings[0].remedy == f"give the folder of a checkpoint, such as {tmp_path / 'models' / 'mine'}"

@@ -17,6 +17,7 @@ from tests.preflight.damage import (
     head,
     pack,
     preprocessor,
+    processor,
     quantization,
     second_group,
     shards,
@@ -128,11 +129,43 @@ UNUSUAL: dict[str, tuple[Damage, dict[str, str], str]] = {
         {"architecture-unplanned": "warning"},
         "preflight checks neither its tensors nor its memory",
     ),
+    "a group that no layer uses": (
+        all_of(
+            quantization(format="X"),
+            second_group(
+                targets=["re:.*(embed_tokens|vision_tower).*"],
+                format="dense",
+                input_activations=FP8 | {"strategy": "token", "dynamic": True},
+                weights={"num_bits": 2, "group_size": 64, "strategy": "group"},
+            ),
+        ),
+        {},
+        "",
+    ),
+    "flags in the middle of a pattern": (
+        quantization(ignore=["lm_head", "re:.*(?i)(TOWER|embed|per_layer).*"]),
+        {},
+        "",
+    ),
+    "another model's classes for audio and video": (
+        all_of(
+            processor("video_processor", "Qwen2VLVideoProcessor"),
+            processor("feature_extractor", "WhisperFeatureExtractor"),
+        ),
+        {},
+        "",
+    ),
     # Another scheme than this endpoint's
+    "integers in a format for activations, though no layer uses them": (
+        second_group(targets=["re:.*vision_tower.*"], format="int-quantized"),
+        {"quantization-format": "error"},
+        "is 'int-quantized', not 'pack-quantized'",
+    ),
     "int2 for a part": (
         all_of(
             quantization(format="mixed-precision"),
-            second_group(targets=["re:.*embed_tokens"], weights={"num_bits": 2, "group_size": 64, "strategy": "group"}),
+            group(targets=["re:.*self_attn.*"]),
+            second_group(targets=["re:.*mlp.*"], weights={"num_bits": 2, "group_size": 64, "strategy": "group"}),
         ),
         {"quantization-bits": "error"},
         "is int2: vLLM 0.20.2 has kernels for packed int4 and int8 only",
@@ -154,14 +187,18 @@ UNUSUAL: dict[str, tuple[Damage, dict[str, str], str]] = {
     "W8A8 in int8": (
         all_of(
             quantization(format="int-quantized"),
-            group(input_activations={"num_bits": 8, "strategy": "token", "dynamic": True}),
+            group(format=None, input_activations={"num_bits": 8, "strategy": "token", "dynamic": True}),
             weights(num_bits=8, **CHANNEL, actorder=None),
         ),
         {"quantization-activations": "error", "quantization-format": "error"},
         NOT_W4A16,
     ),
     "2:4 sparse for Marlin": (quantization(format="marlin-24"), {"quantization-format": "error"}, "'marlin-24'"),
-    "not packed": (all_of(unpack("."), quantization(format="dense")), {"quantization-format": "error"}, "is 'dense'"),
+    "not packed": (
+        all_of(unpack("."), quantization(format="dense"), group(format=None)),
+        {"quantization-format": "error"},
+        "is 'dense'",
+    ),
     "an order of groups without groups": (
         all_of(stored(size=-1), weights(**CHANNEL)),
         {"quantization-groups": "error"},
@@ -213,6 +250,11 @@ UNUSUAL: dict[str, tuple[Damage, dict[str, str], str]] = {
         weights(actorder="group"),
         {"scale-missing": "error"},
         "without its weight_g_idx",
+    ),
+    "a bias of the tied head": (
+        with_tensor("lm_head.bias", "BF16", [1024], bytes(2048)),
+        {"bias-dropped": "error"},
+        "vLLM 0.20.2 drops biases",
     ),
     "a bias": (
         with_tensor(f"{LAYER}.0.self_attn.q_proj.bias", "BF16", [512], bytes(1024)),
@@ -351,5 +393,10 @@ BY_TARGET: dict[str, tuple[Damage, dict[str, str], dict[str, str]]] = {
         quantization(kv_cache_scheme=FP8 | {"strategy": "tensor", "dynamic": False}),
         {"kv-cache-scheme": "warning"},
         {"kv-cache-scheme": "error"},
+    ),
+    "a calibrated scale of the cache": (
+        with_tensor(f"{LAYER}.2.self_attn.v_scale", "F32", [], bytes(4)),
+        {"kv-scales": "error"},
+        {"kv-scales": "warning"},
     ),
 }

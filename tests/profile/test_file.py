@@ -46,9 +46,10 @@ def test_missing_file(refused: Refused, write: Write) -> None:
 
 def test_directory_and_device(refused: Refused, write: Write) -> None:
     """A path that is not a regular file is rejected without opening it: a pipe would block."""
-    folder = write("").with_name("folder.yaml")
-    folder.mkdir()
-    assert refused(folder) == ["folder.yaml: error: is a directory; name the file in it"]
+    for name in ("folder.yaml", "folder"):
+        folder = write("").with_name(name)
+        folder.mkdir()
+        assert refused(folder) == [f"{name}: error: is a directory; name the file in it"]
     os.mkfifo("pipe.yaml")
     assert refused(Path("pipe.yaml")) == ["pipe.yaml: error: is not a regular file; give the path of a YAML file"]
 

@@ -72,7 +72,7 @@ def check_here(output: str, settings: Settings, profile: "Profile", *, hashes: b
 
         ensure_demo_model(settings.cache_dir)
     found = examine(plan)
-    damaged = check_hashes(plan.hub.snapshot if plan.hub else Path(plan.model)) if hashes else ()
+    damaged = check_hashes(plan.hub.snapshot if plan.hub else Path(plan.model), plan.model) if hashes else ()
     findings = [settings.as_given(each) for each in in_order((*occupied(plan), *found.findings, *damaged))]
     if output == "json":
         every = [finding.as_dict() for finding in (*findings, *profile.notes)]

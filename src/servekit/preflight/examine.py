@@ -131,4 +131,5 @@ def _check_engine(start: Start) -> list[Finding]:
     if "/" in start.engine and (why := find_trouble(Path(start.engine), "x")):
         return [error("engine-missing", subject="--engine", **why)]
     remedy = f"install vLLM {ENGINE_VERSION} (for the CPU: make install) and set --engine or SERVEKIT_ENGINE"
-    return [error("engine-missing", f"no such program: {start.engine}", subject="--engine", remedy=remedy)]
+    what = "is a folder, not a program" if os.path.isdir(start.engine) else "no such program"  # noqa: PTH112
+    return [error("engine-missing", f"{what}: {start.engine}", subject="--engine", remedy=remedy)]

@@ -4,6 +4,7 @@ PyYAML keeps the last of two equal keys, turns `key:` into None and forgets the 
 of nodes; a walk over the nodes gives them their meaning and finds every mistake.
 """
 
+import os
 import re
 import stat
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ def read_source(path: Path, mistakes: Mistakes) -> Source:
 
     A wrong suffix does not keep it from reading on. Raises UnreadableError where a mistake hides the rest of the file.
     """
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix not in (".yaml", ".yml") and not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
         mistakes.add(
             WHOLE_FILE,
             "does not end in .yaml or .yml",

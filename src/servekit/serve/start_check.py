@@ -1,8 +1,8 @@
 """What keeps `servekit serve` from starting a plan beside preflight's findings; `servekit check` reports the same."""
 
+import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
 from servekit.file_trouble import find_trouble, or_elsewhere
@@ -47,8 +47,8 @@ def _check_model(plan: Plan) -> Iterator[Finding]:
     if "://" in plan.model:
         remedy = "give a folder, or an id such as owner/name; HF_ENDPOINT names another hub than huggingface.co"
         yield Finding("is a URL, and must be a folder or a hub id", "--model", got=plan.model, remedy=remedy)
-    elif Path(plan.model).is_file():
-        yield Finding("is a file", "--model", got=plan.model, remedy="give the folder that holds it")
+    elif os.path.isfile(plan.model):  # noqa: PTH113 - Path.is_file raises where this user may not look
+        yield Finding("is a file, not a folder", "--model", got=plan.model, remedy="give the folder that holds it")
 
 
 def _check_ports(plan: Plan) -> Iterator[Finding]:

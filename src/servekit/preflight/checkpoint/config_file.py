@@ -129,7 +129,9 @@ def _no_config(folder: Path) -> Finding:
         return error("config-missing", message, file=CONFIG, remedy=f"give the folder of {base}")
     if (folder / CONFIG).is_symlink():
         return error("config-missing", BROKEN_LINK, file=CONFIG, remedy=WITH_BLOBS)
-    return error("config-missing", ABSENT, file=CONFIG, remedy="give the folder of a checkpoint")
+    inner = min(folder.glob(f"*/{CONFIG}"), default=None)
+    such = f", such as {inner.parent}" if inner else ""
+    return error("config-missing", ABSENT, file=CONFIG, remedy=f"give the folder of a checkpoint{such}")
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], str, int]:

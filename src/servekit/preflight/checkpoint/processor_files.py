@@ -18,15 +18,28 @@ from servekit.profile import EngineArguments
 PROCESSOR: Final = "processor_config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
 _COPY: Final = "copy it from the original model"
-_PARTS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+_PARTS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     "image_processor": (
+        "image",
         ("Gemma4ImageProcessor", "Gemma4ImageProcessorFast", "Gemma4ImageProcessorPil"),
         (_PREPROCESSOR,),
     ),
-    "video_processor": (("Gemma4VideoProcessor",), ("video_preprocessor_config.json", _PREPROCESSOR)),
-    "feature_extractor": (("Gemma4AudioFeatureExtractor",), (_PREPROCESSOR,)),
+    "video_processor": ("video", ("Gemma4VideoProcessor",), ("video_preprocessor_config.json", _PREPROCESSOR)),
+    "feature_extractor": ("audio", ("Gemma4AudioFeatureExtractor",), (_PREPROCESSOR,)),
 }
-"""Each section of processor_config.json: its classes, and the files that stand in for it."""
+"""Each section of processor_config.json: its modality, its classes, and the files that stand in for it."""
+_MODELS: Final = {
+    "video_processor": "Glm46V Glm4v InstructBlipVideo InternVL LlavaNextVideo LlavaOnevision MiniCPMV4_6 PeVideo "
+    "PerceptionLM Qwen2VL Qwen3VL Sam2Video SmolVLM VJEPA2 VideoLlama3 VideoLlava VideoMAE Videomt",
+    "feature_extractor": "AST Clap Clvp Dac Dia Encodec Gemma3nAudio GraniteSpeech KyutaiSpeechToText Lasr "
+    "MusicgenMelody PeAudio Phi4Multimodal SeamlessM4T Speech2Text SpeechT5 UnivNet VibeVoiceAcousticTokenizer "
+    "VoxtralRealtime Wav2Vec2 Whisper",
+}
+UNUSED_CLASSES: Final[Mapping[str, frozenset[str]]] = {
+    part: frozenset(f"{model}{part.title().replace('_', '')}" for model in models.split())
+    for part, models in _MODELS.items()
+}
+"""Other models' classes, which transformers builds too: they do no harm where the modality is closed."""
 _SOFT_TOKENS: Final = (70, 140, 280, 560, 1120)
 _SHARED: Final[Mapping[str, int]] = {"patch_size": 16, "pooling_kernel_size": 3}
 """What image processor and vision tower must agree on, with the default of both."""
@@ -46,7 +59,7 @@ def check_processor(folder: Path, config: ModelConfig, arguments: EngineArgument
     if problem and not (folder / _PREPROCESSOR).exists():
         yield error("processor-missing", f"{problem}, nor {_PREPROCESSOR}", file=PROCESSOR, remedy=_COPY)
         return
-    for part, (classes, substitutes) in _PARTS.items():
+    for part, (_, _, substitutes) in _PARTS.items():
         section, file, key = processor.get(part), PROCESSOR, f"{part}."
         if section is None:
             file, key = next((name for name in substitutes if (folder / name).exists()), ""), ""
@@ -58,22 +71,19 @@ def check_processor(folder: Path, config: ModelConfig, arguments: EngineArgument
             message = f"holds no {part}, which vLLM {ENGINE_VERSION} builds for every Gemma 4 with towers"
             yield error("processor-missing", message, file=PROCESSOR, key=part, remedy=_COPY)
             continue
-        for name, message in _part_faults(part, section, classes, key, config, arguments):
+        for name, message in _part_faults(part, section, key, config, arguments):
             yield error("processor-invalid", message, file=file, key=f"{key}{name}", remedy=_COPY)
 
 
 def _part_faults(
-    part: str,
-    section: Mapping[str, Any],
-    classes: tuple[str, ...],
-    key: str,
-    config: ModelConfig,
-    arguments: EngineArguments,
+    part: str, section: Mapping[str, Any], key: str, config: ModelConfig, arguments: EngineArguments
 ) -> Iterator[tuple[str, str]]:
     """Yield the key within the section, and what is wrong with its value."""
     kind = section.get(f"{part}_type")
-    if kind is not None and kind not in classes and (key or part == "image_processor"):
-        yield f"{part}_type", f"is {kind!r}, not {classes[0]!r}: its output does not fit vLLM's Gemma 4"
+    modality, classes, _ = _PARTS[part]
+    if kind is not None and kind not in classes and (key or modality == "image"):
+        if arguments.limit_mm_per_prompt[modality] or kind not in UNUSED_CLASSES.get(part, ()):
+            yield f"{part}_type", f"is {kind!r}, not {classes[0]!r}: its output does not fit vLLM's Gemma 4"
         return
     yield from processor_faults(part, section).items()
     tokens = section.get("max_soft_tokens", _SOFT_TOKENS[2])

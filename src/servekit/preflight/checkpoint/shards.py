@@ -6,7 +6,7 @@ from typing import Final
 
 from servekit import ENGINE_VERSION
 from servekit.file_trouble import explain
-from servekit.preflight.checkpoint.config_file import ABSENT, BROKEN_LINK, WITH_BLOBS, read_object
+from servekit.preflight.checkpoint.config_file import ABSENT, BROKEN_LINK, CONFIG, WITH_BLOBS, read_object
 from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_header
 from servekit.preflight.findings import Finding, error, note, warning
 
@@ -22,8 +22,10 @@ def read_shards(folder: Path) -> tuple[tuple[Tensor, ...], list[Finding]]:
     Returns no tensors of damaged shards. vLLM 0.20.2 loads the *.safetensors files that the index names, or all of them
     without an index (model_loader/weight_utils.py, filter_duplicate_safetensors_files).
     """
-    # vLLM 0.20.2 takes a folder for a Mistral checkpoint if there is such a file in it, or below it (default_loader.py)
-    mistral = next(folder.rglob(f"{_CONSOLIDATED}*.safetensors"), None)
+    # vLLM 0.20.2 takes it for a Mistral checkpoint if there is such a file in it, or below it (default_loader.py).
+    # Without config.json it is no checkpoint, and there may be anything below it.
+    is_checkpoint = (folder / CONFIG).exists()
+    mistral = next(folder.rglob(f"{_CONSOLIDATED}*.safetensors"), None) if is_checkpoint else None
     present = sorted(folder.glob(f"{_CONSOLIDATED if mistral else ''}*.safetensors"))
     named, findings = _read_index(folder, MISTRAL_INDEX if mistral else INDEX)
     if mistral:

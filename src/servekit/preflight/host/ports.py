@@ -33,7 +33,7 @@ def check_ports(addresses: Mapping[str, tuple[str, int]], proc: Path = Path("/pr
                 message, remedy = message + who, f"{stop}, or choose another port"
             elif problem.errno == errno.EACCES:
                 remedy = "choose a port from 1024 on: lower ones need the capability CAP_NET_BIND_SERVICE"
-            elif problem.errno == errno.EADDRNOTAVAIL:
+            elif problem.errno == errno.EADDRNOTAVAIL or isinstance(problem, socket.gaierror):
                 remedy = "choose an address of this host (ip address)"
             yield error("port-taken", message, subject=flag, remedy=remedy)
 

@@ -20,17 +20,16 @@ _AT_ONCE: Final = 4
 """Files hashed at once; hashlib releases the interpreter's lock, a core hashes some 1.5 GB/s."""
 
 
-def check_hashes(folder: Path) -> Iterator[Finding]:
-    """Read every file of the checkpoint in `folder` and compare it with the hash that its name in the cache is.
+def check_hashes(folder: Path, model: str) -> Iterator[Finding]:
+    """Read every file of the model in `folder` and compare it with the hash that its name in the cache is.
 
     A folder that is not part of a hub cache has no hashes: a note.
     """
     files = [(path, path.resolve().name) for path in sorted(folder.rglob("*")) if path.is_file()]
     named = [(path, name) for path, name in files if _SHA256.fullmatch(name) or _GIT_SHA1.fullmatch(name)]
     if not named:
-        yield note(
-            "hashes-unknown", "not a snapshot of the hub's cache: no hashes to compare with", subject=str(folder)
-        )
+        why = "not a snapshot of the hub's cache" if folder.is_dir() else "not in the cache"
+        yield note("hashes-unknown", f"{why}: no hashes to compare with", subject=model)
         return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for (path, wanted), got in zip(named, pool.map(lambda each: _hash(*each), named), strict=True):

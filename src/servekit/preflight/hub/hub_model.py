@@ -81,7 +81,7 @@ class HubModel:
 
 def find_hub_model(model: str, revision: str, environ: Mapping[str, str], engine: str) -> HubModel | None:
     """Look for a model in the cache that huggingface_hub uses with this environment; None for what is no hub id."""
-    if os.path.isdir(expanded(model)) or not _HUB_ID.fullmatch(model):  # noqa: PTH112 - as in _commit_of
+    if _may_be_folder(expanded(model)) or not _HUB_ID.fullmatch(model):
         return None
     repository = hub_cache_folder(environ) / f"models--{model.replace('/', '--')}"
     revision = revision or "main"
@@ -95,6 +95,14 @@ def find_hub_model(model: str, revision: str, environ: Mapping[str, str], engine
         offline=is_offline(environ),
         python=python_of(engine, environ),
     )
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Whether there is such a folder, or a folder above it in which this user may not look; preflight says so."""
+    try:
+        return path.is_dir()
+    except OSError as problem:
+        return isinstance(problem, PermissionError)
 
 
 def not_found(model: str) -> Finding:

@@ -1,8 +1,9 @@
 """Whether a text is a chat template, and what it makes of an image; for transformers (utils/chat_template_utils.py)."""
 
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -21,7 +22,7 @@ class Generation(Extension):
 def template_problem(text: str) -> tuple[str, int]:
     """Return why `text` is not a Jinja template, and the line; empty where it is one. Runs nothing of it."""
     try:
-        _environment().from_string(text)
+        _compiled(text)
     except TemplateError as error:
         return str(error.message), getattr(error, "lineno", 0)
     except RecursionError:
@@ -34,10 +35,14 @@ def writes_image(text: str, token: str) -> bool:
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     chat = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True, "bos_token": ""}
     try:
-        return token in _environment().from_string(text).render(chat)
+        return token in _compiled(text).render(chat)
     except Exception:  # noqa: BLE001 - it calls what only transformers gives it, or refuses this chat
         return "image" in text
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    return environment.from_string(text)

@@ -30,7 +30,8 @@ def check_strangers(
             if _is_skipped(part, name, config):
                 continue
             layer = _LAYER.match(name) if part == TEXT else None
-            if part == TEXT and name.endswith(".bias") and not name.startswith(LM_HEAD):
+            of_head, tied = f"{LM_HEAD}." in name, config.text is not None and config.text.tie_word_embeddings
+            if name.endswith(".bias") and (tied if of_head else part == TEXT):
                 dropped.append(stored[name])
             elif layer and config.text and int(layer[1]) >= config.text.num_hidden_layers:
                 beyond.append(stored[name])
@@ -61,7 +62,7 @@ def _is_skipped(part: str, name: str, config: ModelConfig) -> bool:
         or ((part == TEXT or config.text_only) and _TOWER.search(name))
         or (part in {VISION_PROJECTOR, AUDIO_PROJECTOR} and name.startswith("embedding."))
         or (part == TEXT and _KV_SCALE.search(name))
-        or (text and text.tie_word_embeddings and f"{LM_HEAD}." in name)
+        or (text and text.tie_word_embeddings and f"{LM_HEAD}." in name and not name.endswith(".bias"))
         or (text and text.enable_moe_block and _EXPERTS.search(name))
         or (text and text.attention_k_eq_v and ".self_attn.v_proj." in name)
     )

@@ -32,10 +32,12 @@ def check_kv_scales(tensors: Sequence[Tensor], config: ModelConfig, target: str)
     several = [tensor for tensor in calibrated if tensor.elements != 1]
     shared = text.num_kv_shared_layers if text else 0
     if calibrated and shared:
-        yield error(
+        ignored = target == "cpu" and not several
+        yield (warning if ignored else error)(
             "kv-scales",
             f"{len(calibrated)} calibrated scales, such as {calibrated[0].name}, on a model whose last {shared} layers "
-            f"share the cache of earlier ones: vLLM {ENGINE_VERSION} gives those no scales, and answers degrade",
+            f"share the cache of earlier ones: vLLM {ENGINE_VERSION} gives those no scales, and answers degrade"
+            + (" on a GPU; the CPU engine ignores the scales" if ignored else ""),
             file=calibrated[0].shard.name,
             remedy="remove the k_scale and v_scale tensors: without them every layer uses 1.0",
         )

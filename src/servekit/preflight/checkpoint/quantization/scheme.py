@@ -5,13 +5,16 @@ groups count) and utils.py (how targets and the ignore list are matched).
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
+from servekit.preflight.checkpoint.contents.layers import expected_modules
 from servekit.preflight.checkpoint.naming import FUSED, LM_HEAD, engine_name
 from servekit.preflight.checkpoint.quantization.weight_args import WeightArgs
+from servekit.preflight.checkpoint.text_config import TextConfig
 
 _CLASSES: Final = {
     "qkv_proj": "QKVParallelLinear",
@@ -24,6 +27,7 @@ _CLASSES: Final = {
     LM_HEAD: "ParallelLMHead",
 }
 """vLLM's class of each linear module: a target without dots may name a part of it, such as `Linear`."""
+_FLAGS: Final = re.compile(r"(?<!\\)\(\?[aims]+\)")
 _FUSED_OF: Final = {part: (fused, parts) for (_, fused), parts in FUSED.items() for part in parts}
 
 
@@ -44,6 +48,12 @@ class WeightScheme:
         """Return how vLLM expects the weights of this linear module of the language model; None: plain."""
         layer = self.layer(module)
         return None if layer.ignored or layer.target is None else self.targets[layer.target]
+
+    def used_targets(self, text: TextConfig) -> set[str]:
+        """Return the targets that linear layers of the language model get; vLLM quantizes nothing else."""
+        modules = {LM_HEAD, *(linear.module for linear in expected_modules(text)[0])}
+        layers = [self.layer(module) for module in modules]
+        return {layer.target for layer in layers if layer.target is not None and not layer.ignored}
 
     def layer(self, module: str) -> "_Layer":
         """Return how vLLM matches the layer of this module, a name such as `layers.0.mlp.up_proj` or `lm_head`."""
@@ -107,4 +117,12 @@ def _by_class(kind: str, entries: Mapping[str, str]) -> str | None:
 
 
 def _equal_or_matching(name: str, entry: str) -> bool:
-    return bool(re.match(entry[3:], name)) if entry.startswith("re:") else name == entry
+    return bool(compiled(entry[3:]).match(name)) if entry.startswith("re:") else name == entry
+
+
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern, or raise re.error. vLLM uses the regex library, which allows global flags at any place."""
+    flags = "".join(_FLAGS.findall(pattern))
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a set in a set, as [[:alpha:]]
+        return re.compile(flags + _FLAGS.sub("", pattern))

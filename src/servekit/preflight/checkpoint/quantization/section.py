@@ -7,14 +7,16 @@ from typing import Any, Final
 
 from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.config_file import CONFIG, ModelConfig
-from servekit.preflight.checkpoint.quantization.scheme import WeightScheme
+from servekit.preflight.checkpoint.quantization.scheme import WeightScheme, compiled
 from servekit.preflight.checkpoint.quantization.weight_args import WeightArgs, read_weight_args
 from servekit.preflight.findings import Finding, error, has_errors, warning
 
 METHOD: Final = "compressed-tensors"
 FORMAT: Final = "pack-quantized"
-_OVER_GROUPS: Final = (FORMAT, "mixed-precision", None)
-"""What the section's own format may be where each group names its own."""
+_MARLIN: Final = "marlin-24"
+"""A layout of 2:4 sparse weights that vLLM dropped; over groups that say pack-quantized, it would be misread."""
+_OF_ACTIVATIONS: Final = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
+"""Formats for which vLLM rejects integer groups that name no input_activations."""
 _PROFILE: Final = WeightArgs(num_bits=4, group_size=128, strategy="group")
 _BITS: Final = (4, 8)
 REQUANTIZE: Final = f"quantize to {_PROFILE}"
@@ -65,12 +67,17 @@ def check_quantization(
         ]
     groups, findings = _read_groups(raw, say)
     findings += _check_entries(raw, groups, say)
+    scheme = None
+    if not has_errors(findings):
+        targets = {entry: group.args for group in groups for entry in group.targets}
+        scheme = WeightScheme(targets, tuple(raw.get("ignore") or ()), text_only=config.text_only)
+    used = scheme.used_targets(config.text) if scheme and config.text else None
+    for group in groups:
+        if used is None or group.rejected or used.intersection(group.targets):
+            findings += group.faults
     usable = not has_errors(findings)
     findings += _check_rest(raw, target, say)
-    if not usable:
-        return None, findings
-    targets = {entry: group.args for group in groups for entry in group.targets}
-    return WeightScheme(targets, tuple(raw.get("ignore") or ()), text_only=config.text_only), findings
+    return scheme if usable else None, findings
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,9 @@ class _Group:
     name: str
     targets: tuple[str, ...]
     args: WeightArgs
+    rejected: bool
+    """Whether vLLM rejects it where it reads the section, even if no layer uses it."""
+    faults: list[Finding]
 
 
 def saying(section: str) -> Say:
@@ -90,7 +100,7 @@ def saying(section: str) -> Say:
 
 
 def _read_groups(raw: Mapping[str, Any], say: Say) -> tuple[list[_Group], list[Finding]]:
-    """Return the groups that vLLM does not leave out, and the findings of each."""
+    """Return the groups that vLLM does not leave out, and the findings that do not belong to one of them."""
     declared = raw.get("config_groups")
     findings: list[Finding] = []
     groups: list[_Group] = []
@@ -102,52 +112,60 @@ def _read_groups(raw: Mapping[str, Any], say: Say) -> tuple[list[_Group], list[F
             continue
         if len(targets) == 1 and targets[0].endswith("Attention"):
             continue  # vLLM leaves it out: the KV cache's scales are what counts
-        args, found = _read_weights(group, key, say)
-        found += _check_format(raw, group, key, say)
-        if args and not found and str(args) != str(_PROFILE):
+        args, reasons = read_weight_args(group.get("weights"))
+        if args is None:
+            message = f"compressed-tensors rejects it: {reasons}"
+            findings.append(
+                say(error, "quantization-groups", f"{key}.weights", message, "correct it, or quantize again")
+            )
+        faults = [*_check_weights(group, args, key, say), *_check_format(raw, group, key, say)]
+        if args is None:
+            findings += faults
+            continue
+        if not faults and str(args) != str(_PROFILE):
             message = f"are {args}; the profile was measured with {_PROFILE}"
-            found.append(say(warning, "quantization-scheme", f"{key}.weights", message))
-        findings += found
-        if args:
-            groups.append(_Group(name, tuple(targets), args))
+            faults.append(say(warning, "quantization-scheme", f"{key}.weights", message))
+        groups.append(_Group(name, tuple(targets), args, _is_rejected(raw, group, args), faults))
     if not groups and not findings:
         findings.append(say(error, "quantization-groups", "config_groups", "quantizes no weights", REQUANTIZE))
     return groups, findings
 
 
+def _is_rejected(raw: Mapping[str, Any], group: Mapping[str, Any], args: WeightArgs) -> bool:
+    """Whether vLLM ends where it reads the group (compressed_tensors.py, _quantization_scheme_map_from_config)."""
+    if activations := group.get("input_activations"):
+        return read_weight_args(activations)[0] is None
+    stored = raw.get("format") if group.get("format") is None else group["format"]
+    return stored in _OF_ACTIVATIONS and args.type == "int"
+
+
 def _check_format(raw: Mapping[str, Any], group: Mapping[str, Any], key: str, say: Say) -> Iterator[Finding]:
-    own, over = group.get("format"), raw.get("format")
-    if own not in (FORMAT, None):
-        yield say(error, "quantization-format", f"{key}.format", f"is {own!r}, not {FORMAT!r}: {_ENDPOINT}", REQUANTIZE)
-    elif over not in (_OVER_GROUPS if own else (FORMAT,)):
-        yield say(error, "quantization-format", "format", f"is {over!r}, not {FORMAT!r}: {_ENDPOINT}", REQUANTIZE)
+    """Check the format of a group, which is the section's if the group names none."""
+    own = group.get("format")
+    over = own is None or raw.get("format") == _MARLIN
+    stored, key = (raw.get("format"), "format") if over else (own, f"{key}.format")
+    if stored != FORMAT:
+        yield say(error, "quantization-format", key, f"is {stored!r}, not {FORMAT!r}: {_ENDPOINT}", REQUANTIZE)
 
 
-def _read_weights(group: Mapping[str, Any], key: str, say: Say) -> tuple[WeightArgs | None, list[Finding]]:
-    raw = group.get("weights")
-    args, reasons = read_weight_args(raw)
-    findings = []
-    if reasons:
-        message = f"compressed-tensors rejects it: {reasons}"
-        findings.append(say(error, "quantization-groups", f"{key}.weights", message, "correct it, or quantize again"))
-    bits = raw.get("num_bits", args.num_bits if args else None) if isinstance(raw, dict) else None
-    integer = isinstance(raw, dict) and str(raw.get("type", "int")).lower() == "int"
-    if integer and type(bits) is int and bits not in _BITS:
-        message = f"is int{bits}: vLLM {ENGINE_VERSION} has kernels for packed int4 and int8 only"
-        findings.append(say(error, "quantization-bits", f"{key}.weights.num_bits", message, REQUANTIZE))
-    elif isinstance(raw, dict) and not integer:
+def _check_weights(group: Mapping[str, Any], args: WeightArgs | None, key: str, say: Say) -> Iterator[Finding]:
+    given = group.get("weights")
+    raw = given if isinstance(given, dict) else {}
+    bits = raw.get("num_bits", args.num_bits if args else None)
+    integer = str(raw.get("type", "int")).lower() == "int"
+    if not integer:
         message = f"is {raw.get('type')}{bits}: {_ENDPOINT}"
-        findings.append(say(error, "quantization-bits", f"{key}.weights.type", message, REQUANTIZE))
+        yield say(error, "quantization-bits", f"{key}.weights.type", message, REQUANTIZE)
+    elif type(bits) is int and bits not in _BITS:
+        message = f"is int{bits}: vLLM {ENGINE_VERSION} has kernels for packed int4 and int8 only"
+        yield say(error, "quantization-bits", f"{key}.weights.num_bits", message, REQUANTIZE)
     elif args and (args.kind not in {"group", "channel"} or args.dynamic):
         message = f"quantizes by {args.kind}{', dynamic' if args.dynamic else ''}: vLLM {ENGINE_VERSION} runs packed "
         message += "integers by group or channel, with scales from the checkpoint"
-        findings.append(say(error, "quantization-bits", f"{key}.weights", message, REQUANTIZE))
+        yield say(error, "quantization-bits", f"{key}.weights", message, REQUANTIZE)
     if group.get("input_activations"):
         message = f"is set, so the activations are quantized too: {_ENDPOINT}"
-        findings.append(
-            say(error, "quantization-activations", f"{key}.input_activations", message, "quantize the weights only")
-        )
-    return args, findings
+        yield say(error, "quantization-activations", f"{key}.input_activations", message, "quantize the weights only")
 
 
 def _check_entries(raw: Mapping[str, Any], groups: list[_Group], say: Say) -> Iterator[Finding]:
@@ -158,7 +176,7 @@ def _check_entries(raw: Mapping[str, Any], groups: list[_Group], say: Say) -> It
     targets = [(f"config_groups.{group.name}.targets", entry) for group in groups for entry in group.targets]
     for key, entry in [*targets, *(("ignore", entry) for entry in ignore)]:
         try:
-            re.compile(entry.removeprefix("re:") if entry.startswith("re:") else "")
+            compiled(entry.removeprefix("re:") if entry.startswith("re:") else "")
         except re.error as problem:
             message = f"holds {entry!r}, which cannot be compiled: {problem}"
             yield say(error, "quantization-pattern", key, message, "correct the pattern")

@@ -7,6 +7,7 @@ float there: `rms_norm_eps: 1` ends the start.
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, create_model
@@ -100,13 +101,13 @@ def check_types(config: ModelConfig) -> Iterator[Finding]:
     if config.architecture not in ARCHITECTURES:
         return
     flat = config.raw.get("model_type") == FLAT_TYPE
-    for section, table in _FIELDS.items():
+    for section in _FIELDS:
         values = config.raw if flat or not section else config.raw.get(section)
         if not isinstance(values, dict) or (flat and section != "text_config"):
             continue  # a section of another type is a fault of the whole
         if section == "text_config" and config.text is None:
             continue  # already reported as text-config-invalid
-        faults = _type_faults(values, table) | dict(_ROPE[section](values) if section in _ROPE else ())
+        faults = _type_faults(values, section) | dict(_ROPE[section](values) if section in _ROPE else ())
         for name, message in faults.items():
             yield error(
                 "config-type",
@@ -118,9 +119,16 @@ def check_types(config: ModelConfig) -> Iterator[Finding]:
             )
 
 
-def _type_faults(values: Mapping[str, Any], table: _Table) -> dict[str, str]:
+def _type_faults(values: Mapping[str, Any], section: str) -> dict[str, str]:
+    return {key.partition(".")[0]: why for key, why in faults_of(_model(section), values).items()}
+
+
+@cache
+def _model(section: str) -> type[Strict]:
     fields: dict[str, Any] = {
-        name: (kind, None) for each in (_EVERY, table) for kind, names in each.items() for name in names.split()
+        name: (kind, None)
+        for table in (_EVERY, _FIELDS[section])
+        for kind, names in table.items()
+        for name in names.split()
     }
-    found = faults_of(create_model("Section", __base__=Strict, **fields), values)
-    return {key.partition(".")[0]: why for key, why in found.items()}
+    return create_model("Section", __base__=Strict, **fields)
