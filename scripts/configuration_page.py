@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic.fields import FieldInfo
 
 from servekit import ENGINE_VERSION, errors
@@ -157,7 +158,13 @@ def variable_rows() -> list[str]:
 def command_rows() -> list[str]:
     """Return a row for each command that takes settings."""
     rows = []
-    for name, known in sorted(command.commands.items()):
+    inner = {
+        f"{name} {each}": under
+        for name, known in command.commands.items()
+        if isinstance(known, click.Group)
+        for each, under in known.commands.items()
+    }
+    for name, known in sorted({**command.commands, **inner}.items()):
         taken = [parameter.name for parameter in known.params if parameter.name in Settings.model_fields]
         missing = [each for each in Settings.model_fields if each not in taken]
         some = ", ".join(code(flag_of(each)) for each in taken)

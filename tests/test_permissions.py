@@ -54,6 +54,8 @@ CODES = {
     **{f"model/{name}": 3 for name in MODEL},
 }
 """The exit code of `serve` without this file or folder. In `patches` it reads only the names."""
+BOOKS = {"state/audit.jsonl", "state/usage.db"}
+"""What is kept about usage: without it the endpoint serves all the same."""
 CHECKED = [".", "profile.yaml", "server.key", "cache", "model", "model/config.json"]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -142,8 +144,8 @@ def test_every_file_of_a_start_is_in_the_table(world: Path, run: Run) -> None:
     """With all rights the engine is started; it reads and writes nothing that these tests do not take away."""
     assert run("serve").returncode == 4, "the engine here ends at once"
     found = {re.sub(r"run-\d+", "run-PORT", str(each.relative_to(world))) for each in world.rglob("*")}
-    replaced_each_time = {f"{RUN}/guard.json", f"{RUN}/in_flight"}
-    assert found | {"."} == {*CODES} | replaced_each_time | {"patches/pillow-13.0.0.dist-info"}
+    replaced_each_time = {f"{RUN}/{name}" for name in ("guard.json", "in_flight", "usage")}
+    assert found | {"."} == {*CODES} | BOOKS | replaced_each_time | {"patches/pillow-13.0.0.dist-info"}
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -152,6 +154,17 @@ def test_serve_names_what_denies(world: Path, run: Run, free_port: int, name: st
     path = world / name.replace("PORT", str(free_port))
     take_away(path)
     assert_explained(run("serve"), path, CODES[name])
+
+
+@pytest.mark.parametrize("name", sorted(BOOKS))
+def test_books_that_cannot_be_written_end_nothing(world: Path, run: Run, name: str) -> None:
+    """Without the right to write the books or the audit log the engine is started as always."""
+    path = world / name
+    path.touch()
+    take_away(path)
+    done = run("serve")
+    assert done.returncode == 4, done.stderr
+    assert ("usage is not written" in done.stderr) == (name == "state/usage.db")
 
 
 @pytest.mark.parametrize("name", CHECKED)

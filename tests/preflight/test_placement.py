@@ -12,13 +12,15 @@ from servekit.preflight.memory.default_model import default_checkpoint
 from servekit.preflight.memory.gpu_models import parse_gpu_model
 from servekit.preflight.memory.memory_report import render_plan
 from servekit.preflight.memory.placement import HOST_BYTES, TABLE_BYTES, Placement, place_embeddings
-from servekit.profile import EngineArguments
+from servekit.profile import EngineArguments, resolve
 from servekit.settings import Embeddings, Target
 
 
 def placed(setting: str, gpu: str = "l4", target: Target = Target.CUDA, available: int = 0, **values: Any) -> Placement:
     """Return where the table goes on this GPU, with these engine arguments."""
-    return place_embeddings(Embeddings(setting), target, parse_gpu_model(gpu), values, available_bytes=available)
+    return place_embeddings(
+        Embeddings(setting), target, parse_gpu_model(gpu), resolve(values, target=target), available_bytes=available
+    )
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def tune(
     from servekit.tune.tune_run import Request, describe
     from servekit.tune.tune_run import tune as tune_profile
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell starts what runs behind `&` without SIGINT
         signal.signal(number, _interrupt)
     with loaded(flags) as (settings, profile), ExitStack() as stack:
         on_cpu = build_plan(profile, settings, os.environ).target is Target.CPU

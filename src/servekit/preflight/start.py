@@ -118,6 +118,9 @@ def make_start(
         raise ConfigurationError(
             [Finding(f"only a model of the hub has revisions, not {model}", "--revision", remedy=remedy)]
         )
+    arguments = resolve(
+        values, target=target, gpu_name=gpu.name if gpu else "", gpu_bytes=gpu.usable_bytes if gpu else 0
+    )
     return Start(
         target=target,
         profile=profile.path,
@@ -125,9 +128,7 @@ def make_start(
         hub=hub,
         demo=demo,
         values=values,
-        arguments=resolve(
-            values, target=target, gpu_name=gpu.name if gpu else "", gpu_bytes=gpu.usable_bytes if gpu else 0
-        ),
+        arguments=arguments,
         deviations=deviations,
         adjustments=adjustments,
         engine=settings.engine,
@@ -137,7 +138,7 @@ def make_start(
         kv_space_gib=_kv_space_gib(environ) if target is Target.CPU else CPU_KV_SPACE_GIB,
         survey=found,
         gpu=gpu,
-        embeddings=place_embeddings(settings.embeddings, target, gpu, values, available_bytes=available_bytes),
+        embeddings=place_embeddings(settings.embeddings, target, gpu, arguments, available_bytes=available_bytes),
         flashinfer=target is Target.CUDA and _draws_with_flashinfer(settings, environ),
         skip=settings.skip,
     )

@@ -34,6 +34,7 @@ class EngineArguments:
     """Items of each modality in one prompt."""
     kv_cache_dtype: str = "auto"
     cpu_offload_params: list[str] = field(default_factory=list)
+    load_format: str = "auto"
     offload_backend: str = "auto"
     offload_group_size: int = 0
     dtype: str = "auto"
@@ -43,6 +44,7 @@ class EngineArguments:
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
     enforce_eager: bool = False
+    max_cudagraph_capture_size: int | None = None
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     disable_hybrid_kv_cache_manager: bool = False

@@ -114,8 +114,7 @@ def _batched(situation: Situation) -> Ideas:
 
 def _graphs(situation: Situation) -> Ideas:
     """`max-cudagraph-capture-size`: a step with more requests than the largest graph runs without one."""
-    given = situation.values.get("max-cudagraph-capture-size")
-    now = given if isinstance(given, int) else min(2 * situation.arguments.max_num_seqs, _GRAPHS)
+    now = situation.arguments.max_cudagraph_capture_size or min(2 * situation.arguments.max_num_seqs, _GRAPHS)
     if not situation.on_gpu or situation.arguments.enforce_eager:
         yield LeftOut("graphs", "this engine captures no CUDA graphs")
         return

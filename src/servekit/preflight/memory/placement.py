@@ -4,13 +4,12 @@ A token reads one row of the table, 21.5 KB over PCIe; on the GPU it takes more 
 `servekit_guard/core/embeddings.py` places it, in the engine.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from servekit.preflight.findings import Finding, error, note, warning
 from servekit.preflight.memory.gpu_models import GIB, GpuModel, gib
-from servekit.profile import Value
+from servekit.profile import EngineArguments
 from servekit.settings import Embeddings, Target
 
 LARGE_GPU_BYTES: Final = 40 * GIB
@@ -45,11 +44,11 @@ def place_embeddings(
     setting: Embeddings,
     target: Target,
     gpu: GpuModel | None,
-    values: Mapping[str, Value],
+    arguments: EngineArguments,
     *,
     available_bytes: int = 0,
 ) -> Placement:
-    """Decide where the table goes, for engine arguments `values`.
+    """Decide where the table goes, for the engine's `arguments`.
 
     `available_bytes` is the host's memory that is not in use; 0: unknown, or another host is planned for.
     """
@@ -60,8 +59,8 @@ def place_embeddings(
     if setting is Embeddings.GPU or (setting is Embeddings.AUTO and not small):
         return Placement()
     required = setting is Embeddings.HOST
-    if values.get("load-format") in _REPLACING_FORMATS:
-        obstacle, remedy = f"load-format {values['load-format']} puts its own tensors on the GPU", "use another format"
+    if arguments.load_format in _REPLACING_FORMATS:
+        obstacle, remedy = f"load-format {arguments.load_format} puts its own tensors on the GPU", "use another format"
     elif 0 < available_bytes < HOST_BYTES:
         obstacle = (
             f"{gib(available_bytes)} of host memory are available, and table and processes take {gib(HOST_BYTES)}"
