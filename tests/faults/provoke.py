@@ -23,7 +23,7 @@ def send(*numbers: signal.Signals, at: str = "ready", after_s: float = 0) -> Pro
         for number in numbers:
             launch.process.send_signal(number)
             if len(numbers) > 1 and number is numbers[0]:
-                launch.until_says("draining", 5)
+                launch.until_says("draining", 60)
 
     return provoke
 
@@ -35,14 +35,14 @@ def send_with_requests(count: int, *numbers: signal.Signals, statuses: set[int],
         launch.until_says("ready")
         answers = launch.ask(count, **fields)
         launch.process.send_signal(numbers[0])
-        launch.until_says("draining", 5)
+        launch.until_says("draining", 60)
         assert launch.observe("/livez")[0] == 200
-        launch.until(lambda: refused(launch), "refusal of new connections", 5)
+        launch.until(lambda: refused(launch), "refusal of new connections", 60)
         for number in numbers[1:]:
             launch.process.send_signal(number)
 
         def check() -> None:
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while len(answers) < count and time.monotonic() < end:
                 time.sleep(0.02)
             assert len(answers) == count
