@@ -26,7 +26,7 @@ from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
 STAGES = ("start", "load", "load-bare-first", "baseline", "stops", "memory", "memory-full", "memory-bare")
-BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype")
+BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype", "--embeddings", "gpu")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""
 
