@@ -43,7 +43,7 @@ servekit, given as a flag or as an environment variable. `servekit check` report
 A flag overrides its variable, and a variable overrides the default. An empty variable counts as not set. A variable
 that begins with `SERVEKIT_` and is not a setting is a mistake, so that typing errors are caught; variables that
 Kubernetes sets for a service named `servekit` are ignored. In a variable, commas separate the
-items of a list. None of these variables reaches the engine.
+items of a list. None of your `SERVEKIT_` variables reaches the engine; `servekit plan` lists what servekit sets for it.
 """
 
 COMMANDS_HEAD = """\

@@ -248,6 +248,30 @@ def test_plan_says_what_its_shapes_are(
     assert "memory-known-shapes" in [finding["name"] for finding in planned["findings"]]
 
 
+def test_plan_of_a_model_that_is_not_here(run: Run, tmp_path: Path) -> None:
+    """The reason why the memory is not planned for a named GPU is the model, never this host's driver."""
+    done = run("plan", "--gpu", "l4", "--model", "o/n", environ={"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    assert re.search(r"\nmemory     not planned: .*(cache|hub)", done.stdout)
+    assert "driver" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--gpu", "l4"), []),
+        (("--gpu", "a100-40"), ["gpu-capability"]),
+        (("--gpu", "a100-40", "--fp8-activations"), ["fp8-activations", "gpu-capability"]),
+    ],
+)
+def test_plan_for_a_gpu_that_cannot_run_the_profile(
+    run: Run, tmp_path: Path, flags: tuple[str, ...], names: list[str]
+) -> None:
+    """The plan for a named GPU has the errors that a start on it would end with."""
+    environ = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    told = re.findall(r"^error: .*\[(.*)\]$", run("plan", *flags, environ=environ).stdout, re.MULTILINE)
+    assert sorted(told) == names
+
+
 @pytest.mark.parametrize("flags", [("--gpu", "16GiB", "--embeddings", "gpu"), ("--gpu", "16GiB", *BASELINE)])
 def test_plan_counts_weights_in_the_hosts_memory(run: Run, root: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """`cpu-offload-gb` leaves on the GPU what vLLM does not offload: embeddings, towers and buffers."""

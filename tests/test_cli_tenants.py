@@ -51,7 +51,7 @@ def test_a_date_and_an_expired_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--new", "--expires", "soon"], "such as 12h, 7d or 4w (got soon)"),
+        (["--new", "--expires", "soon"], "such as 12h, 7d or 4w, or a date, such as 2027-01-31 (got soon)"),
         (["--new", "--expires", "2020-13-01"], "must be a date"),
         (["--new", "--name", "a/b"], "1 to 40 letters"),
         (["--expires", "1d"], "--expires needs --new"),
@@ -93,9 +93,17 @@ def test_usage_since(books: Path) -> None:
     assert as_csv == [{field: str(value) for field, value in row.items()} for row in as_json]
 
 
+def test_usage_of_a_time_without_requests(books: Path) -> None:
+    """Nothing is in the table, and standard error says why."""
+    ended = run("usage", "--since", "1h", state=books)
+    assert (ended.stdout, ended.stderr) == ("", f"{books}/usage.db: nothing is booked for this time\n")
+
+
 def test_usage_without_books(tmp_path: Path) -> None:
-    """No books: nothing is printed, in each format, and nothing is created."""
-    assert run("usage", state=tmp_path).stdout.split() == ["key", "total"]
+    """No books: nothing is printed but where they should be, in each format, and nothing is created."""
+    ended = run("usage", state=tmp_path)
+    absent = "does not exist: name the state folder of the endpoint with --state-dir"
+    assert (ended.stdout, ended.stderr) == ("", f"{tmp_path}/usage.db: {absent}\n")
     assert json.loads(run("usage", "--format", "json", state=tmp_path).stdout) == []
     assert run("usage", "--format", "csv", state=tmp_path).stdout.split() == ["key"]
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_a_rotation_does_not_drop_the_keys_of_a_broken_file(path: Path) -> None:
     with pytest.raises(ConfigurationError):
         rotate_key(path)
     assert path.read_text() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_manages_the_keys_of_a_service(path: Path) -> None:
+    """Root keeps, rotates and revokes the keys in a service user's folder, and the guard of root still refuses them."""
+    for place in (path, path.parent):
+        os.chown(place, 12345, 12345)
+    new = rotate_key(path)
+    assert list(load_key_lines(path, manage=True)) == [new, FIRST, SECOND, THIRD]
+    assert revoke_key(path, "a") == 2
+    assert path.stat().st_uid == 12345
+    with pytest.raises(ConfigurationError, match="belongs to user 12345"):
+        load_key_lines(path)
 
 
 def test_revocation(path: Path) -> None:

@@ -109,7 +109,7 @@ def test_without_the_plotting_library(tmp_path: Path) -> None:
     words = [sys.executable, "-c", program, "report", path, "--format"]
     ended = [subprocess.run([*words, kind], capture_output=True, text=True, check=False) for kind in ("html", "json")]
     assert [each.returncode for each in ended] == [2, 0]
-    assert "--format html: pygal is not installed; install it: pip install 'servekit[html]'" in ended[0].stderr
+    assert "--format html: pygal is not installed; in a checkout of servekit: pip install '.[html]'" in ended[0].stderr
 
 
 def test_baselines_are_lists(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib, "import_module", without_docker)
     facts, (finding,) = inspect_docker()
     assert facts is None
-    assert "servekit[doctor]" in finding.remedy
+    assert "pip install '.[doctor]'" in finding.remedy
 
 
 @pytest.mark.parametrize(("version", "expected"), [("24.0.9", ["docker-engine"]), ("25.0.0", [])])

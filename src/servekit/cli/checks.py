@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from servekit.profile import Profile
     from servekit.serve.plan import Plan
 
+_ABOUT_THE_PLAN = ("memory-", "gpu-capability", "fp8-activations")
+
 
 @contextmanager
 def loaded(flags: Mapping[str, Any]) -> "Iterator[tuple[Settings, Profile]]":
@@ -96,7 +98,7 @@ def plan_memory(plan: "Plan") -> "tuple[MemoryPlan | None, list[Finding]]":
         return None, [note("memory-unplanned", reason, remedy="the first start builds it")]
     found = examine(dataclasses.replace(plan, addresses={}, engine="", hub=plan.hub and plan.hub.unasked))
     if found.memory is None:
-        return None, [*found.findings]
-    in_the_table = ("memory-bottleneck",)
-    about_it = [each for each in found.findings if each.name.startswith("memory-") and each.name not in in_the_table]
-    return found.memory, about_it
+        named = plan.gpu is not None  # by --gpu: the driver of this host is not the reason
+        return None, [each for each in found.findings if not (named and each.name == "gpu-missing")]
+    about_it = [each for each in found.findings if each.name.startswith(_ABOUT_THE_PLAN)]
+    return found.memory, [each for each in about_it if each.name != "memory-bottleneck"]  # a row of the plan

@@ -15,17 +15,20 @@ from servekit.settings import read_settings
 
 
 @click.group(
+    short_help="Evaluate the model: MMMU-Pro, agreement with its base.",
     name="eval",
     epilog="\b\nExamples:\n"
     "  servekit eval mmmu-pro --limit 20                    a first look\n"
     "  servekit eval mmmu-pro --prompt cot --name w4a16     all 3,460 questions, with reasoning\n"
-    "  servekit eval score w4a16-*.answers.jsonl            the scores again, from the answers\n",
+    "  servekit eval score w4a16-*.answers.jsonl            the scores again, from the answers\n"
+    "  servekit eval agreement --base base.json             next words beside those of its base\n",
 )
 def evaluate() -> None:
     """Evaluate the model of a running endpoint, and record energy and work meanwhile."""
 
 
 @evaluate.command(
+    short_help="Ask MMMU-Pro by lmms-eval, and score it.",
     name="mmmu-pro",
     epilog="\b\nExamples:\n"
     "  scripts/install.sh eval                                        once: lmms-eval into .venv-eval\n"
@@ -101,7 +104,8 @@ def mmmu_pro(
     settings = read_settings(flags, os.environ)
     url = (observe or _observe_url(settings)).rstrip("/")
     found, authenticated = find_generator(url, "", endpoint=endpoint)
-    keys = load_keys(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else ("none",)
+    key_file = settings.api_keys_file or own_key_file(settings.state_dir)
+    keys = load_keys(key_file, manage=True) if authenticated else ("none",)
     plan = Plan(
         url=f"{found.url}/v1",
         model=found.model,
@@ -127,7 +131,10 @@ def mmmu_pro(
     sys.exit(code)
 
 
-@evaluate.command(epilog="\b\nExample:\n  servekit eval score w4a16-20260101T120000Z.answers.jsonl\n")
+@evaluate.command(
+    short_help="Compute scores again from the answers.",
+    epilog="\b\nExample:\n  servekit eval score w4a16-20260101T120000Z.answers.jsonl\n",
+)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def score(files: tuple[Path, ...]) -> None:
     """Compute the scores again from FILES, answers to the same prompt, without the endpoint."""

@@ -62,10 +62,13 @@ def main() -> NoReturn:
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nExamples:\n"
-    "  servekit check                          is vllm_config.yaml valid?\n"
-    "  servekit plan --target cpu              what would start, and where?\n"
-    "  servekit serve                          start the endpoint and supervise it\n"
-    "  servekit probe ready && echo serving    for health checks\n",
+    "  servekit check                            would it start, here and now?\n"
+    "  servekit plan --gpu l4                    how much fits into an L4?\n"
+    "  servekit serve                            start the endpoint and supervise it\n"
+    "  servekit key --new --name team-a --show   a key for a team; `servekit usage` says what it used\n"
+    "  servekit bench --dir runs                 measure it; `servekit report runs/*.json` is the table\n"
+    "  servekit tune --dry-run                   what a search for a faster profile would try\n"
+    "\b\nEach command's --help has its options and examples.\n",
 )
 @click.version_option(__version__, message=f"servekit %(version)s, for vLLM {ENGINE_VERSION}")
 def command() -> None:
@@ -73,13 +76,14 @@ def command() -> None:
 
 
 @command.command(
+    short_help="Check whether `serve` would start, here and now.",
     epilog="\b\nExamples:\n"
     "  servekit check                                       would `servekit serve` start, here and now?\n"
     "  servekit check --profile-only                        the file alone\n"
     "  servekit check --model /models/m --format json | jq .findings\n"
     "  servekit check --model owner/name --hashes           is the download in the cache undamaged?\n"
-    "  servekit check --config profiles/fp16-baseline.yaml --deviate quantization --deviate kv-cache-dtype\n"
-    "\b\nExit codes: 0 no errors, 2 the profile, a flag or a variable is wrong, 3 the start would fail here."
+    "  servekit check --config profiles/fp16-baseline.yaml --deviate quantization,kv-cache-dtype --embeddings gpu\n"
+    "\b\nExit codes: 0 no errors, 2 the profile, a flag or a variable is wrong, 3 the start would fail here.",
 )
 @click.option("--profile-only", is_flag=True, help="Check the profile, not the checkpoint and the host.")
 @click.option(
@@ -107,12 +111,13 @@ def check(output: str, *, profile_only: bool, hashes: bool, **flags: Any) -> Non
 
 
 @command.command(
+    short_help="Show what would start, and how much fits into the GPU.",
     epilog="\b\nExamples:\n"
     "  servekit plan --target cuda\n"
     "  servekit plan --format json | jq .argv\n"
     "  servekit plan --model /models/gemma4-E4B-opt --gpu l4      will it fit, and how much?\n"
     "  servekit plan --gpu l4 --rate 20 --prompt 600 --output 300 --run text-8.json --run text-128.json\n"
-    "\b\nExit codes: 0 planned, 2 the profile, a flag or a variable is wrong."
+    "\b\nExit codes: 0 planned, 2 the profile, a flag or a variable is wrong.",
 )
 @click.option(
     "--gpu", metavar="MODEL", help="Plan the memory for this GPU: l4, a10, h100, ... or an amount such as 24GiB."
@@ -139,7 +144,7 @@ def plan(output: str, gpu: str | None, rate: float | None, **flags: Any) -> None
         described = planned.describe() | {"memory": memory and plan_as_dict(memory), "replicas": replicas}
         click.echo(json.dumps(described | {"findings": [each.as_dict() for each in findings]}, indent=2))
     else:
-        why = next((f"{each.message}; {each.remedy}" for each in findings), "")
+        why = "; ".join(filter(None, (findings[0].message, findings[0].remedy))) if findings else ""
         click.echo(f"{plan_text(planned)}\n{memory_text(memory, why)}")
         if memory and findings:
             click.echo(f"\n{render(findings, sys.stdout)}")
@@ -148,11 +153,12 @@ def plan(output: str, gpu: str | None, rate: float | None, **flags: Any) -> None
 
 
 @command.command(
+    short_help="Check Docker, driver and Compose files.",
     epilog="\b\nExamples:\n"
     "  servekit doctor                                          the project of this folder, compose.yaml\n"
     "  servekit doctor -f compose.yaml -f compose.cpu.yaml      without a GPU\n"
     "  servekit doctor --env-file tenant-b.env\n"
-    "\b\nExit codes: 0 no errors, 3 `docker compose up` would fail, or lose requests when it stops."
+    "\b\nExit codes: 0 no errors, 3 `docker compose up` would fail, or lose requests when it stops.",
 )
 @click.option(
     "-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Compose file, as for docker compose."
@@ -195,10 +201,11 @@ def serve(**flags: Any) -> None:
 
 
 @command.command(
+    short_help="Check whether servekit is live or ready.",
     epilog="\b\nExamples:\n"
     "  servekit probe ready                                  in a container's HEALTHCHECK\n"
     "  servekit probe live --observe-port 9401\n"
-    "\b\nExit codes: 0 yes, 1 no."
+    "\b\nExit codes: 0 yes, 1 no.",
 )
 @click.argument("question", type=click.Choice(["live", "ready"]))
 @settings_options(_OBSERVE_FIELDS)

@@ -23,6 +23,7 @@ _OBSERVE_FIELDS = ("observe_host", "observe_port")
 
 
 @click.command(
+    short_help="Record energy and work while a command runs.",
     context_settings={"allow_interspersed_args": False},
     epilog="\b\nExamples:\n"
     "  servekit measure --name w4a16 -- vllm bench serve --model gemma4-E4B-opt ...\n"
@@ -43,7 +44,9 @@ _OBSERVE_FIELDS = ("observe_host", "observe_port")
 @click.option("--endpoint", metavar="URL", help="A vLLM without servekit: its own metrics, and no contract.")
 @click.option("--fact", "facts", multiple=True, metavar="KEY=VALUE", help="What the record should also say.")
 @click.option(
-    "--codecarbon", is_flag=True, help="Let CodeCarbon read the energy counter too; needs servekit[codecarbon]."
+    "--codecarbon",
+    is_flag=True,
+    help="Let CodeCarbon read the energy counter too; needs the extra codecarbon (docs/measure.md).",
 )
 @click.option("--quiet", is_flag=True, help="No progress line.")
 @settings_options(_OBSERVE_FIELDS)
@@ -129,6 +132,7 @@ class _TakesLists(click.Command):
 
 
 @click.command(
+    short_help="Write a table of records, beside a baseline.",
     cls=_TakesLists,
     epilog="\b\nExamples:\n"
     "  servekit report w4a16-*.json --baseline fp16-*.json\n"
@@ -152,7 +156,7 @@ class _TakesLists(click.Command):
     type=click.Choice(["text", "markdown", "json", "html"]),
     default="text",
     show_default=True,
-    help="html: one file with plots over time; needs servekit[html].",
+    help="html: one file with plots over time; needs the extra html (docs/measure.md).",
 )
 @click.option("--verify", is_flag=True, help="First compute every record again from its raw trace.")
 @click.option(
@@ -182,12 +186,13 @@ def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verif
 
 
 @click.command(
+    short_help="Measure standard loads on a running endpoint.",
     epilog="\b\nExamples:\n"
     "  servekit bench --streams 8,32                          text and images, three repetitions of ten minutes\n"
     "  servekit bench --loads text --streams 32 --sampling sampled,greedy --dir w4a16\n"
     "  servekit bench --serve 'w4a16=--model MODEL' --serve 'fp16=--config profiles/fp16-baseline.yaml ...'\n"
     "  servekit report w4a16/*.json\n"
-    "\b\nExit codes: 0 every run ended well, 2 nothing could be measured; otherwise that of the first run that failed."
+    "\b\nExit codes: 0 every run ended well, 2 nothing could be measured; otherwise that of the first run that failed.",
 )
 @click.option("--loads", default="text,images-1,images-3", show_default=True, help="Kinds of requests.")
 @click.option("--streams", default="1,8,32,128,512", show_default=True, help="Requests at once.")
@@ -252,7 +257,8 @@ def bench(
     def run_loads(place: Path) -> tuple[list[int], bool]:
         """Return the exit code of each run, and whether the last one was interrupted."""
         generator, authenticated = find_generator(url, settings.engine, endpoint=endpoint, tokenizer=tokenizer)
-        keys = load_keys(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else ("none",)
+        key_file = settings.api_keys_file or own_key_file(settings.state_dir)
+        keys = load_keys(key_file, manage=True) if authenticated else ("none",)
         plan = Bench(
             loads=chosen,
             repetitions=repetitions,

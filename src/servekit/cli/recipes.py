@@ -25,11 +25,12 @@ _PYTHON = click.option(
 
 
 @click.command(
+    short_help="Make a W4A16 checkpoint from its BF16 base.",
     epilog="\b\nExamples:\n"
     "  servekit quantize google/gemma-4-E4B-it ./gemma4-E4B-opt --calibration HuggingFaceH4/ultrachat_200k\n"
     "  servekit quantize ./base ./out --calibration rows.jsonl --samples 64 --device cpu\n"
     "\b\nThe same command continues an interrupted job at the layer it was at.\n"
-    "Exit codes: 0 written, 2 an argument or a file is wrong, 3 disk or memory will not be enough."
+    "Exit codes: 0 written, 2 an argument or a file is wrong, 3 disk or memory will not be enough.",
 )
 @click.argument("base")
 @click.argument("out", type=_PATH)
@@ -52,11 +53,12 @@ def quantize(base: str, out: Path, **options: Any) -> None:
 
 
 @click.command(
+    short_help="Compare a W4A16 checkpoint with its base.",
     epilog="\b\nExamples:\n"
     "  servekit verify ./gemma4-E4B-opt --base ./base                       its tensors beside the base's\n"
     "  servekit verify ./gemma4-E4B-opt --base ./base --texts held-out.jsonl    the outputs of its layers too\n"
     "  servekit verify ./quant-only --base ./base --sparsity 0 --format json\n"
-    "\b\nExit codes: 0 as intended, 2 an argument or a file is wrong, 3 something was left out or done wrongly."
+    "\b\nExit codes: 0 as intended, 2 an argument or a file is wrong, 3 something was left out or done wrongly.",
 )
 @click.argument("out", type=_PATH)
 @click.option("--base", type=_PATH, required=True, help="Folder of the checkpoint that OUT was made from.")
@@ -88,10 +90,11 @@ def verify(out: Path, base: Path, *, output: str, config: Path | None, **options
 
 
 @click.command(
+    short_help="Compare the next words of two models.",
     epilog="\b\nExamples:\n"
     "  servekit eval agreement --endpoint http://127.0.0.1:8000 --record base.json      while the base is served\n"
     "  servekit eval agreement --endpoint http://127.0.0.1:8000 --base base.json        while the result is served\n"
-    "\b\nExit codes: 0 recorded, or within the bound; 1 beyond the bound; 2 a file or the endpoint is not usable."
+    "\b\nExit codes: 0 recorded, or within the bound; 1 beyond the bound; 2 a file or the endpoint is not usable.",
 )
 @click.option("--endpoint", default="http://127.0.0.1:8000", show_default=True, metavar="URL", help="What is served.")
 @click.option("--record", "target", type=_PATH, help="Write the answers and next words of the base that is served.")
@@ -121,7 +124,8 @@ def agreement(
     if (target is None) == (base is None):
         raise click.UsageError("give --record or --base")
     settings = read_settings(flags, os.environ)
-    keys = [""] if settings.no_auth else load_keys(settings.api_keys_file or own_key_file(settings.state_dir))
+    key_file = settings.api_keys_file or own_key_file(settings.state_dir)
+    keys = [""] if settings.no_auth else load_keys(key_file, manage=True)
     served = Endpoint(endpoint.rstrip("/"), keys[0])
     if target:
         made = record(served, read_prompts(prompts), positions=positions, max_tokens=max_tokens)
@@ -135,8 +139,9 @@ def agreement(
 
 
 @click.command(
+    short_help="Write the model card of a quantized checkpoint.",
     epilog="\b\nExample:\n  servekit card ./gemma4-E4B-opt w4a16-*.json --baseline fp16-1.json\n"
-    "\b\nExit codes: 0 written, 2 OUT or a file has no record."
+    "\b\nExit codes: 0 written, 2 OUT or a file has no record.",
 )
 @click.argument("out", type=_PATH)
 @click.argument("runs", nargs=-1, type=_PATH)

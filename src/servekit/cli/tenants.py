@@ -19,10 +19,11 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 _FORMATS = click.Choice(["text", "json", "csv"])
 
 
-def _period(text: str) -> timedelta:
+def _period(text: str, otherwise: str = "") -> timedelta:
     found = re.fullmatch(r"([0-9]{1,5})([hdw])", text)
     if not found:
-        raise click.BadParameter(f"must be a number of hours, days or weeks, such as 12h, 7d or 4w (got {text})")
+        wanted = f"must be a number of hours, days or weeks, such as 12h, 7d or 4w{otherwise}"
+        raise click.BadParameter(f"{wanted} (got {text})")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
@@ -37,7 +38,7 @@ def _expiry(_context: click.Context, _option: click.Parameter, text: str) -> str
             return _moment(parse_time(text))
         except ValueError as error:
             raise click.BadParameter(f"{error} (got {text})") from error
-    return _moment((datetime.now(UTC) + _period(text)).timestamp())
+    return _moment((datetime.now(UTC) + _period(text, ", or a date, such as 2027-01-31")).timestamp())
 
 
 def _since(_context: click.Context, _option: click.Parameter, text: str) -> timedelta:
@@ -45,13 +46,14 @@ def _since(_context: click.Context, _option: click.Parameter, text: str) -> time
 
 
 @click.command(
+    short_help="Print, list, replace or revoke clients' keys.",
     epilog="\b\nExamples:\n"
     "  servekit key                              where the keys are\n"
     "  servekit key --list                       names, expiry and limits; never a key\n"
     '  curl -H "Authorization: Bearer $(servekit key --show)" http://127.0.0.1:8000/v1/models\n'
     "  servekit key --new --name team-a --expires 90d --show\n"
     "  servekit key --new --name team-a --keep-old   the old key of team-a stays valid until the next --new\n"
-    "  servekit key --revoke team-a\n"
+    "  servekit key --revoke team-a\n",
 )
 @click.option("--show", is_flag=True, help="Print the first key of the file, or of --name, instead of the path.")
 @click.option("--list", "listed", is_flag=True, help="List the keys by name: expiry, state and limits.")
@@ -91,13 +93,13 @@ def key(
     if revoke:
         click.echo(f"removed {revoke_key(path, revoke)} key(s) named {revoke} from {path}", err=True)
     if listed:
-        return _print_rows(output, [_describe(each) for each in load_key_lines(path).values()])
+        return _print_rows(output, [_describe(each) for each in load_key_lines(path, manage=True).values()])
     made = rotate_key(path, keep_old=keep_old, name=name, expires=expires) if new else ""
     if made:
         click.echo(f"new key{f' of {name}' if name else ''} in {path}", err=True)
     if not show:
         return click.echo(path)
-    keys = load_key_lines(path)
+    keys = load_key_lines(path, manage=True)
     found = made or next((text for text, each in keys.items() if name in ("", each.name)), None)
     if found is None:
         raise click.BadParameter(f"no key in {path} has this name (got {name})", param_hint="--name")
@@ -105,9 +107,10 @@ def key(
 
 
 @click.command(
+    short_help="Print what each key has used.",
     epilog="\b\nExamples:\n"
     "  servekit usage                            the last 30 days, by key\n"
-    "  servekit usage --since 7d --format csv > week.csv\n"
+    "  servekit usage --since 7d --format csv > week.csv\n",
 )
 @click.option(
     "--since", default="30d", show_default=True, callback=_since, help="How far back, in whole hours: 12h, 7d, 4w."
@@ -127,7 +130,10 @@ def usage(output: str, since: timedelta, **flags: Any) -> None:
     except BooksError as error:
         raise ConfigurationError([error.finding]) from error
     rows = [{"key": name, **row} for name, row in used.items()]
-    if output == "text":
+    if not rows:
+        absent = "does not exist: name the state folder of the endpoint with --state-dir"
+        click.echo(f"{path}: {'nothing is booked for this time' if path.exists() else absent}", err=True)
+    if rows and output == "text":
         rows.append({"key": "total", **{field: sum(row[field] for row in used.values()) for field in _fields(rows)}})
     _print_rows(output, rows)
 

@@ -1,4 +1,4 @@
-"""`servekit tune`: the best profile for this card, by measurement."""
+"""`servekit tune`: the best profile for this GPU, by measurement."""
 
 import os
 import re
@@ -39,6 +39,7 @@ class Duration(click.ParamType[float]):
 
 
 @click.command(
+    short_help="Find the best profile for this GPU by measurement.",
     epilog="\b\nExamples:\n"
     "  servekit tune --dry-run                         what would be tried, why, and how long it takes\n"
     "  servekit tune --budget 2h                       tokens/s; the same command again goes on after an interruption\n"
@@ -48,7 +49,7 @@ class Duration(click.ParamType[float]):
     "\b\nEach candidate is started by `servekit serve`, with the options of `serve` given here. The GPU and the ports\n"
     "must be free: stop a running endpoint first. The contract is never changed (docs/tune.md).\n"
     "\b\nExit codes: 0 done, or the budget is spent; 2 a flag, a profile or the folder is wrong; 3 something else\n"
-    "uses the GPU or a port, or the profile does not fit; 4 the profile as it is did not start; 130 interrupted."
+    "uses the GPU or a port, or the profile does not fit; 4 the profile as it is did not start; 130 interrupted.",
 )
 @click.option(
     "--goal",
@@ -109,7 +110,7 @@ def tune(
     dry_run: bool,
     **flags: Any,
 ) -> None:
-    """Find the fastest or the most frugal profile for this card, within the contract, by measurement.
+    """Find the fastest or the most frugal profile for this GPU, within the contract, by measurement.
 
     Starts the profile as it is and a dozen candidates at most, one after the other, each under the same loads, and
     reports which differences are beyond the noise. Writes the best profile with the reasons as comments.

@@ -25,7 +25,7 @@ class SecondReader:
         try:
             self._library: Any = importlib.import_module("codecarbon")
         except ImportError as error:
-            remedy = "install it: pip install 'servekit[codecarbon]'"
+            remedy = "in a checkout of servekit: pip install '.[codecarbon]'"
             raise ConfigurationError([Finding("CodeCarbon is not installed", _OPTION, remedy=remedy)]) from error
         self._interval_s = interval_s
         self._warnings = _Warnings()

@@ -115,5 +115,5 @@ def _pygal() -> Any:
         importlib.import_module("pygal.style")
         return importlib.import_module("pygal")
     except ImportError as error:
-        remedy = "install it: pip install 'servekit[html]'"
+        remedy = "in a checkout of servekit: pip install '.[html]'"
         raise ConfigurationError([Finding("pygal is not installed", "--format html", remedy=remedy)]) from error

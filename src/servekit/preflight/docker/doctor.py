@@ -124,7 +124,7 @@ def inspect_docker(images: tuple[str, ...] = ()) -> tuple[DockerFacts | None, tu
             error(
                 "docker-sdk",
                 "the docker SDK for Python is not installed",
-                remedy="install servekit with its extra: servekit[doctor]",
+                remedy="in a checkout of servekit: pip install '.[doctor]', or make doctor",
             ),
         )
     try:

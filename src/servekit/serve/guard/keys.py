@@ -28,17 +28,20 @@ def own_key_file(state_dir: Path) -> Path:
     return state_dir / "api_keys"
 
 
-def load_keys(path: Path) -> tuple[str, ...]:
+def load_keys(path: Path, *, manage: bool = False) -> tuple[str, ...]:
     """Return the keys in the file, in its order; raises ConfigurationError with every mistake in it."""
-    return tuple(load_key_lines(path))
+    return tuple(load_key_lines(path, manage=manage))
 
 
-def load_key_lines(path: Path) -> dict[str, Key]:
-    """Return each key in the file with its name and its limits; raises ConfigurationError with every mistake in it."""
+def load_key_lines(path: Path, *, manage: bool = False) -> dict[str, Key]:
+    """Return each key in the file with its name and its limits; raises ConfigurationError with every mistake in it.
+
+    manage: root may read a file that belongs to its folder's owner, as under systemd. The guard never does.
+    """
     if why := find_trouble(path, private=True):
         raise ConfigurationError([Finding(file=str(path), **why)])
     try:
-        return read_key_lines(path)
+        return read_key_lines(path, path.parent.stat().st_uid if manage and os.geteuid() == 0 else 0)
     except KeyFileError as error:
         remedy = _mending(path) or "see docs/usage.md, or create a key file with `servekit key --new`"
         raise ConfigurationError(
@@ -93,7 +96,7 @@ def rotate_key(path: Path, *, keep_old: bool = False, name: str = "", expires: s
 
 def revoke_key(path: Path, name: str) -> int:
     """Remove the keys of this name from the file and return their number; raises ConfigurationError if it cannot."""
-    keys = load_key_lines(path)
+    keys = load_key_lines(path, manage=True)
     revoked = {text for text, key in keys.items() if key.name == name}
     if not revoked:
         names = ", ".join(dict.fromkeys(key.name for key in keys.values()))
@@ -115,7 +118,7 @@ def _key_of(line: str) -> str:
 def _keys_to_keep(path: Path, *, keep_old: bool) -> dict[str, Key]:
     """Return the keys in the file; none where it is missing or not private, for then strangers may have written it."""
     try:
-        return load_key_lines(path) if path.exists() else {}
+        return load_key_lines(path, manage=True) if path.exists() else {}
     except ConfigurationError as error:
         if keep_old or any(finding.line for finding in error.findings):
             raise

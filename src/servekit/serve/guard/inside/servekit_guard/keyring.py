@@ -27,11 +27,14 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
     return tuple(read_key_lines(path))
 
 
-def read_key_lines(path: str | Path) -> dict[str, Key]:
-    """Read and check a key file. Raises KeyFileError, also when it cannot be read or others may change it."""
+def read_key_lines(path: str | Path, owner: int = 0) -> dict[str, Key]:
+    """Read and check a key file. Raises KeyFileError, also when it cannot be read or others may change it.
+
+    owner: a user to whom it may belong, besides this user and root.
+    """
     try:
         with Path(path).open("rb") as file:
-            problem = permission_problem(os.fstat(file.fileno()))
+            problem = permission_problem(os.fstat(file.fileno()), owner)
             content = b"" if problem else file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             problem = f"it is larger than {MAX_FILE_BYTES} bytes"
@@ -45,18 +48,18 @@ def read_key_lines(path: str | Path) -> dict[str, Key]:
     return parse_lines(text)
 
 
-def permission_problem(status: os.stat_result) -> str | None:
+def permission_problem(status: os.stat_result, owner: int = 0) -> str | None:
     """Return why a file with this status must not hold keys, or None.
 
     Its group may read it, because Kubernetes gives a secret to a non-root user that way. Only the owner may write it,
-    others may not read it, and it must belong to this user or to root.
+    others may not read it, and it must belong to this user, to root or to `owner`.
     """
     if not stat.S_ISREG(status.st_mode):
         return "it is not a regular file"
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o027:
         return f"its mode {mode:04o} lets others read or change it; set it to 0600 (or 0440)"
-    if status.st_uid not in {0, os.geteuid()}:
+    if status.st_uid not in {0, os.geteuid(), owner}:
         return f"it belongs to user {status.st_uid} and not to this user ({os.geteuid()}) or root"
     return None
 
