@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servekit.errors import ConfigurationError
-from servekit.serve.guard.inside.servekit_guard.key_lines import KeyFileError
-from servekit.serve.guard.inside.servekit_guard.keyring import Keyring, parse_keys, permission_problem
-from servekit.serve.guard.keys import ensure_key_file, load_keys, own_key_file, rotate_key
+from servekit.serve.guard.inside.servekit_guard.key_lines import KeyFileError, parse_lines
+from servekit.serve.guard.inside.servekit_guard.keyring import Keyring, permission_problem
+from servekit.serve.guard.keys import client_key, ensure_key_file, load_keys, own_key_file, rotate_key
 from tests.conftest import write_key_file
 
 FIRST = "sk-first-0123456789abcdef"
@@ -37,20 +37,20 @@ class Clock:
 def test_several_keys_comments_and_blank_lines() -> None:
     """A file has one key per line; comments, blank lines and duplicates are ignored."""
     text = f"# ours\n\n  {FIRST}   # the phone\n{SECOND}\r\n{FIRST}\n"
-    assert parse_keys(text) == (FIRST, SECOND)
+    assert tuple(parse_lines(text)) == (FIRST, SECOND)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "#" + FIRST])
 def test_a_file_without_a_key_is_an_error(text: str) -> None:
     """No key is never taken for "no key needed"."""
     with pytest.raises(KeyFileError, match="it contains no key"):
-        parse_keys(text)
+        parse_lines(text)
 
 
 def test_every_bad_line_is_reported_and_none_repeated() -> None:
     """Every bad line is reported by number; its text, which may be a key, is not repeated."""
     with pytest.raises(KeyFileError) as caught:
-        parse_keys(f"{FIRST}\nshort\nwith spaces in the middle of it\nschlüssel-mit-umlaut-und-länge\n{'k' * 513}\n")
+        parse_lines(f"{FIRST}\nshort\nwith spaces in the middle of it\nschlüssel-mit-umlaut-und-länge\n{'k' * 513}\n")
     assert list(caught.value.problems) == [2, 3, 4, 5]
     assert "short" not in str(caught.value)
 
@@ -60,7 +60,7 @@ def test_any_text_gives_keys_or_an_error(text: str) -> None:
     """Any file content gives a KeyFileError or usable keys."""
     keys: tuple[str, ...] = ()
     with contextlib.suppress(KeyFileError):
-        keys = parse_keys(text)
+        keys = tuple(parse_lines(text))
         assert keys
     assert all(20 <= len(key) <= 512 and key.isascii() and " " not in key for key in keys)
 
@@ -71,7 +71,7 @@ def test_a_generated_key_is_long_and_new(path: Path) -> None:
     assert one != other
     assert one.startswith("sk-servekit-")
     assert len(one) == 55
-    assert parse_keys(one) == (one,)
+    assert tuple(parse_lines(one)) == (one,)
 
 
 def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
@@ -94,6 +94,18 @@ def test_rotation_replaces_the_key_or_adds_one(path: Path) -> None:
     third = rotate_key(path)
     assert load_keys(path) == (third,)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_commands_take_a_key_that_works(path: Path) -> None:
+    """`bench`, `eval` and `tune` take the first valid key without limits; expired ones are no use to them."""
+    path.write_text(f"{FIRST} expires=2020-01-01\n")
+    with pytest.raises(ConfigurationError, match="servekit key --new"):
+        client_key(path)
+    limited = f"{FIRST} expires=2020-01-01\n{SECOND}1 routes=/v1/models\n{SECOND}2 in-flight=1\n"
+    path.write_text(limited)
+    assert client_key(path) == f"{SECOND}2"
+    path.write_text(f"{limited}{SECOND}3\n{SECOND}4\n")
+    assert client_key(path) == f"{SECOND}3"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_the_plans_bound_is_added(settings: GuardSettings, tmp_path: Path) -> No
     limit_penalties(path, 77)
     assert Rules.read(path) == replace(before, penalised_tokens=77)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_files_that_find_no_space_are_named(settings: GuardSettings, tmp_path: Path) -> None:
+    """Allocating space names no file by itself; here a limit on the size of files stands for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            prepare_guard(settings, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "run")
 
 
 def test_the_token_is_new_each_run_and_not_shown(settings: GuardSettings, tmp_path: Path) -> None:

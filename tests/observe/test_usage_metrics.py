@@ -24,7 +24,8 @@ def counted(folder: Path) -> Bookkeeper:
         ledger.cells[ledger.place("a") + number] += value
     keys = folder / "keys"
     keys.touch(0o600)
-    keys.write_text(f"{FIRST} expires=2027-01-01 # a\n{FIRST}x expires=2027-02-01 # a\n{FIRST}y # b\n")
+    lines = "expires=2027-01-01 # a", "expires=2027-02-01 # a", "# b", "expires=1970-01-01 # old"
+    keys.write_text("".join(f"{FIRST}{number} {line}\n" for number, line in enumerate(lines)))
     settings = GuardSettings(state_dir=folder, max_in_flight=1, api_keys_file=keys)
     audit = Audit(folder)
     books = Bookkeeper(folder, settings, audit, KeyChanges(keys, audit))
@@ -48,6 +49,7 @@ def test_every_figure_of_a_key(tmp_path: Path) -> None:
         'servekit_key_in_flight_seconds_total{key="a"} 2.5',
         'servekit_key_in_flight{key="a"} 1.0',
         'servekit_key_expiry_timestamp_seconds{key="a"} 1.80144e+09',
+        'servekit_key_expiry_timestamp_seconds{key="old"} 0.0',
         "servekit_books_broken 0.0",
         "servekit_books_lost_total 0.0",
         "servekit_gpu_hour_price 0.7",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from servekit.errors import ConfigurationError
-from servekit.recipe.agreement import Endpoint, compare, divergence, read_prompts, record
+from servekit.recipe.agreement import Endpoint, compare, divergence, read_base, read_prompts, record
 
 WORDS = {"yes": 0.7, "no": 0.2}
 
@@ -107,3 +107,12 @@ def test_prompts(tmp_path: Path) -> None:
     path.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"text": "b"}\n')
     with pytest.raises(ConfigurationError, match=r"rows\.jsonl:2"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"max_tokens": 9, "cases": []}', '{"max_tokens": 9, "cases": [{}]}'])
+def test_a_file_that_is_no_record(tmp_path: Path, text: str) -> None:
+    """`--base` with any other file is a mistake of the user's, named with the file."""
+    path = tmp_path / "base.json"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"base\.json: error: is no record"):
+        read_base(path)

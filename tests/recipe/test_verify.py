@@ -143,3 +143,15 @@ def test_no_environment_is_a_clear_message(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("error:") == 3
     assert "scripts/install.sh recipe" in done.stderr
+
+
+def test_a_base_that_is_no_gemma(tmp_path: Path) -> None:
+    """A base without a text_config is the user's mistake, and is found before anything is measured."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": True}
+    out, base = tmp_path / "out", tmp_path / "base"
+    for folder, config in ((out, {"quantization_config": {"config_groups": {"a": {"weights": weights}}}}), (base, {})):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+    words: list[str | Path] = [*VERIFY, out, "--base", base, "--python", sys.executable]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is not a Gemma 4's" in done.stderr) == (2, True), done.stderr

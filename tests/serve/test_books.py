@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sqlite3
 import time
 from dataclasses import replace
@@ -179,6 +180,26 @@ def test_a_log_has_a_limit(tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in files) <= 10_000
     assert lines(tmp_path / "log")[-1]["number"] == 999
     assert journal.lost == 0
+
+
+def test_half_a_line_spoils_no_other(tmp_path: Path) -> None:
+    """A disk that fills up within a line costs that line, and not the next one, after a restart too."""
+    path = tmp_path / "log"
+    Journal(path, 10_000).write("first", {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for again in (False, True):
+        journal = Journal(path, 10_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+        try:
+            journal.write("half", {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert journal.lost == 1
+        for _ in range(2):
+            (Journal(path, 10_000) if again else journal).write("next", {})
+    whole = [json.loads(line)["event"] for line in path.read_text().splitlines() if line.endswith("}")]
+    assert whole == ["first", *["next"] * 4]
+    assert len(path.read_text().splitlines()) == len(whole) + 2
 
 
 def test_keys_in_the_audit_log(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from servekit.cli.measuring import _OBSERVE_FIELDS, _observe_url, report_measured
-from servekit.cli.options import settings_options
+from servekit.cli.measuring import report_measured
+from servekit.cli.options import OBSERVE_FIELDS, Finite, observe_url, pair, settings_options
 from servekit.errors import ConfigurationError, Finding
 from servekit.settings import read_settings
 
@@ -60,9 +60,7 @@ def evaluate() -> None:
 @click.option("--streams", type=click.IntRange(min=1), default=32, show_default=True, help="Requests at once.")
 @click.option("--name", default="mmmu-pro", show_default=True, help="Of this configuration: `report` groups by it.")
 @click.option("--out", type=click.Path(path_type=Path), help="The record. Default: NAME-TIME.json in this folder.")
-@click.option(
-    "--idle-s", type=click.FloatRange(min=0), default=60, show_default=True, help="Idle power before the questions."
-)
+@click.option("--idle-s", type=Finite(min=0), default=60, show_default=True, help="Idle power before the questions.")
 @click.option("--fact", "facts", multiple=True, metavar="KEY=VALUE", help="What the record should also say.")
 @click.option(
     "--python",
@@ -73,7 +71,7 @@ def evaluate() -> None:
 )
 @click.option("--endpoint", metavar="URL", help="Where to send requests. Default: the address that servekit reports.")
 @click.option("--observe", metavar="URL", help="servekit's own server. Default: from serve's settings.")
-@settings_options((*_OBSERVE_FIELDS, "api_keys_file", "state_dir"))
+@settings_options((*OBSERVE_FIELDS, "api_keys_file", "state_dir"))
 def mmmu_pro(
     *,
     subset: str,
@@ -99,13 +97,12 @@ def mmmu_pro(
     from servekit.measure.eval.lmms_program import Plan
     from servekit.measure.eval.mmmu_pro import answers_of, prepare
     from servekit.measure.recording.session import Job, measure
-    from servekit.serve.guard.keys import load_keys, own_key_file
+    from servekit.serve.guard.keys import client_key, own_key_file
 
     settings = read_settings(flags, os.environ)
-    url = (observe or _observe_url(settings)).rstrip("/")
+    url = (observe or observe_url(settings)).rstrip("/")
     found, authenticated = find_generator(url, "", endpoint=endpoint)
-    key_file = settings.api_keys_file or own_key_file(settings.state_dir)
-    keys = load_keys(key_file, manage=True) if authenticated else ("none",)
+    key = client_key(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else "none"
     plan = Plan(
         url=f"{found.url}/v1",
         model=found.model,
@@ -115,12 +112,10 @@ def mmmu_pro(
         limit=limit,
         streams=streams,
     )
-    if wrong := [fact for fact in facts if not fact.partition("=")[2]]:
-        raise click.BadParameter(f"must be KEY=VALUE (got {wrong[0]})", param_hint="--fact")
     out = out or Path(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json")
-    about = dict(fact.split("=", 1) for fact in facts)
+    about = dict(pair("--fact", each) for each in facts)
     job = Job(name=name, out=out, command=(), idle_s=idle_s, url=url, facts=about, quiet=True)
-    job, questions = prepare(plan, python, keys[0], job)
+    job, questions = prepare(plan, python, key, job)
     asked = ", ".join(f"{min(count, limit or count):,} {half}" for half, count in questions.items())
     click.echo(f"eval: {asked} questions, after {idle_s:g} s of idle power", err=True)
     record, code = measure(job)

@@ -1,5 +1,6 @@
 """`servekit plan --rate`: how many replicas a rate of requests needs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import click
 
+from servekit.cli.options import Finite
 from servekit.errors import ConfigurationError, Finding
 
+_MOST_REPLICAS = 1000
 _SIMULATED_FROM = 20
 """Requests of a simulation for each replica, at least."""
 
@@ -25,7 +28,7 @@ def fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--replicas",
-            type=click.IntRange(1, 1000),
+            type=click.IntRange(1, _MOST_REPLICAS),
             help="With --rate: for this many. Default: as many as are needed.",
         ),
         click.option(
@@ -46,7 +49,7 @@ def fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--rate",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Finite(min=0, min_open=True),
             help="Requests per second: plan how many replicas they need.",
         ),
     ):
@@ -79,7 +82,14 @@ def plan_replicas(
     except ValueError as error:
         remedy = "name records of `servekit bench --loads text --streams 8,128` or the like, of one configuration"
         raise ConfigurationError([Finding(str(error), key="--run", remedy=remedy)]) from None
-    found: dict[str, Any] = {"plan": asdict(plan), "speeds": asdict(speeds), "simulated": None}
+    if plan.replicas > _MOST_REPLICAS:
+        remedy = "plan for a part of the rate, or give --replicas"
+        raise ConfigurationError(
+            [Finding(f"needs more than {_MOST_REPLICAS:,} replicas", "--rate", got=f"{rate:g}", remedy=remedy)]
+        )
+    # JSON has no infinity.
+    planned = {name: None if value == math.inf else value for name, value in asdict(plan).items()}
+    found: dict[str, Any] = {"plan": planned, "speeds": asdict(speeds), "simulated": None}
     if plan.busy < 1:
         most = min(max_running, pool_tokens // (prompt_tokens + output_tokens)) if pool_tokens else max_running
         requests = max(20_000, _SIMULATED_FROM * plan.replicas)

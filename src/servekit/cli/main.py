@@ -17,7 +17,7 @@ from servekit.cli.checks import check_here, loaded, plan_memory, verdict
 from servekit.cli.evaluating import evaluate
 from servekit.cli.fleet import fleet_options, plan_replicas, replicas_text
 from servekit.cli.measuring import bench, measure, report
-from servekit.cli.options import settings_options
+from servekit.cli.options import OBSERVE_FIELDS, settings_options
 from servekit.cli.recipes import agreement, card, quantize, verify
 from servekit.cli.tenants import key, usage
 from servekit.cli.tuning import tune
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from servekit.preflight.memory.gpu_models import GpuModel
 
 _PLAN_FIELDS = tuple(Settings.model_fields)
-_OBSERVE_FIELDS = ("observe_host", "observe_port")
 _FORMAT = click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
@@ -208,7 +207,7 @@ def serve(**flags: Any) -> None:
     "\b\nExit codes: 0 yes, 1 no.",
 )
 @click.argument("question", type=click.Choice(["live", "ready"]))
-@settings_options(_OBSERVE_FIELDS)
+@settings_options(OBSERVE_FIELDS)
 def probe(question: str, **flags: Any) -> None:
     """Check whether a running servekit on this host is live or ready."""
     from servekit.serve.plan import connectable

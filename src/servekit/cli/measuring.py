@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from servekit.cli.options import settings_options
-from servekit.errors import ConfigurationError, Finding
+from servekit.cli.options import OBSERVE_FIELDS, Finite, chosen_loads, observe_url, pair, settings_options
+from servekit.errors import ConfigurationError
 from servekit.settings import read_settings, variable_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from servekit.measure.record import Record
     from servekit.measure.recording.session import Job
-    from servekit.settings import Settings
-
-_OBSERVE_FIELDS = ("observe_host", "observe_port")
 
 
 @click.command(
@@ -35,7 +30,7 @@ _OBSERVE_FIELDS = ("observe_host", "observe_port")
 @click.option("--out", type=click.Path(path_type=Path), help="The record. Default: NAME-TIME.json in this folder.")
 @click.option(
     "--idle-s",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=60,
     show_default=True,
     help="Seconds of idle power before the command starts.",
@@ -49,7 +44,7 @@ _OBSERVE_FIELDS = ("observe_host", "observe_port")
     help="Let CodeCarbon read the energy counter too; needs the extra codecarbon (docs/measure.md).",
 )
 @click.option("--quiet", is_flag=True, help="No progress line.")
-@settings_options(_OBSERVE_FIELDS)
+@settings_options(OBSERVE_FIELDS)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def measure(
     command: tuple[str, ...],
@@ -77,9 +72,9 @@ def measure(
         out=out or Path(f"{name}-{stamp}.json"),
         command=command,
         idle_s=idle_s,
-        url=(endpoint or observe or _observe_url(read_settings(flags, os.environ))).rstrip("/"),
+        url=(endpoint or observe or observe_url(read_settings(flags, os.environ))).rstrip("/"),
         bare=endpoint is not None,
-        facts=dict(_pair("--fact", each) for each in facts),
+        facts=dict(pair("--fact", each) for each in facts),
         quiet=quiet,
         codecarbon_s=DEFAULT_INTERVAL_S if codecarbon else None,
     )
@@ -98,23 +93,6 @@ def report_measured(job: "Job", record: "Record | None") -> None:
         click.echo(f"measure: energy: {record.run.energy.why}", err=True)
     for each in record.disturbances:
         click.echo(f"measure: {each.kind}: {each.what}", err=True)
-
-
-def _observe_url(settings: "Settings") -> str:
-    from servekit.serve.plan import connectable
-
-    if not settings.observe_port:
-        raise ConfigurationError(
-            [Finding("any port: unknown here", "--observe-port", got="0", remedy="name it by --observe URL")]
-        )
-    return f"http://{connectable(settings.observe_host)}:{settings.observe_port}"
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not (key and sign):
-        raise click.BadParameter(f"must be KEY=VALUE (got {text})", param_hint=option)
-    return key, value
 
 
 class _TakesLists(click.Command):
@@ -200,12 +178,8 @@ def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verif
     "--sampling", default="sampled", show_default=True, help="sampled, as Gemma asks for, or greedy; or both."
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each load.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0.1), default=600, show_default=True, help="Of each run, at least."
-)
-@click.option(
-    "--idle-s", type=click.FloatRange(min=0), default=60, show_default=True, help="Idle power before each run."
-)
+@click.option("--seconds", type=Finite(min=0.1), default=600, show_default=True, help="Of each run, at least.")
+@click.option("--idle-s", type=Finite(min=0), default=60, show_default=True, help="Idle power before each run.")
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path), default="bench", show_default=True, help="For records."
 )
@@ -219,7 +193,7 @@ def report(runs: tuple[Path, ...], base: tuple[Path, ...], *, output: str, verif
 @click.option("--tokenizer", metavar="MODEL", help="Checkpoint for the load generator. Default: the endpoint's.")
 @click.option("--endpoint", metavar="URL", help="Where to send requests. Default: the address that servekit reports.")
 @click.option("--observe", metavar="URL", help="servekit's own server. Default: from serve's settings.")
-@settings_options(("engine", *_OBSERVE_FIELDS, "api_keys_file", "state_dir"))
+@settings_options(("engine", *OBSERVE_FIELDS, "api_keys_file", "state_dir"))
 def bench(
     *,
     loads: str,
@@ -236,29 +210,22 @@ def bench(
     **flags: Any,
 ) -> None:
     """Measure the standard loads with the engine's own `vllm bench serve`: a record for each run."""
-    from servekit.measure.bench.loads import SAMPLINGS, SHAPES, Load
     from servekit.measure.bench.serving import read_configurations, serving
     from servekit.measure.bench.standard import Bench, find_generator, run_bench
-    from servekit.serve.guard.keys import load_keys, own_key_file
+    from servekit.serve.guard.keys import client_key, own_key_file
 
     if served and (observe or endpoint):
         raise click.UsageError("--serve starts the endpoint itself: it excludes --observe and --endpoint")
     settings = read_settings(flags, os.environ)
-    chosen = [
-        Load(kind, int(number), how)
-        for kind in _listed("--loads", loads, SHAPES)
-        for number in _listed("--streams", streams)
-        for how in _listed("--sampling", sampling, SAMPLINGS)
-    ]
+    chosen = chosen_loads(loads, streams, sampling)
     environ = {**os.environ, **{variable_of(name): str(value) for name, value in flags.items() if value is not None}}
-    configurations = read_configurations([_pair("--serve", each) for each in served], folder, environ)
-    url = (observe or _observe_url(settings)).rstrip("/")
+    configurations = read_configurations([pair("--serve", each) for each in served], folder, environ)
+    url = (observe or observe_url(settings)).rstrip("/")
 
     def run_loads(place: Path) -> tuple[list[int], bool]:
         """Return the exit code of each run, and whether the last one was interrupted."""
         generator, authenticated = find_generator(url, settings.engine, endpoint=endpoint, tokenizer=tokenizer)
-        key_file = settings.api_keys_file or own_key_file(settings.state_dir)
-        keys = load_keys(key_file, manage=True) if authenticated else ("none",)
+        key = client_key(settings.api_keys_file or own_key_file(settings.state_dir)) if authenticated else "none"
         plan = Bench(
             loads=chosen,
             repetitions=repetitions,
@@ -267,7 +234,7 @@ def bench(
             folder=place,
             observe_url=url,
             generator=generator,
-            variables={"OPENAI_API_KEY": keys[0], "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+            variables={"OPENAI_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
             report=lambda line: click.echo(line, err=True),
         )
         hours = plan.about_s / 3600
@@ -301,15 +268,3 @@ def _tell_report(folder: Path, names: list[str], *, over: bool) -> None:
     path = folder / "report.md"
     path.write_text(report_markdown(Report(groups, base)) + "\n", encoding="utf-8")
     click.echo(f"bench: {path}: servekit report {places[0]}/*.json --baseline {places[1]}/*.json", err=True)
-
-
-def _listed(option: str, text: str, known: "Collection[str]" = ()) -> list[str]:
-    """Return the parts of a comma-separated list: names that are known, or numbers above zero."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if part not in known if known else not (part.isdecimal() and int(part)):
-            wanted = f"one of {', '.join(known)}" if known else "a whole number above zero"
-            raise click.BadParameter(f"must be {wanted} (got {part})", param_hint=option)
-    if not parts:
-        raise click.BadParameter("names nothing", param_hint=option)
-    return parts

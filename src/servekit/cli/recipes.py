@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from servekit.cli.checks import loaded
-from servekit.cli.options import settings_options
+from servekit.cli.options import Finite, settings_options
 from servekit.errors import ExitCode, render
 from servekit.settings import read_settings
 
@@ -62,9 +62,7 @@ def quantize(base: str, out: Path, **options: Any) -> None:
 )
 @click.argument("out", type=_PATH)
 @click.option("--base", type=_PATH, required=True, help="Folder of the checkpoint that OUT was made from.")
-@click.option(
-    "--sparsity", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="That the MLP should have."
-)
+@click.option("--sparsity", type=Finite(0, 1), default=0.1, show_default=True, help="That the MLP should have.")
 @click.option(
     "--texts", type=_PATH, help="JSONL with `messages` that OUT was not calibrated on: its last rows are read."
 )
@@ -102,7 +100,7 @@ def verify(out: Path, base: Path, *, output: str, config: Path | None, **options
 @click.option("--prompts", type=_PATH, help="JSONL with `messages`, text or images. Default: ten of servekit's own.")
 @click.option("--positions", type=click.IntRange(min=1), default=32, show_default=True, help="Of each answer.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of each answer.")
-@click.option("--bound", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Of the mean, in nats.")
+@click.option("--bound", type=Finite(min=0), default=0.05, show_default=True, help="Of the mean, in nats.")
 @click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @settings_options(("api_keys_file", "state_dir", "no_auth"))
 def agreement(
@@ -118,21 +116,20 @@ def agreement(
     **flags: Any,
 ) -> None:
     """Measure how far the next words of a compressed model are from its base's: KL divergence and top-1 agreement."""
-    from servekit.recipe.agreement import Endpoint, compare, read_prompts, record
-    from servekit.serve.guard.keys import load_keys, own_key_file
+    from servekit.recipe.agreement import Endpoint, compare, read_base, read_prompts, record
+    from servekit.serve.guard.keys import client_key, own_key_file
 
     if (target is None) == (base is None):
         raise click.UsageError("give --record or --base")
     settings = read_settings(flags, os.environ)
-    key_file = settings.api_keys_file or own_key_file(settings.state_dir)
-    keys = [""] if settings.no_auth else load_keys(key_file, manage=True)
-    served = Endpoint(endpoint.rstrip("/"), keys[0])
+    key = "" if settings.no_auth else client_key(settings.api_keys_file or own_key_file(settings.state_dir))
+    served = Endpoint(endpoint.rstrip("/"), key)
     if target:
         made = record(served, read_prompts(prompts), positions=positions, max_tokens=max_tokens)
         target.write_text(json.dumps(made), encoding="utf-8")
         return
     assert base is not None
-    found = compare(served, json.loads(base.read_text(encoding="utf-8")))
+    found = compare(served, read_base(base))
     click.echo(json.dumps(vars(found)) if output == "json" else found.text(bound))
     if found.divergence_nats > bound:
         sys.exit(1)

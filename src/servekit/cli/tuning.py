@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from servekit.cli.checks import loaded
-from servekit.cli.measuring import _listed, _observe_url
-from servekit.cli.options import settings_options
+from servekit.cli.options import Finite, chosen_loads, observe_url, settings_options
 from servekit.settings import Settings, Target, flag_of
 
 if TYPE_CHECKING:
@@ -68,12 +67,8 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--sampling", default="sampled", show_default=True, help="sampled, as Gemma asks for, or greedy; or both."
 )
-@click.option(
-    "--seconds", type=click.FloatRange(min=1), default=120, show_default=True, help="Of each final run, about."
-)
-@click.option(
-    "--warm-up-s", type=click.FloatRange(min=0), default=30, show_default=True, help="Of each warm-up; 0: none."
-)
+@click.option("--seconds", type=Finite(min=1), default=120, show_default=True, help="Of each final run, about.")
+@click.option("--warm-up-s", type=Finite(min=0), default=30, show_default=True, help="Of each warm-up; 0: none.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -115,7 +110,6 @@ def tune(
     Starts the profile as it is and a dozen candidates at most, one after the other, each under the same loads, and
     reports which differences are beyond the noise. Writes the best profile with the reasons as comments.
     """
-    from servekit.measure.bench.loads import SAMPLINGS, SHAPES, Load
     from servekit.serve.plan import build_plan
     from servekit.tune import tune_report
     from servekit.tune.goals import GOALS
@@ -127,15 +121,9 @@ def tune(
     with loaded(flags) as (settings, profile), ExitStack() as stack:
         on_cpu = build_plan(profile, settings, os.environ).target is Target.CPU
         at_once = streams or str(_CPU_STREAMS if on_cpu else GOALS[goal].streams)
-        chosen = [
-            Load(kind, int(number), how)
-            for kind in _listed("--loads", loads, SHAPES)
-            for number in _listed("--streams", at_once)
-            for how in _listed("--sampling", sampling, SAMPLINGS)
-        ]
         request = Request(
             goal=goal,
-            loads=[*dict.fromkeys(chosen)],
+            loads=[*dict.fromkeys(chosen_loads(loads, at_once, sampling))],
             seconds=seconds,
             warm_up_s=warm_up_s,
             rounds=rounds,
@@ -145,7 +133,7 @@ def tune(
             settings=settings,
             profile=profile,
             words=lambda candidate, state: _words(flags, candidate, state),
-            observe_url=_observe_url(settings),
+            observe_url=observe_url(settings),
             report=lambda line: click.echo(line, err=True),
         )
         if dry_run:

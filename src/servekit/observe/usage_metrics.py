@@ -1,5 +1,6 @@
 """What each key has used since the engine's start, and how its books are, as metric families."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -58,15 +59,16 @@ def usage_families(books: Bookkeeper, prices: Mapping[str, float]) -> Iterator[M
         {(name,): usage.in_flight for name, usage in used.items()},
     )
     # The last of a name's keys to expire: the others are being rotated out.
-    by_name: dict[str, list[float | None]] = {}
+    last: dict[str, float] = {}
     for key in list(books.keys.keys.values()):
-        by_name.setdefault(key.name, []).append(key.expires_s)
+        expires_s = math.inf if key.expires_s is None else key.expires_s
+        last[key.name] = max(expires_s, last.get(key.name, -math.inf))
     yield family(
         GaugeMetricFamily,
         "servekit_key_expiry_timestamp_seconds",
         "When the last key of a name expires.",
         ("key",),
-        {(name,): max(filter(None, times)) for name, times in by_name.items() if None not in times},
+        {(name,): time_s for name, time_s in last.items() if time_s < math.inf},
     )
     yield GaugeMetricFamily("servekit_books_broken", "1 while usage is not written.", float(bool(books.problem)))
     yield CounterMetricFamily("servekit_books_lost", "Damaged books that were put aside.", books.lost_books)

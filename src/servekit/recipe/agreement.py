@@ -150,6 +150,20 @@ def divergence(base: Distribution, other: Distribution) -> float:
     return max(0.0, whole + rest * math.log(rest / other_rest))
 
 
+def read_base(path: Path) -> Any:
+    """Return what `record` returned, from a file. Raises ConfigurationError."""
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"messages", "tokens", "beginnings", "words"}
+        whole = "max_tokens" in base and base["cases"] and all(needed <= each.keys() for each in base["cases"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        remedy = "name a file that `servekit eval agreement --record` wrote"
+        raise ConfigurationError([Finding("is no record of a base", file=str(path), remedy=remedy)])
+    return base
+
+
 def read_prompts(path: Path | None) -> list[list[dict[str, Any]]]:
     """Return the prompts of a JSONL file with `messages`, or servekit's own. Raises ConfigurationError."""
     if path is None:

@@ -63,7 +63,7 @@ def verify(
     ]
     if findings:
         raise ConfigurationError(findings)
-    scheme = _read_scheme(out)
+    scheme, first_shared = _read_scheme(out), _first_shared(base)
     record = read_record(out) if (out / RECORD).exists() else {}
     measured = Measured()
     words: list[str | Path] = [
@@ -78,8 +78,6 @@ def verify(
     words += ["--texts", texts, "--samples", str(samples)] if texts else []
 
     run_program(words, measured.add)
-    text = json.loads((base / "config.json").read_text(encoding="utf-8"))["text_config"]
-    first_shared = text["num_hidden_layers"] - text.get("num_kv_shared_layers", 0)
     _, checked = inspect_checkpoint(out, arguments=arguments)
     return Verification(
         measured, in_order((*judge(measured, Expected(sparsity, first_shared, record, scheme)), *checked))
@@ -99,3 +97,14 @@ def _read_scheme(out: Path) -> dict[str, Any]:
         remedy = "name a checkpoint in compressed-tensors format with one group of symmetric 4-bit weights"
         raise ConfigurationError([Finding("is not W4A16", file=str(out / "config.json"), remedy=remedy)])
     return weights
+
+
+def _first_shared(base: Path) -> int:
+    """Return the first layer that uses the K and V of an earlier one. Raises ConfigurationError if not a Gemma 4."""
+    path = base / "config.json"
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))["text_config"]
+        return int(text["num_hidden_layers"] - text.get("num_kv_shared_layers", 0))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        remedy = "name the folder of a Gemma 4 with a text_config: --base"
+        raise ConfigurationError([Finding("is not a Gemma 4's", file=str(path), remedy=remedy)]) from None

@@ -1,7 +1,6 @@
 """One start of a candidate: `servekit serve` as a process of its own, the loads on it, and its end."""
 
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Final
 
 from servekit.errors import ConfigurationError, Finding, PreflightError
 from servekit.measure.bench.loads import Load
+from servekit.measure.bench.serving import PROGRAM
 from servekit.measure.bench.standard import find_generator, requests_for
 from servekit.measure.record import Record
 from servekit.measure.recording.sampling import find_status
@@ -41,7 +41,6 @@ _DEATH_S: Final = 15.0
 """How long servekit may take to report why an engine answers no more."""
 _KILL_S: Final = 30.0
 _LAST_LINES: Final = 400
-SERVEKIT: Final = (sys.executable, "-m", "servekit.cli.main")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Runner:
         began, began_s, known = datetime.now(UTC), time.monotonic(), set(self.rates)
         with closing(
             _Served(
-                [*SERVEKIT, "serve", *self.words(candidate), "--config", str(profile)],
+                [*PROGRAM, "serve", *self.words(candidate), "--config", str(profile)],
                 candidate,
                 folder,
                 self.plan.stop_s,

@@ -9,7 +9,7 @@ from typing import Final
 
 from servekit.measure.bench.loads import Load
 from servekit.profile import Profile
-from servekit.serve.guard.keys import load_keys, own_key_file
+from servekit.serve.guard.keys import client_key, own_key_file
 from servekit.settings import Settings
 from servekit.tune.candidates import AS_IT_IS, Candidate, LeftOut
 from servekit.tune.preparation import Prepared, prepare, question
@@ -91,7 +91,7 @@ def tune(request: Request, *, make_run: Callable[[Runner], Run] = lambda runner:
             loads=request.loads,
             warm_up_s=request.warm_up_s,
             observe_url=request.observe_url,
-            keys=lambda: load_keys(keys)[0],
+            keys=lambda: client_key(keys),
             report=request.report,
             rates={load: known[load.name] for load in request.loads if load.name in known},
         )

@@ -95,13 +95,13 @@ def test_limits() -> None:
         plan_fleet(WORK, SPEEDS, max_running=1024, pool_tokens=800)
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two records of different loads, as arguments."""
-    words = []
+    words, folder = [], tmp_path_factory.mktemp("records")
     for running in (8, 128):
-        file = tmp_path / f"{running}.json"
-        file.write_text(record_of(running, tmp_path).model_dump_json())
+        file = folder / f"{running}.json"
+        file.write_text(record_of(running, folder).model_dump_json())
         words += ["--run", str(file)]
     return words
 
@@ -116,6 +116,23 @@ def test_command(records: list[str], root: Path) -> None:
     found = json.loads(CliRunner().invoke(command, [*words, "--replicas", "4", "--format", "json"]).stdout)["replicas"]
     assert found["plan"]["replicas"] == 4
     assert found["simulated"]["mean_request_s"] == pytest.approx(found["plan"]["request_s"], rel=0.05)
+
+
+@pytest.mark.parametrize(("rate", "without"), [("0.1", "busy_without_one"), ("1e5", "running")])
+def test_what_is_infinite_is_null_in_json(records: list[str], root: Path, rate: str, without: str) -> None:
+    """A rate without its only replica, or a queue without end, is no number: other programs cannot read Infinity."""
+    words = ["plan", "--config", str(root / "vllm_config.yaml"), "--gpu", "l4", *records, "--replicas", "1"]
+    told = CliRunner().invoke(command, [*words, "--rate", rate, "--format", "json"]).stdout
+    assert json.loads(told, parse_constant=pytest.fail)["replicas"]["plan"][without] is None
+
+
+@pytest.mark.parametrize(("rate", "told"), [("inf", "--rate"), ("nan", "--rate"), ("1e300", "1,000 replicas")])
+def test_command_refuses_rates_without_end(records: list[str], root: Path, rate: str, told: str) -> None:
+    """Such a rate is the user's mistake: it is named, and nothing is simulated."""
+    words = ["plan", "--config", str(root / "vllm_config.yaml"), "--gpu", "l4", "--rate", rate, *records]
+    refused = CliRunner().invoke(command, words)
+    assert isinstance(refused.exception, ConfigurationError) or refused.exit_code == 2
+    assert told in f"{refused.exception}{refused.output}"
 
 
 def test_command_says_what_is_missing(records: list[str], root: Path) -> None:

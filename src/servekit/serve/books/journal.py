@@ -23,6 +23,8 @@ class Journal:
         self._lock = threading.Lock()
         self._path = path
         self._limit_bytes = limit_bytes
+        self._unsure = True
+        """Whether the last line may be half a line: a full disk or a power cut ended it."""
 
     def write(self, event: str, fields: Mapping[str, object], time_s: float | None = None) -> None:
         """Write one line with the time, the event and the fields."""
@@ -31,11 +33,14 @@ class Journal:
         line = {"time": f"{moment}.{int(now * 1000) % 1000:03d}Z", "event": event, **fields}
         with self._lock:
             try:
+                end = "\n" if self._unsure and _is_torn(self._path) else ""
                 handler = _Handler(self._path, maxBytes=self._limit_bytes // FILES, backupCount=FILES - 1)
                 with contextlib.closing(handler):  # a file that somebody moves away begins anew with the next line
-                    handler.emit(logging.makeLogRecord({"msg": json.dumps(line, default=str)}))
+                    handler.emit(logging.makeLogRecord({"msg": end + json.dumps(line, default=str)}))
+                self._unsure = False
             except OSError:
                 self.lost += 1
+                self._unsure = True
 
 
 class _Handler(logging.handlers.RotatingFileHandler):
@@ -50,3 +55,10 @@ class _Handler(logging.handlers.RotatingFileHandler):
 
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _is_torn(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+    return False

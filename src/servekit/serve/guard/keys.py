@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
@@ -28,9 +29,22 @@ def own_key_file(state_dir: Path) -> Path:
     return state_dir / "api_keys"
 
 
-def load_keys(path: Path, *, manage: bool = False) -> tuple[str, ...]:
+def load_keys(path: Path) -> tuple[str, ...]:
     """Return the keys in the file, in its order; raises ConfigurationError with every mistake in it."""
-    return tuple(load_key_lines(path, manage=manage))
+    return tuple(load_key_lines(path))
+
+
+def client_key(path: Path) -> str:
+    """Return the key of the file for requests of servekit's own commands: a valid one, with the fewest limits.
+
+    Raises ConfigurationError with every mistake in the file, or when all of its keys have expired.
+    """
+    now_s = time.time()
+    valid = {text: key for text, key in load_key_lines(path, manage=True).items() if not key.expired(now_s)}
+    if not valid:
+        remedy = "create one: servekit key --new"
+        raise ConfigurationError([Finding("every key in it has expired", file=str(path), remedy=remedy)])
+    return min(valid, key=lambda text: (valid[text].routes != (), valid[text].in_flight is not None))
 
 
 def load_key_lines(path: Path, *, manage: bool = False) -> dict[str, Key]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
+from servekit.file_trouble import about
 from servekit.profile import STRUCTURED_OUTPUTS_BACKEND, Value
 
 from .inside.servekit_guard.body.structured import EXTRA_KINDS
@@ -131,11 +132,12 @@ def prepare_guard(settings: GuardSettings, run_dir: Path) -> Guard:
         **{limit.name: getattr(settings, limit.name) for limit in fields(Limits)},
     )
     write_private(config_path, rules.to_json())
-    make_flight_file(flight_file, settings.max_in_flight)
-    make_ledger(ledger)
     ring.unlink(missing_ok=True)
-    if settings.request_log:
-        make_ring(ring)
+    with about(run_dir):  # a full disk shows here: their space is allocated
+        make_flight_file(flight_file, settings.max_in_flight)
+        make_ledger(ledger)
+        if settings.request_log:
+            make_ring(ring)
     return Guard(
         config_path=config_path,
         key_file=key_file,

@@ -17,16 +17,6 @@ MAX_FILE_BYTES = 65_536
 CHECK_INTERVAL_S = 1.0
 
 
-def parse_keys(text: str) -> tuple[str, ...]:
-    """Return the keys of a key file; raises KeyFileError (`key_lines.py` has the syntax)."""
-    return tuple(parse_lines(text))
-
-
-def read_keys(path: str | Path) -> tuple[str, ...]:
-    """Return the keys of the file at `path`. Raises KeyFileError as `read_key_lines` does."""
-    return tuple(read_key_lines(path))
-
-
 def read_key_lines(path: str | Path, owner: int = 0) -> dict[str, Key]:
     """Read and check a key file. Raises KeyFileError, also when it cannot be read or others may change it.
 
