@@ -21,7 +21,7 @@ doctor:  ## Docker, driver and Compose project of this host, before the first `d
 
 test:  ## install what is needed, then all tests; the real engine included
 	@scripts/install.sh dev engine clients scale eval tools
-	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term --durations 25 $(ARGS)
 
 test-fast:  ## only the tests that start no engine
 	@scripts/install.sh dev scale tools
