@@ -42,6 +42,7 @@ class Door:
     replicas: list[Wire]
     things: ExitStack
     router_things: ExitStack = field(default_factory=ExitStack)
+    metrics: int = field(default_factory=find_free_port)
 
     def ask(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, port: int = 0
@@ -59,7 +60,7 @@ class Door:
     def start_router(self) -> None:
         """Start the router with the flags of compose.scale.yaml."""
         urls = [f"http://127.0.0.1:{replica.port}" for replica in self.replicas]
-        ports = ["--host=127.0.0.1", f"--port={self.router}", f"--prometheus-port={find_free_port()}"]
+        ports = ["--host=127.0.0.1", f"--port={self.router}", f"--prometheus-port={self.metrics}"]
         argv = [str(SCALE / "bin" / "vllm-router"), *ports, "--worker-urls", *urls, *shipped_flags()]
         self.router_things.enter_context(running(argv, self.folder / "router.log"))
         wait_until(lambda: self.ready() is not None, what="the router")
@@ -216,6 +217,17 @@ def test_requests_are_spread(door: Door) -> None:
     answers = Counter(door.ask("POST", "/v1/completions", COMPLETION, KEYED)[0] for _ in range(20))
     assert answers == {200: 20}
     assert [served(replica) - was for replica, was in zip(door.replicas, before, strict=True)] == [10, 10]
+
+
+def test_the_alerts_read_what_the_router_exports(door: Door) -> None:
+    """Every series of the router in the alerts is one that it has, with the labels that they join on."""
+    door.ask("POST", "/v1/completions", COMPLETION, KEYED)
+    page = door.ask("GET", "/metrics", port=door.metrics)[1].decode()
+    alerts = (ROOT / "deploy" / "prometheus" / "rules" / "alerts.yml").read_text()
+    wanted = set(re.findall(r"vllm_router_\w+", alerts))
+    assert len(wanted) == 2
+    for name in wanted:
+        assert f'{name}{{worker="http://127.0.0.1:' in page
 
 
 def test_a_drain_and_a_death_lose_no_request(tmp_path: Path) -> None:

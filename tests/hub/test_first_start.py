@@ -195,7 +195,8 @@ def test_damaged_download_never_starts(serve: Serve, server: Hub) -> None:
 def test_downloaded_model_is_checked_before_it_loads(serve: Serve, checkpoint: Path) -> None:
     """Preflight looks at the files as soon as they are here: what it refuses ends the start with 3."""
     config = json.loads((checkpoint / "config.json").read_bytes())
-    config["quantization_config"]["format"] = "dense"
+    for group in config["quantization_config"]["config_groups"].values():
+        group["format"] = "marlin-24"
     (checkpoint / "config.json").write_text(json.dumps(config))
     endpoint = serve()
     assert endpoint.end() == 3
