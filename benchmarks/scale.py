@@ -1,6 +1,6 @@
 """Three replicas in Docker behind the router and the gateway, under load, while replicas are updated, killed and hung.
 
-usage: python -m benchmarks.scale [--requests N] [--clients N] [--json FILE]
+usage: python -m benchmarks.scale [--requests N] [--clients N] [--pause-s S] [--json FILE]
 
 compose.scale.yaml on the CPU with the demo checkpoint, the real router, Caddy and Docker. Images as in the container
 tests (CPU_BASE_IMAGE, CADDY_IMAGE). Exits with 1 where a request failed that should not have.
@@ -41,6 +41,8 @@ class Load:
 
     port: int
     key: str
+    pause_s: float = 0.0
+    """Mean of the pause of a client between two requests."""
     event: str = "steady"
     stopped: bool = False
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -61,8 +63,7 @@ class Load:
             with self.lock:
                 self.outcomes[self.event, f"{'stream' if stream else 'whole'}: {outcome}"] += 1
                 self.longest_s[self.event] = max(self.longest_s.get(self.event, 0.0), time.monotonic() - began)
-            if outcome != "ok":
-                time.sleep(0.1)
+            time.sleep(draw.uniform(0, 2 * self.pause_s))
 
     def ask(self, *, stream: bool, tokens: int) -> str:
         """Send one request; return "ok", the status, or how its stream ended."""
@@ -209,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000, help="at least so many (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=32, help="parallel clients (default: %(default)s)")
+    parser.add_argument("--pause-s", type=float, default=2, help="between a client's requests (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     machine = describe_machine()
@@ -224,7 +226,7 @@ def main() -> None:
         given |= {"CADDY_IMAGE": os.environ.get("CADDY_IMAGE", "caddy:2.10.2"), "ENDPOINT_MEMORY": "6g"}
         client = docker.from_env(timeout=120)
         stack = Stack(f"servekit-scale-{secrets.token_hex(3)}", folder, FILES, client=client, **given)
-        scene, load = Scene(stack), Load(stack.port, key)
+        scene, load = Scene(stack), Load(stack.port, key, options.pause_s)
         try:
             scene.compose("build")
             scene.compose("up", "--detach")
