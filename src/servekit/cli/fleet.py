@@ -12,8 +12,6 @@ from servekit.cli.options import Finite
 from servekit.errors import ConfigurationError, Finding
 
 _MOST_REPLICAS = 1000
-_SIMULATED_FROM = 20
-"""Requests of a simulation for each replica, at least."""
 
 
 def fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +69,7 @@ def plan_replicas(
 
     Raises ConfigurationError for records that are missing or do not do.
     """
-    from servekit.measure.fleet import Work, fit_speeds, plan_fleet, simulate
+    from servekit.measure.fleet import Work, fit_speeds, most_running, plan_fleet, simulate
     from servekit.measure.report.runs import load_run
 
     records = [load_run(path).record for path in runs]
@@ -91,9 +89,8 @@ def plan_replicas(
     planned = {name: None if value == math.inf else value for name, value in asdict(plan).items()}
     found: dict[str, Any] = {"plan": planned, "speeds": asdict(speeds), "simulated": None}
     if plan.busy < 1:
-        most = min(max_running, pool_tokens // (prompt_tokens + output_tokens)) if pool_tokens else max_running
-        requests = max(20_000, _SIMULATED_FROM * plan.replicas)
-        found["simulated"] = asdict(simulate(work, speeds, replicas=plan.replicas, max_running=most, requests=requests))
+        most = int(most_running(work, max_running, pool_tokens)[1])
+        found["simulated"] = asdict(simulate(work, speeds, replicas=plan.replicas, max_running=most))
     return found
 
 

@@ -92,6 +92,14 @@ def fit_speeds(records: Sequence[Record]) -> Speeds:
     return Speeds(max(intercept, 0.0), max(slope, 0.0), prompt_s, max(running for running, _ in points))
 
 
+def most_running(work: Work, max_running: int, pool_tokens: int | None) -> tuple[str, float]:
+    """Return what limits the requests that run on a replica at once, and to how many."""
+    limits = {"the batch (max-num-seqs)": float(max_running)}
+    if pool_tokens is not None:
+        limits["the KV cache"] = pool_tokens / (work.prompt + work.output)
+    return min(limits.items(), key=lambda each: each[1])
+
+
 def plan_fleet(
     work: Work, speeds: Speeds, *, max_running: int, pool_tokens: int | None = None, replicas: int | None = None
 ) -> FleetPlan:
@@ -100,10 +108,7 @@ def plan_fleet(
     pool_tokens: of one replica's KV cache; None: unknown, and not a limit. Raises ValueError for a request that no
     replica can hold.
     """
-    limits = {"the batch (max-num-seqs)": float(max_running)}
-    if pool_tokens is not None:
-        limits["the KV cache"] = pool_tokens / (work.prompt + work.output)
-    limit, most = min(limits.items(), key=lambda each: each[1])
+    limit, most = most_running(work, max_running, pool_tokens)
     if most < 1:
         raise ValueError(f"a request of {work.prompt + work.output} tokens does not fit a KV cache of {pool_tokens}")
     highest = most / speeds.request_s(work, most)
