@@ -31,8 +31,9 @@ SIDE = {"tokens_per_s": [99.0, 101.0], "engine_cpu_ms_per_token": 1.0, "servekit
 
 def test_the_embeddings_targets_can_be_missed() -> None:
     """A record that meets every target passes; each figure that falls short is a missed one."""
-    answers = {side: {"blocks": 5, "tokens": ["1 2"], "logits": ["a"]} for side in ("host", "gpu")}
+    answers = {side: {"blocks": 5, "tokens": ["1 2"], "logits": ["a"]} for side in ("host", "gpu", "again")}
     good = {
+        "gathers": 0,
         "answers": answers,
         "engines": {"host": {"pool_tokens": 181}, "gpu": {"pool_tokens": 100}},
         "plan_over_engine": {"host": {"pool_tokens": -0.02}, "gpu": {"pool_tokens": 0.01}},
@@ -43,10 +44,15 @@ def test_the_embeddings_targets_can_be_missed() -> None:
             {"side": "gpu", "tokens_per_s": 100, "tokens_per_wh": 200},
         ],
     }
-    assert len(list(judge(good))) == 11
+    assert len(list(judge(good))) == 12
     assert all(met for _, met, _ in judge(good))
+    other = {"host": answers["host"] | {"tokens": ["1 3"]}}
+    assert not all(met for _, met, _ in judge({"answers": answers | other}))
+    other["again"] = answers["again"] | {"tokens": ["1 4"]}
+    assert all(met for _, met, _ in judge({"answers": answers | other}))
     bad: dict[str, Any] = good | {
-        "answers": {"host": answers["host"] | {"tokens": ["1 3"], "logits": [], "blocks": 6}, "gpu": answers["gpu"]},
+        "gathers": {"failure": "rows from 0 differ"},
+        "answers": answers | {"host": {"tokens": ["1 3"], "logits": ["b"], "blocks": 6}},
         "engines": {"host": {"pool_tokens": 179}, "gpu": {"pool_tokens": 100}},
         "plan_over_engine": {"host": {"pool_tokens": -0.021}, "gpu": {"pool_tokens": 0.03}},
         "places": {"host": "gpu", "gpu": "host"},

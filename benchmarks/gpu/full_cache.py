@@ -8,8 +8,8 @@ from benchmarks.gpu.memory import L4_BUDGET_GIB, ROW_FIELDS, START_S, cap, score
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.volleys import COMPLETIONS, Volley, row
 
-BATCH, ROW_TOKENS = 1_024, 64
-"""Rows with the shot's own, and what each answers: they need not run long, only at the same time."""
+BATCH, ROW_TOKENS = 1_024, 512
+"""Rows with the shot's own, and what each answers: the first must still run when the last prompt has been read."""
 OVERFULL = 1.2
 """Tokens of the rows' prompts over those of the pool."""
 REHEARSED_BATCH, REHEARSED_LENGTH = 8, 300

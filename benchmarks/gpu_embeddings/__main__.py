@@ -17,10 +17,16 @@ from servekit.measure.bench.loads import Generator, Load
 from servekit.serve.guard import INSIDE
 from servekit.serve.guard.inside.servekit_guard.core.embeddings import VARIABLE
 
-SIDES = ("host", "gpu")
+SIDES = {
+    "host": ("--embeddings", "host", "--sampler", "flashinfer"),
+    "gpu": ("--embeddings", "gpu", "--sampler", "vllm"),
+}
+"""All that servekit gains by its plugins, and the profile as the card has it."""
 PROGRAM = Path(__file__).with_name("answers.py")
 ANSWERS = {"prompts": 1000, "length": 200, "tokens": 64}
 QUICK_ANSWERS = {"prompts": 24, "length": 24, "tokens": 8}
+TABLE = ("262144", "10752")
+"""Words and columns of E4B's per-layer embeddings."""
 BLOCKS = 20_000
 """More than 1,000 answers need, and as many on both sides."""
 CLEARS = """
@@ -38,7 +44,7 @@ with torch.device("cuda"):
 def main() -> None:
     """Run one stage, write OUT/STAGE.json, print each target, and exit with 1 where one is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("answers", "load", "long"))
+    parser.add_argument("stage", choices=("answers", "load"))
     parser.add_argument("--out", type=Path, required=True, help="folder for records and logs")
     parser.add_argument("--w4a16", type=Path, required=True, help="the quantized checkpoint")
     parser.add_argument("--cache", type=Path, required=True, help="SERVEKIT_CACHE_DIR")
@@ -54,7 +60,7 @@ def main() -> None:
     run.note("stage", options.stage)
     run.note("machine", machine())
     try:
-        {"answers": answers, "load": load, "long": long}[options.stage](run)
+        {"answers": answers, "load": load}[options.stage](run)
     finally:
         run.close()
     found = list(judge(run.record))
@@ -63,7 +69,10 @@ def main() -> None:
 
 
 def answers(run: Setting) -> None:
-    """Compare logits and greedy answers, one process for each side, with equal batches and equally many blocks."""
+    """Compare logits and greedy answers, a process for each side, with equal batches and equally many blocks.
+
+    The GPU's side runs twice: answers that it does not repeat itself say nothing about the other side.
+    """
     plan = run.ask("plan", *run.flags(run.profile(), run.options.w4a16, "--embeddings", "gpu"))["memory"]
     blocks = min(plan["blocks"], BLOCKS)
     limits = {"image": 3, "audio": 0, "video": 0}
@@ -77,12 +86,13 @@ def answers(run: Setting) -> None:
         engine |= {"kv_cache_dtype": "fp8_e4m3", "quantization": "compressed-tensors", "max_num_seqs": 1024}
         engine |= {"gpu_memory_utilization": plan["budget_bytes"] / plan["total_bytes"], "max_num_batched_tokens": 4096}
         run.step("clears", lambda: inside(run, "clears", {}, "-c", CLEARS))
+        run.step("gathers", lambda: inside(run, "gathers", {}, str(PROGRAM.with_name("gathers.py")), *TABLE))
     else:
         engine |= {"enforce_eager": True}
     size = QUICK_ANSWERS if run.quick else ANSWERS
     wanted = json.dumps({"rehearse": not run.gpu, "engine": engine, **size})
     found = {}
-    for side, setting in {"host": {VARIABLE: "host"}, "gpu": {}}.items():
+    for side, setting in {"host": {VARIABLE: "host"}, "gpu": {}, "again": {}}.items():
         out = run.out / f"answers-{side}.json"
         inside(run, f"answers-{side}", setting, str(PROGRAM), str(run.options.w4a16), str(out), wanted)
         found[side] = json.loads(out.read_text())
@@ -93,9 +103,10 @@ def answers(run: Setting) -> None:
 
 
 def load(run: Setting) -> None:
-    """Load both endpoints in turns with sampled streams."""
+    """Send each endpoint more requests of full length than fit, then load both in turns with sampled streams."""
     model, generator = run.options.w4a16, run.options.engine
     servers = both(run)
+    run.note("long_requests", {side: _at_once(run, generator, server, model) for side, server in servers.items()})
     text, count = (Load("text", 4, "sampled"), 8) if run.quick else (Load("text", 512, "sampled"), 1024)
     short = ("--random-input-len", "40", "--random-output-len", "20") if run.quick else ()
     for side, server in servers.items():
@@ -104,7 +115,7 @@ def load(run: Setting) -> None:
     took_s = 0.0
     while not turns or (run.left_s() > took_s and not run.quick):
         left_s, seed = run.left_s(), 100 + len(turns)  # the same prompts on both sides of a turn
-        for side in SIDES[:: -1 if len(turns) % 4 else 1]:
+        for side in list(SIDES)[:: -1 if len(turns) % 4 else 1]:
             command = _command(generator, servers[side], model, text, count, seed, *short)
             record = measured(run, f"turn-{len(turns)}-{side}", servers[side], command)
             window = record["steady"] or record["run"]
@@ -114,26 +125,18 @@ def load(run: Setting) -> None:
         run.note("turns", turns)
 
 
-def long(run: Setting) -> None:
-    """Send each endpoint more requests of full length than fit."""
-    generator = run.options.engine
-    servers = both(run)
-    found = {side: _at_once(run, generator, server, run.options.w4a16) for side, server in servers.items()}
-    run.note("long_requests", found)
-
-
 def both(run: Setting) -> dict[str, Served]:
     """Return both endpoints, ready and held to an L4's memory; compare their pools with the plan."""
     model = run.options.w4a16
     cap(run)
     servers: dict[str, Served] = {}
-    for side in SIDES:  # one after the other: an engine must be alone on the GPU while it profiles its memory
+    for side, words in SIDES.items():  # in turn: an engine profiles its memory alone
         if run.gpu or not servers:  # on the CPU one endpoint is both sides: there the setting does nothing
-            server = run.serve(side, run.profile(), model, "--embeddings", side)
+            server = run.serve(side, run.profile(), model, *words)
             server.until_ready(400)
         servers[side] = server
     run.note("engines", {side: figures(server) for side, server in servers.items()})
-    plans = {side: run.ask("plan", *run.flags(run.profile(), model, "--embeddings", side))["memory"] for side in SIDES}
+    plans = {side: run.ask("plan", *run.flags(run.profile(), model, *words))["memory"] for side, words in SIDES.items()}
     run.note("plan_over_engine", {side: compare(plans[side], run.record["engines"][side]) for side in SIDES})
     if run.gpu:
         contract = {side: {each["item"]: each["got"] for each in servers[side].status()["contract"]} for side in SIDES}
@@ -174,7 +177,7 @@ def _at_once(run: Setting, engine: str, server: Served, model: Path) -> float:
 
     The answers are long enough for the first to run until the last prompt that fits has been read.
     """
-    streams, tokens_in, tokens_out = (4, 200, 10) if run.quick else (60, 19_400, 500)
+    streams, tokens_in, tokens_out = (4, 200, 10) if run.quick else (110, 19_400, 500)
     sizes = ("--random-input-len", str(tokens_in), "--random-output-len", str(tokens_out))
     whole = ("--random-range-ratio", "0")
     command = _command(engine, server, model, Load("text", streams, "sampled"), streams, 7, *sizes, *whole)

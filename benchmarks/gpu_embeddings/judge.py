@@ -1,6 +1,6 @@
 """The targets, and what a record says about each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -11,12 +11,15 @@ watt-hour. Largest error of the plan."""
 
 def judge(record: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
     """Yield the name of each target that the record speaks of, whether it is met, and the figure."""
+    if "gathers" in record:
+        yield "every row gathered bit for bit", record["gathers"] == 0, str(record["gathers"])
     if sides := record.get("answers"):
-        host, gpu = sides["host"], sides["gpu"]
-        for name in ("blocks", "tokens", "logits"):
-            same = bool(host[name]) and host[name] == gpu[name]
-            count = f" of {len(host[name])}" if isinstance(host[name], list) else f": {host[name]}"
-            yield f"equal {name}", same, f"{'all' if same else 'not all'}{count}"
+        yield "equal blocks", sides["host"]["blocks"] == sides["gpu"]["blocks"], str(sides["host"]["blocks"])
+        for name in ("tokens", "logits"):
+            same, repeated = (equal(sides["gpu"][name], sides[side][name]) for side in ("host", "again"))
+            count = len(sides["gpu"][name])
+            figure = f"{same} of {count}; of two runs of one side {repeated}"
+            yield f"equal {name}", count > 0 and (same == count or repeated < count), figure
     if engines := record.get("engines"):
         factor = engines["host"]["pool_tokens"] / engines["gpu"]["pool_tokens"]
         yield "KV pool", factor >= POOL, f"{factor:.3f}"
@@ -37,3 +40,8 @@ def judge(record: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
             factor >= LOAD,
             f"{factor:.3f} of {len(turns) // 2} turns" if known else "unknown",
         )
+
+
+def equal(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return how many are equal, pair by pair."""
+    return sum(one == other for one, other in zip(first, second, strict=True))
