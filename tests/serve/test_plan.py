@@ -78,13 +78,14 @@ def flashinfer(made: Plan) -> bool:
     return made.flashinfer
 
 
-def test_the_sampler_is_vllms_unless_asked(plan: MakePlan) -> None:
-    """FlashInfer draws on a GPU where the setting says so; what it compiles goes to the cache folder, which is kept."""
+def test_the_sampler_is_what_the_setting_or_the_environment_says(plan: MakePlan) -> None:
+    """FlashInfer draws on a GPU where it is asked for; what it compiles goes to the cache folder, which is kept."""
     assert not flashinfer(plan(Target.CUDA))
     assert flashinfer(plan(Target.CUDA, sampler="flashinfer"))
     assert not flashinfer(plan(Target.CPU, sampler="flashinfer"))
     assert plan(Target.CUDA).environment["FLASHINFER_WORKSPACE_BASE"] == "/cache"
     assert flashinfer(plan(Target.CUDA, environ={"VLLM_USE_FLASHINFER_SAMPLER": "1"}))
+    assert not flashinfer(plan(Target.CUDA, sampler="flashinfer", environ={"VLLM_USE_FLASHINFER_SAMPLER": "0"}))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_auto_takes_flashinfer_where_its_kernels_are_compiled(plan: MakePlan, tm
     program = tmp_path / "env" / "bin" / "vllm"
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
-    flags: dict[str, Any] = {"sampler": "auto", "engine": str(program), "cache_dir": str(tmp_path / "cache")}
+    flags: dict[str, Any] = {"engine": str(program), "cache_dir": str(tmp_path / "cache")}
     assert not flashinfer(plan(Target.CUDA, **flags))
     (tmp_path / kernels).parent.mkdir(parents=True)
     (tmp_path / kernels).touch()

@@ -153,8 +153,10 @@ def _kv_space_gib(environ: Mapping[str, str]) -> int:
 
 def _draws_with_flashinfer(settings: Settings, environ: Mapping[str, str]) -> bool:
     """Decide for `auto` by whether the kernels are compiled: in the engine's environment, or by an earlier start."""
+    if asked := environ.get("VLLM_USE_FLASHINFER_SAMPLER"):
+        return asked == "1"
     if settings.sampler is not Sampler.AUTO:
-        return settings.sampler is Sampler.FLASHINFER or environ.get("VLLM_USE_FLASHINFER_SAMPLER") == "1"
+        return settings.sampler is Sampler.FLASHINFER
     engine = Path(shutil.which(settings.engine) or "/nowhere/bin/vllm").absolute().parents[1]
     compiled = (
         engine.glob("lib/python3*/*-packages/flashinfer_jit_cache/jit_cache/sampling/sampling.so"),
