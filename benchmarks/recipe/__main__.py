@@ -2,29 +2,34 @@
 
 mistakes  compresses a tiny model with each of five steps left out or done wrongly, and prints what `verify` says
 ablation  compresses a base with and without pruning, serves all three, and prints how far their next words are apart
-gpu       compresses a model with E4B's shapes on a GPU; `--for-s` stops it after a while, and the next call continues
+gpu       compresses a model with E4B's shapes on a GPU. `--for-s` ends it after so many seconds, with the figures of
+          the layers that are done and what the rest would take; the next call continues
 
 `--base` is a checkpoint in BF16 and `--calibration` a JSONL file; without them, the tests' tiny model and made-up rows.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from servekit.demo.build import build_demo_model
 from servekit.recipe.agreement import Agreement, Endpoint, compare, read_prompts, record
-from tests.conftest import ROOT
 from tests.harness.endpoint import Endpoint as Served
 from tests.harness.endpoint import clean_environment
-from tests.harness.server import ENGINE
+from tests.harness.server import ENGINE, ROOT
 from tests.recipe.conftest import PYTHON, write_rows
 
 RECIPE = ROOT / "recipes" / "gemma4-e4b-opt"
@@ -43,8 +48,10 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--target", choices=["cpu", "cuda"], default="cpu", help="of the endpoints of `ablation`")
-    parser.add_argument("--for-s", type=int, help="stop after so many seconds")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="of `gpu`")
+    parser.add_argument("--for-s", type=float, help="end `gpu` after so many seconds, with its base")
     options = parser.parse_args()
+    began_s = time.monotonic()
     folder: Path = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     rows = options.calibration or write_rows(folder / "rows.jsonl", 200)
@@ -54,7 +61,10 @@ def main() -> None:
     elif options.what == "ablation":
         ablation(folder, base, rows, options.samples, options.target)
     else:
-        gpu(folder, base, rows, options.samples, options.for_s)
+        left_s = options.for_s and max(0.0, options.for_s - (time.monotonic() - began_s))
+        print(f"the base was there or built after {time.monotonic() - began_s:.0f} s", flush=True)
+        words = ("--samples", str(options.samples), "--device", options.device)
+        gpu(base, folder / "e4b-w4a16", ("--calibration", str(rows), *words), left_s)
 
 
 def make_base(folder: Path, size: str) -> Path:
@@ -120,23 +130,48 @@ def served(model: Path, target: str, folder: Path, *flags: str) -> Iterator[Endp
         yield Endpoint(server.url, server.key)
 
 
-def gpu(folder: Path, base: Path, rows: Path, samples: int, for_s: int | None) -> None:
+def gpu(base: Path, out: Path, words: Sequence[str], for_s: float | None) -> None:
     """Compress a model of E4B's shapes on the GPU, in pieces if need be, and print time and memory."""
-    out = folder / "e4b-w4a16"
-    words = (*SERVEKIT, "quantize", base, out, "--calibration", rows, "--samples", str(samples), "--device", "cuda")
     if not out.exists():
-        with subprocess.Popen([str(word) for word in words], cwd=ROOT, start_new_session=True) as process:
+        command = [*SERVEKIT, "quantize", str(base), str(out), *words]
+        with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
             try:
                 process.wait(for_s)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                sys.exit(f"stopped after {for_s} s; the same command continues")
+                print(so_far(base, out.with_name(f".{out.name}.work")))
+                return
         if process.returncode:
             sys.exit(process.returncode)
     made = yaml.safe_load((out / "quantization.yaml").read_text())
-    print(f"{made['seconds']} s (the card: 4,840 s), peak {made['peak']} (the card: 16.8 GB of GPU memory)")
-    for more in (("verify", out, "--base", base), ("plan", "--target", "cuda", "--model", out, "--gpu", "l4")):
+    print(f"{made['seconds']} s (the card: 4,840 s), peak {made['peak']} (the card: 16.8 GB of GPU memory)", flush=True)
+    for more in (("plan", "--target", "cuda", "--model", out, "--gpu", "l4"), ("verify", out, "--base", base)):
         subprocess.run([str(word) for word in (*SERVEKIT, *more)], cwd=ROOT, check=True)
+
+
+def so_far(base: Path, work: Path) -> str:
+    """Return the figures of the layers that are kept, and what all of them would take at their pace."""
+    layers = json.loads((base / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    lines, whole_s, records = [], 0.0, []
+    for step in ("prune", "quantize"):
+        files = sorted(work.glob(f"{step}-*.safetensors"))
+        ends = [file.stat().st_mtime for file in files]
+        each_s = statistics.median([after - before for before, after in itertools.pairwise(ends)] or [math.nan])
+        lines.append(f"{step}: {len(files)} of {layers} layers, {each_s:.2f} s each")
+        whole_s += layers * each_s
+        records += [kept_record(file) for file in files]
+    peak = {kind: max((each.get(kind, 0.0) for each in records), default=0.0) for kind in ("gpu_gb", "host_gb")}
+    lines += [f"peak so far: {peak['gpu_gb']} GB of GPU memory (the card: 16.8), {peak['host_gb']} GB of host memory"]
+    if not math.isnan(whole_s):
+        lines += [f"reckoned for all layers: {whole_s:,.0f} s, without load and write (the card: 4,840 s)"]
+    return "\n".join([*lines, "the same command continues"])
+
+
+def kept_record(file: Path) -> dict[str, Any]:
+    """Return what the recipe noted in the header of a layer that it keeps."""
+    with file.open("rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return dict(json.loads(header["__metadata__"]["record"]))
 
 
 if __name__ == "__main__":

@@ -111,9 +111,7 @@ def find_base(name: str) -> tuple[Path, str]:
 
 
 def check_room(base: Path, out: Path, device: Any) -> None:
-    """Stop if disk or memory will not be enough."""
-    import torch
-
+    """Stop if disk or memory will not be enough; what an interrupted job has kept need not be written again."""
     weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     config = json.loads((base / "config.json").read_text()) if (base / "config.json").exists() else {}
     if not weights or config.get("model_type") != "gemma4" or "quantization_config" in config:
@@ -123,10 +121,15 @@ def check_room(base: Path, out: Path, device: Any) -> None:
     widest = max(text["intermediate_size"], text["hidden_size"])
     hessians = HESSIANS * 4 * widest**2
     # The result is smaller than the base; the work folder holds pruned matrices, their masks and packed ones.
-    wanted = [("disk", 2 * weights, shutil.disk_usage(out.parent).free, f"make room on the disk of {out.parent}")]
+    kept = sum(file.stat().st_size for file in kept_folder(out).glob("*.safetensors"))
+    wanted = [
+        ("disk", 2 * weights - kept, shutil.disk_usage(out.parent).free, f"make room on the disk of {out.parent}")
+    ]
     host = weights + (3 << 30) + (0 if device.type == "cuda" else hessians)
     wanted.append(("memory", host, available_memory(), "stop other programs, or take a larger machine"))
     if device.type == "cuda":
+        import torch
+
         free = torch.cuda.mem_get_info()[0]
         wanted.append(("GPU memory", (2 << 30) + hessians, free, "stop what uses the GPU, or give --device cpu"))
     lacks = [
@@ -184,13 +187,18 @@ def load_recipe(path: Path, *, skip_pruning: bool) -> dict[str, Any]:
 
 def work_folder(out: Path, job: dict[str, Any]) -> Path:
     """Return the folder of a job's kept layers, which lets it continue. Stops if it is another job's."""
-    work = out.parent / f".{out.name}.work"
+    work = kept_folder(out)
     record = work / "job.json"
     if record.exists() and json.loads(record.read_text()) != job:
         stop(f"{work} has the layers of another job", "delete that folder, or name another OUT")
     work.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(job, indent=1))
     return work
+
+
+def kept_folder(out: Path) -> Path:
+    """Return where the layers that are done are kept until the result is whole."""
+    return out.parent / f".{out.name}.work"
 
 
 def tokenize(tokenizer: Any, row: dict[str, Any], length: int) -> list[int]:

@@ -132,6 +132,16 @@ def test_a_restarted_engine_has_no_counters(tmp_path: Path) -> None:
     assert record.run.energy.joules is not None
 
 
+def test_an_engine_that_died_has_no_counters(tmp_path: Path) -> None:
+    """The last page before an engine died has not all of its work: it does not stand for the whole run."""
+    record = Run(page=lambda t, page: page if t < 300 else None).record(tmp_path)
+    assert record.run.work is None
+    assert record.engine.why == "the engine's counters could not be read after the run"
+    assert [each.kind for each in record.disturbances] == ["endpoint-silent"]
+    assert record.steady is not None
+    assert record.steady.work is not None, "until then everything is known"
+
+
 def test_a_record_follows_its_schema(tmp_path: Path) -> None:
     """The published schema accepts a record, demands every field and allows no other."""
     schema = record_schema()

@@ -101,9 +101,12 @@ def test_no_endpoint_is_a_clear_message(free_port: int) -> None:
 
 
 def test_prompts(tmp_path: Path) -> None:
-    """Without a file there are texts and pictures; a row without messages is named by its line."""
+    """Without a file there are texts and pictures; a row without messages is named by its line, and no row too."""
     assert any(isinstance(prompt[0]["content"], list) for prompt in read_prompts(None))
     path = tmp_path / "rows.jsonl"
+    path.write_text("")
+    with pytest.raises(ConfigurationError, match=r"rows\.jsonl: error: has no prompts"):
+        read_prompts(path)
     path.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"text": "b"}\n')
     with pytest.raises(ConfigurationError, match=r"rows\.jsonl:2"):
         read_prompts(path)

@@ -1,11 +1,13 @@
 """`servekit quantize`: what it checks before it starts the recipe, and the recipe itself where it is installed."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -48,6 +50,36 @@ def test_too_few_rows(tmp_path: Path) -> None:
     done = run(*QUANTIZE, tmp_path, tmp_path / "out", "--calibration", rows, "--python", sys.executable)
     assert done.returncode == 2
     assert "3 of 128" in done.stderr
+
+
+def test_room_is_checked_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too little disk and memory are told together, with exit code 3; layers that are kept already count."""
+    spec = importlib.util.spec_from_file_location("compress", ROOT / "recipes" / "gemma4-e4b-opt" / "compress.py")
+    assert spec is not None
+    assert spec.loader is not None
+    compress = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compress)
+    base, out, cpu = tmp_path / "base", tmp_path / "out", SimpleNamespace(type="cpu")
+    (tmp_path / ".out.work").mkdir()
+    base.mkdir()
+    text = {"hidden_size": 2560, "intermediate_size": 10240}
+    (base / "config.json").write_text(json.dumps({"model_type": "gemma4", "text_config": text}))
+    with (base / "model.safetensors").open("wb") as file:
+        file.truncate(16 * 10**9)  # a sparse file
+    monkeypatch.setattr(compress, "available_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(compress.shutil, "disk_usage", lambda _: SimpleNamespace(free=30 * 10**9))
+    for kept, needs in ((0, "needs 32.0 GB of disk (got 30.0 GB free); "), (2 * 10**9, "")):
+        with (tmp_path / ".out.work" / "prune-000.safetensors").open("wb") as file:
+            file.truncate(kept)
+        with pytest.raises(SystemExit, match="3"):
+            compress.check_room(base, out, cpu)
+        said = json.loads(capsys.readouterr().out.removeprefix(compress.MARK))
+        # The weights, 3 GiB, and on a CPU five Hessians of the widest matrix's inputs.
+        assert said["problem"] == f"{needs}needs 21.3 GB of memory (got 20.0 GB free)"
+    monkeypatch.setattr(compress, "available_memory", lambda: 30 * 10**9)
+    compress.check_room(base, out, cpu)
 
 
 def test_problem_of_the_program(tmp_path: Path) -> None:

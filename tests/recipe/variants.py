@@ -3,7 +3,8 @@
     PYTHON variants.py BASE FOLDER VERIFY_PROGRAM TEXTS.jsonl
 
 It has its own GPTQ, so that the judge is not tested with the recipe's code, and needs only torch and transformers.
-Writes FOLDER/NAME for each variant, and prints a JSON object of the reports by name.
+Writes FOLDER/NAME for each variant, FOLDER/divergence.json with its KL divergence from the base on held-out texts, and
+prints a JSON object of the reports by name.
 """
 
 import contextlib
@@ -73,15 +74,36 @@ def main(base: Path, folder: Path, program: Path, texts: Path) -> None:
     assert spec.loader is not None
     verify = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(verify)
-    reports = {}
+    reports, divergences = {}, {}
+    expected = next_words(model, real[-3:])
+    weights = {name: model.get_submodule(name).weight.detach().clone() for name in hessians}
     for name, made in variants.items():
         write(base, folder / name, made, masks=name != "pruning")
+        stored = verify.Checkpoint(folder / name)
+        for module in hessians:
+            scale = stored[f"{module}.weight_scale"]
+            model.get_submodule(module).weight.data = verify.dequantize(
+                verify.codes_of(module, stored), scale
+            ).bfloat16()
+        found = next_words(model, real[-3:])
+        divergences[name] = (expected.exp() * (expected - found)).sum(-1).mean().item()
+        for module, weight in weights.items():
+            model.get_submodule(module).weight.data = weight
         said = io.StringIO()
         sys.argv = ["", str(folder / name), str(base), "--texts", str(texts), "--samples", "3", "--device", "cpu"]
         with contextlib.redirect_stdout(said):
             verify.main()
         reports[name] = [json.loads(line.removeprefix(verify.MARK)) for line in said.getvalue().splitlines()]
+    (folder / "divergence.json").write_text(json.dumps(divergences))
     print(json.dumps(reports))
+
+
+def next_words(model: Any, texts: list[list[int]]) -> torch.Tensor:
+    """Return the log probabilities of all next words after each beginning of the texts."""
+    with torch.no_grad():
+        inputs = [(torch.tensor([ids]), torch.zeros(1, len(ids), dtype=torch.long)) for ids in texts]
+        logits = [model(input_ids=ids, mm_token_type_ids=kinds, use_cache=False).logits[0] for ids, kinds in inputs]
+    return torch.cat(logits).float().log_softmax(-1)
 
 
 def gather(model: Any, texts: list[list[int]]) -> Tensors:

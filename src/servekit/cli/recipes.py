@@ -121,6 +121,8 @@ def agreement(
 
     if (target is None) == (base is None):
         raise click.UsageError("give --record or --base")
+    if target and not target.parent.is_dir():
+        raise click.UsageError(f"--record: no folder {target.parent}")
     settings = read_settings(flags, os.environ)
     key = "" if settings.no_auth else client_key(settings.api_keys_file or own_key_file(settings.state_dir))
     served = Endpoint(endpoint.rstrip("/"), key)

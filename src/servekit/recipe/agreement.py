@@ -178,6 +178,8 @@ def read_prompts(path: Path | None) -> list[list[dict[str, Any]]]:
             raise ConfigurationError(
                 [Finding(f"not a row with messages: {error}", file=str(path), line=number, remedy=remedy)]
             ) from error
+    if not prompts:
+        raise ConfigurationError([Finding("has no prompts", file=str(path), remedy="write a row with messages")])
     return prompts
 
 
@@ -202,7 +204,7 @@ def _next_words(endpoint: Endpoint, case: Mapping[str, Any], beginning: str) -> 
 
 def _beginnings(words: list[str]) -> list[str]:
     """Return what is before each word of an answer; chat templates trim it, for the base as for the other."""
-    return ["".join(words[:count]) for count in range(len(words))]
+    return ["".join(words[:count]) for count in range(len(words) or 1)]
 
 
 def _about_picture(colour: tuple[int, int, int]) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def verify(
     ]
     if findings:
         raise ConfigurationError(findings)
-    scheme, first_shared = _read_scheme(out), _first_shared(base)
+    scheme, first_shared = read_scheme(out), _first_shared(base)
     record = read_record(out) if (out / RECORD).exists() else {}
     measured = Measured()
     words: list[str | Path] = [
@@ -84,12 +84,14 @@ def verify(
     )
 
 
-def _read_scheme(out: Path) -> dict[str, Any]:
+def read_scheme(out: Path) -> dict[str, Any]:
     """Return how the weights are quantized. Raises ConfigurationError if not as packed int4."""
     try:
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         (group,) = config["quantization_config"]["config_groups"].values()
-        weights: dict[str, Any] = group["weights"]
+        weights: dict[str, Any] = {"type": "int", "symmetric": True, **group["weights"]}  # compressed-tensors' defaults
+        if weights.get("actorder") == "weight":
+            weights["actorder"] = "static"  # compressed-tensors has two names for it
         packed = (weights["num_bits"], weights["symmetric"]) == (4, True)
     except (ValueError, LookupError, TypeError, AttributeError):
         packed = False

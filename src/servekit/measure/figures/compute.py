@@ -21,6 +21,8 @@ def compute_record(trace: Trace) -> Record:
     idle = _idle(gpus, moments)
     idle_w = idle.energy.mean_power_w if idle else None
     before, after = trace.pages_at(moments.run, ended.get("t", trace.last_s))
+    if ended and not any(each.changed is not None and each.t >= moments.after for each in trace.scrapes):
+        after = {}  # the last page is of an engine that did not answer any more when the command ended
     run = window(moments.run, moments.after, work_between(before, after), gpus, zero_s=moments.begin, idle_w=idle_w)
     steady = None
     if moments.steady:
