@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
-LIMIT_S = 240
+LIMIT_S = 600
 """A child that takes longer is killed."""
 
 

@@ -49,9 +49,10 @@ _TEXT = {"type": "text", "text": "what is there to see zzzz"}
 _IMAGE = picture(f"data:image/png;base64,{png(768)}")
 """Large enough to need as many tokens as an image may have."""
 _REQUESTS = {
-    name: {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+    name: {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 2, "min_tokens": 1}
     for name, content in (("text", [_TEXT]), ("image", [_IMAGE, _TEXT]))
 }
+"""With `min_tokens` vLLM masks the tokens that end an answer, so those of generation_config.json must be ids."""
 _OF_THE_ENGINE = (ExitCode.START_FAILED, ExitCode.ENGINE_DIED, ExitCode.CONTRACT_BROKEN)
 _SMALL = {"max-num-seqs": 8, "max-num-batched-tokens": 256}
 """For a shorter warm-up; so is a table of 20,000 rotary angles instead of 131,072."""
@@ -132,6 +133,8 @@ class Engine:
             text=True,
         )
         self._unchanged = {base: self._ask(base, bench.folder / base) for base in ("w4a16", "bf16")}
+        if failed := [f"{base}: {each['error']}" for base, each in self._unchanged.items() if each["stage"]]:
+            raise RuntimeError(f"the engine does not serve the unchanged checkpoint: {'; '.join(failed)}")
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +174,7 @@ def wrong_logits(logits: list[list[float]], known: list[list[float]], means: str
     )
     if means == SAME and distance > SAME_LOGITS:
         return f"logits differ by {distance:.2f}"
-    return "a stored tensor has no effect" if means == MORE and distance <= SAME_LOGITS else ""
+    return "what it stores or declares has no effect" if means == MORE and distance <= SAME_LOGITS else ""
 
 
 def whole_start(bench: Bench, base: str, skip: list[str]) -> str:

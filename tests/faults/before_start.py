@@ -1,11 +1,13 @@
 """Faults that servekit finds before it starts an engine."""
 
+import fcntl
 import shutil
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from servekit.demo.build import demo_directory
 from tests.conftest import ROOT
 from tests.faults.fault import NEVER_UP, NOT_STARTED, Check, Fault, Prepare
 from tests.faults.launch import Launch
@@ -136,19 +138,25 @@ def engine_is(content: str) -> Prepare:
     return prepare
 
 
+def another_builds(launch: Launch) -> None:
+    """Start with an empty cache whose demo checkpoint another process is building: it holds the lock."""
+    cache = launch.folder / "cache"
+    cache.mkdir()
+    lock = launch.things.enter_context((cache / f".{demo_directory(cache).name}.lock").open("w"))
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    launch.environ["SERVEKIT_CACHE_DIR"] = str(cache)
+    launch.release = lock.close
+
+
 def stop_while_preparing(launch: Launch) -> Check:
-    """Send SIGTERM while the demo checkpoint is built; no engine may start afterwards."""
+    """Send SIGTERM while servekit waits for the demo checkpoint; no engine may start afterwards."""
     send(signal.SIGTERM, at="starting (preflight)")(launch)
+    launch.release()
 
     def check() -> None:
         assert not any(line.startswith("engine ") for line in launch.lines)
 
     return check
-
-
-def empty_cache(launch: Launch) -> None:
-    """Start with an empty cache."""
-    launch.environ["SERVEKIT_CACHE_DIR"] = str(launch.folder / "cache")
 
 
 FAULTS = (
@@ -238,7 +246,7 @@ FAULTS = (
     Fault(
         "SIGTERM while the demo checkpoint is built",
         *(("starting", "stopped"), 0, "stopped before the engine was started"),
-        prepare=empty_cache,
+        prepare=another_builds,
         provoke=stop_while_preparing,
         within_s=120,
     ),

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +33,8 @@ class Launch(Endpoint):
         self.mark = uuid.uuid4().hex
         self.check: Check | None = None
         """A check that `prepare` wants to run after the end."""
+        self.release: Callable[[], object] = lambda: None
+        """Lets go of what `prepare` holds back, for `provoke` to call."""
         engine = ENGINE if fault.engine == "real" else self.wrap(FAKE, fault.faults)
         own = {
             "SERVEKIT_ENGINE": str(engine),

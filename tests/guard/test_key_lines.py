@@ -128,8 +128,14 @@ def test_root_manages_the_keys_of_a_service(path: Path) -> None:
     assert list(load_key_lines(path, manage=True)) == [new, FIRST, SECOND, THIRD]
     assert revoke_key(path, "a") == 2
     assert path.stat().st_uid == 12345
+    os.chown(path.parent, 0, 0)
+    assert list(load_key_lines(path, manage=True)) == [new, SECOND]
     with pytest.raises(ConfigurationError, match="belongs to user 12345"):
         load_key_lines(path)
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="run: sudo chmod 0600") as refused:
+        rotate_key(path)
+    assert "chown" not in str(refused.value), "the service could no longer read it"
 
 
 def test_revocation(path: Path) -> None:

@@ -218,9 +218,9 @@ def test_a_file_opened_to_others_later_is_not_taken(path: Path) -> None:
     assert ring.admits(SECOND.encode())
 
 
-@pytest.mark.parametrize(("mode", "kept"), [(0o640, 0o640), (0o600, 0o600), (0o666, 0o640), (0o4200, 0o600)])
+@pytest.mark.parametrize(("mode", "kept"), [(0o640, 0o640), (0o600, 0o600), (0o4400, 0o400)])
 def test_a_rotated_file_keeps_its_owner(path: Path, mode: int, kept: int) -> None:
-    """The container's user can still read a file that root rotates; others never gain a right, nor keep one."""
+    """The container's user can still read a file that root rotates; others never gain a right."""
     rotate_key(path)
     owner = (10001, 10001) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     os.chown(path, *owner)
@@ -228,6 +228,26 @@ def test_a_rotated_file_keeps_its_owner(path: Path, mode: int, kept: int) -> Non
     rotate_key(path)
     now = path.stat()
     assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (*owner, kept)
+
+
+@pytest.mark.parametrize(("mode", "content"), [(0o644, FIRST), (0o666, FIRST), (0o600, f"{FIRST} \xff")])
+@pytest.mark.parametrize("keep_old", [False, True])
+def test_a_rotation_loses_no_key_of_an_unusable_file(path: Path, mode: int, content: str, *, keep_old: bool) -> None:
+    """A file that others may read or that is not ASCII stays as it is, and the message says what is wrong with it."""
+    path.write_bytes(content.encode("latin-1"))
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match="chmod 0600" if mode != 0o600 else "not ASCII"):
+        rotate_key(path, keep_old=keep_old)
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+@pytest.mark.parametrize("content", ["", "# none yet\n"])
+def test_a_rotation_fills_a_file_without_keys(path: Path, content: str) -> None:
+    """Where there is no key to lose, the new file is private whatever the old one was."""
+    path.write_text(content)
+    path.chmod(0o644)
+    assert (rotate_key(path),) == load_keys(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_a_file_that_cannot_be_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,12 @@ from servekit.profile import EngineArguments, resolve
 from servekit.settings import Embeddings, Target
 
 
-def placed(setting: str, gpu: str = "l4", target: Target = Target.CUDA, available: int = 0, **values: Any) -> Placement:
+def placed(
+    setting: str, gpu: str = "l4", target: Target = Target.CUDA, host: tuple[int, int] = (0, 0), **values: Any
+) -> Placement:
     """Return where the table goes on this GPU, with these engine arguments."""
     return place_embeddings(
-        Embeddings(setting), target, parse_gpu_model(gpu), resolve(values, target=target), available_bytes=available
+        Embeddings(setting), target, parse_gpu_model(gpu), resolve(values, target=target), host=host
     )
 
 
@@ -41,7 +43,7 @@ def test_a_small_gpu_leaves_the_table_to_the_host(setting: str, gpu: str, wanted
 
 
 @pytest.mark.parametrize(
-    "case", [{"available": HOST_BYTES - 1}, {"load-format": "tensorizer"}], ids=["memory", "loader"]
+    "case", [{"host": (HOST_BYTES - 1,) * 2}, {"load-format": "tensorizer"}], ids=["memory", "loader"]
 )
 def test_where_the_host_cannot_hold_it(case: dict[str, Any]) -> None:
     """With too little memory, or a loader with its own tensors, `auto` warns and `host` does not start."""
@@ -49,7 +51,15 @@ def test_where_the_host_cannot_hold_it(case: dict[str, Any]) -> None:
     assert (automatic.wanted, demanded.wanted) == ("gpu", "gpu")
     assert [(each.name, str(each.severity)) for each in automatic.findings] == [("memory-embeddings", "warning")]
     assert [(each.name, str(each.severity)) for each in demanded.findings] == [("memory-embeddings", "error")]
-    assert placed("host", available=HOST_BYTES).wanted == "host"
+    assert placed("host", host=(HOST_BYTES, HOST_BYTES)).wanted == "host"
+
+
+def test_a_plan_beside_a_running_endpoint_says_so() -> None:
+    """Where the host's memory would do if nothing else ran, the finding says that the plan is for this moment."""
+    beside, small = placed("auto", host=(2 * HOST_BYTES, HOST_BYTES - 1)), placed("auto", host=(HOST_BYTES - 1,) * 2)
+    assert "an endpoint that runs already" in beside.findings[0].remedy
+    assert "available now" in beside.findings[0].message
+    assert "ENDPOINT_MEMORY" in small.findings[0].remedy
 
 
 def test_the_cpu_engine_has_one_memory() -> None:

@@ -89,7 +89,7 @@ def test_wrong_logits_are_seen() -> None:
     assert wrong_logits(far, known, OTHER) == wrong_logits(far, known, MORE) == ""
     assert wrong_logits(far, known, SAME) == "logits differ by 5.00"
     assert wrong_logits([[1.0, 2.0, 0.0], [3.0, 4.0]], known, SAME) == "logits differ by inf"
-    assert wrong_logits(near, known, MORE) == "a stored tensor has no effect"
+    assert wrong_logits(near, known, MORE) == "what it stores or declares has no effect"
     assert wrong_logits([[1.0, math.nan], [3.0, 4.0]], known, OTHER) == "logits that are no numbers"
 
 

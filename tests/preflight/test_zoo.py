@@ -16,6 +16,7 @@ from tests.preflight.damage import (
     all_of,
     content,
     cut,
+    edit,
     first_entry,
     group,
     header,
@@ -68,6 +69,10 @@ ZOO: dict[str, tuple[Damage, list[str]]] = {
     "no group size": (weights(group_size=None), ["quantization-groups"]),
     "groups of 64": (weights(group_size=64), ["tensor-shape", "quantization-scheme"]),
     "asymmetric": (weights(symmetric=False), ["scale-missing", "quantization-scheme"]),
+    "no bits": (weights(num_bits=False), ["quantization-bits"]),
+    "4-bit floats": (weights(type="float"), ["quantization-bits"]),
+    "sparsity of another form": (quantization(sparsity_config={"format": 1}), ["sparsity"]),
+    "transforms of another form": (quantization(transform_config={"a": 1}), ["quantization-transforms"]),
     "2:4 sparse": (quantization(sparsity_config={"format": "sparse-24-bitmask"}), ["sparsity"]),
     "no ignore list": (quantization(ignore=[]), ["tensor-unquantized", "ignore-list"]),
     "ignore list splits qkv": (
@@ -167,6 +172,22 @@ ZOO: dict[str, tuple[Damage, list[str]]] = {
     ),
     "no tokenizer_config.json": (without_file("tokenizer_config.json"), ["tokenizer-config"]),
     "no processor": (without_file("processor_config.json"), ["processor-missing"]),
+    "processor class is a list": (
+        edit("processor_config.json", lambda processor: processor.update(processor_class=["Gemma4Processor"])),
+        ["processor-invalid"],
+    ),
+    "processor class is an empty list": (
+        edit("processor_config.json", lambda processor: processor.update(processor_class=[])),
+        [],
+    ),
+    "class of a processor's part is a list": (
+        edit("processor_config.json", lambda processor: processor["video_processor"].update(video_processor_type=[])),
+        ["processor-invalid"],
+    ),
+    "eos_token_id is an object": (
+        content("generation_config.json", b'{"eos_token_id": {"a": 1}}'),
+        ["generation-config"],
+    ),
     "processor is cut": (content("processor_config.json", b"{"), ["processor-invalid"]),
     "another number of image tokens": (
         lambda patient: patient.edit(

@@ -14,7 +14,7 @@ import pytest
 from servekit.errors import ExitCode
 from servekit.serve.books.audit import AUDIT_LOG_NAME, Audit, KeyChanges
 from servekit.serve.books.bookkeeper import REQUEST_LOG_NAME, Bookkeeper
-from servekit.serve.books.database import DAY_S, BooksError, book, database_path, read_usage
+from servekit.serve.books.database import DAY_S, HOUR_S, BooksError, book, database_path, read_usage
 from servekit.serve.books.journal import FILES, Journal
 from servekit.serve.guard import LEDGER_FILE_NAME, RING_FILE_NAME, GuardSettings
 from servekit.serve.guard.inside.servekit_guard.usage.ledger import Ledger, Usage, make_ledger
@@ -84,17 +84,48 @@ def test_what_a_killed_servekit_left(settings: GuardSettings, ledger: Ledger, tm
 
 
 def test_a_name_keeps_its_counters(tmp_path: Path) -> None:
-    """Hours, runs and keys of one name add up; older hours are left out, and removed after their days."""
+    """Hours, runs and keys of one name add up; older hours are left out, and removed when there are newer days."""
     path = tmp_path / "usage.db"
     book(path, "one", {"a": Usage(ok=1), "b": Usage(ok=5)}, NOW_S - 10 * DAY_S, 400)
     book(path, "two", {"a": Usage(ok=2)}, NOW_S, 400)
     assert {name: row["ok"] for name, row in read_usage(path).items()} == {"a": 3, "b": 5}
     assert {name: row["ok"] for name, row in read_usage(path, NOW_S - DAY_S).items()} == {"a": 2}
-    book(path, "two", {"a": Usage(ok=2)}, NOW_S, 5)
-    assert {name: row["ok"] for name, row in read_usage(path).items()} == {"a": 2}
+    book(path, "two", {"a": Usage(ok=3)}, NOW_S + HOUR_S, 1)
+    assert {name: row["ok"] for name, row in read_usage(path).items()} == {"a": 3}
     assert path.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(path) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("jump_days", [3, 500, -500, 100_000])
+def test_a_clock_that_jumps_leaves_the_books(tmp_path: Path, jump_days: int) -> None:
+    """Whatever day the clock says, and back again: at most the oldest day gives way to each new one."""
+    path = tmp_path / "usage.db"
+    for day in range(5):
+        book(path, str(day), {"a": Usage(ok=1)}, NOW_S + day * DAY_S, 5)
+    for number, when in enumerate((jump_days, jump_days, 5)):
+        book(path, f"after {number}", {"a": Usage(ok=1)}, NOW_S + when * DAY_S, 5)
+    assert read_usage(path)["a"]["ok"] >= 6
+    book(path, "much later", {"a": Usage(ok=1)}, NOW_S + 200_000 * DAY_S, 1)
+    assert read_usage(path)["a"]["ok"] == 1
+
+
+def test_restarts_without_books_lose_no_usage(settings: GuardSettings, tmp_path: Path) -> None:
+    """While the database cannot be written each run's file is kept; the next start that can book takes all, once."""
+    database = database_path(tmp_path)
+    database.mkdir()
+    for _ in range(3):
+        keeper(settings).take_over()
+        make_ledger(tmp_path / LEDGER_FILE_NAME)
+        use(Ledger(str(tmp_path / LEDGER_FILE_NAME)), "a", 1, 0, 0, 0, 0, 7)
+    database.rmdir()
+    for _ in range(2):
+        books = keeper(settings)
+        books.take_over()
+        books.stop()
+        assert not books.problem
+        assert read_usage(database)["a"]["output_tokens"] == 21
+    assert not list(tmp_path.glob(f"{LEDGER_FILE_NAME}.left*")), "what is booked is removed"
 
 
 @pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\0" + bytes(5000)])

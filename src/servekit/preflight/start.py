@@ -97,7 +97,7 @@ def make_start(
     if target is Target.AUTO:
         target = Target.CPU if found is None else Target.CUDA
     visible = visible_gpus(found, environ) if found else ()
-    available_bytes = host_memory()[1] if gpu is None else 0
+    host = host_memory() if gpu is None else (0, 0)
     if gpu is None and len(visible) == 1:
         gpu = gpu_model(visible[0])
     values, deviations = dict(profile.arguments), profile.deviations
@@ -138,7 +138,7 @@ def make_start(
         kv_space_gib=_kv_space_gib(environ) if target is Target.CPU else CPU_KV_SPACE_GIB,
         survey=found,
         gpu=gpu,
-        embeddings=place_embeddings(settings.embeddings, target, gpu, arguments, available_bytes=available_bytes),
+        embeddings=place_embeddings(settings.embeddings, target, gpu, arguments, host=host),
         flashinfer=target is Target.CUDA and _draws_with_flashinfer(settings, environ),
         skip=settings.skip,
     )

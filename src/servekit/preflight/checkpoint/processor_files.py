@@ -53,9 +53,7 @@ def check_processor(folder: Path, config: ModelConfig, arguments: EngineArgument
     if problem not in {"", ABSENT}:
         yield error("processor-invalid", problem, file=PROCESSOR, line=line, remedy=_COPY)
         return
-    kind = processor.get("processor_class")
-    if kind is not None and not isinstance(kind, str):
-        yield error("processor-invalid", "must be a string", file=PROCESSOR, key="processor_class", got=repr(kind))
+    yield from _check_class(folder)
     if problem and not (folder / _PREPROCESSOR).exists():
         yield error("processor-missing", f"{problem}, nor {_PREPROCESSOR}", file=PROCESSOR, remedy=_COPY)
         return
@@ -72,7 +70,18 @@ def check_processor(folder: Path, config: ModelConfig, arguments: EngineArgument
             yield error("processor-missing", message, file=PROCESSOR, key=part, remedy=_COPY)
             continue
         for name, message in _part_faults(part, section, key, config, arguments):
-            yield error("processor-invalid", message, file=file, key=f"{key}{name}", remedy=_COPY)
+            yield error("processor-invalid", message, file=file, key=f"{key}{name}".rstrip("."), remedy=_COPY)
+
+
+def _check_class(folder: Path) -> Iterator[Finding]:
+    """Check the class in the first file that has the key: vLLM looks a true value up by its name, and no false one."""
+    for file in (PROCESSOR, _PREPROCESSOR, "tokenizer_config.json"):
+        content, _, _ = read_object(folder / file)
+        if "processor_class" in content:
+            kind = content["processor_class"]
+            if kind and not isinstance(kind, str):
+                yield error("processor-invalid", "must be a string", file=file, key="processor_class", got=repr(kind))
+            return
 
 
 def _part_faults(
@@ -82,7 +91,7 @@ def _part_faults(
     kind = section.get(f"{part}_type")
     modality, classes, _ = _PARTS[part]
     if kind is not None and kind not in classes and (key or modality == "image"):
-        if arguments.limit_mm_per_prompt[modality] or kind not in UNUSED_CLASSES.get(part, ()):
+        if arguments.limit_mm_per_prompt[modality] or str(kind) not in UNUSED_CLASSES.get(part, ()):
             yield f"{part}_type", f"is {kind!r}, not {classes[0]!r}: its output does not fit vLLM's Gemma 4"
         return
     yield from processor_faults(part, section).items()

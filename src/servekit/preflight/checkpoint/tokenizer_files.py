@@ -96,7 +96,7 @@ def _check_generation(
         yield error("generation-config", message, file=GENERATION_CONFIG, key=key, remedy=_COPY)
     turn = special_token(settings, "eot_token")
     stops = generation.get("eos_token_id", config.raw.get("eos_token_id"))
-    known = {*(stops if isinstance(stops, list) else [stops]), ids.get(special_token(settings, "eos_token"))}
+    known = [*(stops if isinstance(stops, list) else [stops]), ids.get(special_token(settings, "eos_token"))]
     if turn in ids and ids[turn] not in known:
         yield warning(
             "generation-config",

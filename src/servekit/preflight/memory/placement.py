@@ -46,12 +46,13 @@ def place_embeddings(
     gpu: GpuModel | None,
     arguments: EngineArguments,
     *,
-    available_bytes: int = 0,
+    host: tuple[int, int] = (0, 0),
 ) -> Placement:
     """Decide where the table goes, for the engine's `arguments`.
 
-    `available_bytes` is the host's memory that is not in use; 0: unknown, or another host is planned for.
+    `host` is its memory in bytes, in all and not in use; 0: unknown, or another host is planned for.
     """
+    total_bytes, available_bytes = host
     if target is Target.CPU:
         unused = note("memory-embeddings", "has no effect on the CPU engine", subject="--embeddings")
         return Placement("cpu", findings=() if setting is Embeddings.AUTO else (unused,))
@@ -62,10 +63,11 @@ def place_embeddings(
     if arguments.load_format in _REPLACING_FORMATS:
         obstacle, remedy = f"load-format {arguments.load_format} puts its own tensors on the GPU", "use another format"
     elif 0 < available_bytes < HOST_BYTES:
-        obstacle = (
-            f"{gib(available_bytes)} of host memory are available, and table and processes take {gib(HOST_BYTES)}"
-        )
+        obstacle = f"{gib(available_bytes)} of host memory are available now"
+        obstacle += f", and table and processes take {gib(HOST_BYTES)}"
         remedy = "free some, or give the container more (ENDPOINT_MEMORY)"
+        if total_bytes >= HOST_BYTES:  # the plan of a start at this moment, not of an endpoint that runs
+            remedy = f"of {gib(total_bytes)} in all: end what uses them, such as an endpoint that runs already"
     else:
         return Placement("host", required)
     if required:

@@ -37,7 +37,6 @@ class Bookkeeper:
     def __init__(self, run_dir: Path, settings: GuardSettings, audit: Audit, keys: KeyChanges) -> None:
         """Keep the books in the state folder of what is counted in `run_dir`."""
         self._ledger = run_dir / LEDGER_FILE_NAME
-        self._left = run_dir / (LEDGER_FILE_NAME + _LEFT_SUFFIX)
         self._ring = run_dir / RING_FILE_NAME
         self._database = database_path(settings.state_dir)
         self._keep_days = settings.usage_days
@@ -56,12 +55,14 @@ class Bookkeeper:
     def take_over(self) -> None:
         """Book what an earlier run of this folder has left: to be called before the guard's files are made anew.
 
-        The old file is kept under another name until this run ends: an engine whose servekit was killed a moment ago
-        may still count in it.
+        The old file is kept under another name until the next start, and until it is booked: an engine whose servekit
+        was killed a moment ago may still count in it.
         """
         self._attempt(self._write_log)
+        for left in self._lefts():
+            self._attempt(partial(self._finish, left))
         self._attempt(self._move)
-        self._attempt(partial(self._book, self._left, ended=True))
+        self._book_lefts()
 
     def start(self) -> None:
         """Start the thread."""
@@ -73,8 +74,8 @@ class Bookkeeper:
         if self._thread.ident is not None:
             self._thread.join()
         self._attempt(self._write_log)
-        for ledger in (self._left, self._ledger):
-            self._attempt(partial(self._book, ledger, ended=True))
+        self._book_lefts()
+        self._attempt(partial(self._book, self._ledger, ended=True))
 
     @property
     def lines_lost(self) -> dict[str, int]:
@@ -93,7 +94,7 @@ class Bookkeeper:
             self._attempt(lambda: self.keys.compare(time.time()))
             if time.monotonic() - booked_s >= BOOK_S:
                 booked_s = time.monotonic()
-                self._attempt(partial(self._book, self._left, ended=True))
+                self._book_lefts()
                 self._attempt(partial(self._book, self._ledger))
 
     def _book(self, ledger: Path, *, ended: bool = False) -> None:
@@ -105,13 +106,26 @@ class Bookkeeper:
         book(self._database, run, used, time.time(), self._keep_days)
         self.problem = ""
 
-    def _move(self) -> None:
-        if not self._ledger.exists():
-            return
-        run, _ = read_ledger(self._left)
-        self._ledger.replace(self._left)
+    def _lefts(self) -> list[Path]:
+        """Return the files of earlier runs: more than one where the books could not be written."""
+        return sorted(self._ledger.parent.glob(f"{self._ledger.name}{_LEFT_SUFFIX}*"))
+
+    def _book_lefts(self) -> None:
+        for left in self._lefts():
+            self._attempt(partial(self._book, left, ended=True))
+
+    def _finish(self, left: Path) -> None:
+        """Book the file for the last time and remove it; first it, for a run that is forgotten would count twice."""
+        self._book(left, ended=True)
+        run, _ = read_ledger(left)
+        left.unlink()
         if run:
             close_run(self._database, run)
+
+    def _move(self) -> None:
+        if self._ledger.exists():
+            run, _ = read_ledger(self._ledger)
+            self._ledger.replace(f"{self._ledger}{_LEFT_SUFFIX}-{run}")
 
     def _write_log(self) -> None:
         if not self._ring.exists():

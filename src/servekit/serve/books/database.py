@@ -28,6 +28,10 @@ _ADD: Final = (
     f"INSERT INTO usage VALUES (?, ?, {', '.join('?' * len(_COLUMNS))}) ON CONFLICT DO UPDATE SET "  # noqa: S608
     + ", ".join(f"{column} = {column} + excluded.{column}" for column in _COLUMNS)
 )
+_FORGET: Final = (
+    "DELETE FROM usage WHERE hour < ? AND hour < "  # noqa: S608
+    f"(SELECT MIN(day) FROM (SELECT DISTINCT hour / {DAY_S} * {DAY_S} AS day FROM usage ORDER BY day DESC LIMIT ?))"
+)
 _DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY_S: Final = 2.0
 
@@ -50,19 +54,23 @@ def database_path(state_dir: Path) -> Path:
 def book(path: Path, run: str, used: dict[str, Usage], now_s: float, keep_days: int) -> None:
     """Book what a run has used since it was last booked, in the hour of `now_s`; all of it or, on an error, nothing.
 
-    used: the counters of the whole run. Hours that are older than `keep_days` are removed. Raises BooksError.
+    used: the counters of the whole run. Hours older than `keep_days` are removed, but never of the newest `keep_days`
+    days in the books: a clock that jumps adds a day and does not empty them. Raises BooksError.
     """
+    hour = int(now_s) // HOUR_S * HOUR_S
     with _open(path, "rwc") as database:
+        (newest,) = database.execute("SELECT MAX(hour) FROM usage").fetchone()
         rows = database.execute(f"SELECT name, {_LIST} FROM booked WHERE run = ?", (run,))  # noqa: S608
         booked = {name: values for name, *values in rows}
         for name, usage in used.items():
             now = usage[: len(_COLUMNS)]
             new = [value - old for value, old in zip(now, booked.get(name, [0] * len(now)), strict=True)]
             if any(new):
-                database.execute(_ADD, (int(now_s) // HOUR_S * HOUR_S, name, *new))
+                database.execute(_ADD, (hour, name, *new))
                 marks = ", ".join("?" * (2 + len(now)))
                 database.execute(f"INSERT OR REPLACE INTO booked VALUES ({marks})", (run, name, *now))  # noqa: S608
-        database.execute("DELETE FROM usage WHERE hour < ?", (int(now_s - keep_days * DAY_S),))
+        if newest != hour:
+            database.execute(_FORGET, (hour - keep_days * DAY_S, keep_days))
 
 
 def close_run(path: Path, run: str) -> None:

@@ -50,28 +50,32 @@ def client_key(path: Path) -> str:
 def load_key_lines(path: Path, *, manage: bool = False) -> dict[str, Key]:
     """Return each key in the file with its name and its limits; raises ConfigurationError with every mistake in it.
 
-    manage: root may read a file that belongs to its folder's owner, as under systemd. The guard never does.
+    manage: root may read a file that belongs to another user, the service's. The guard never does.
     """
     if why := find_trouble(path, private=True):
         raise ConfigurationError([Finding(file=str(path), **why)])
+    owner = path.stat().st_uid if manage and os.geteuid() == 0 and path.exists() else 0
     try:
-        return read_key_lines(path, path.parent.stat().st_uid if manage and os.geteuid() == 0 else 0)
+        return read_key_lines(path, owner)
     except KeyFileError as error:
-        remedy = _mending(path) or "see docs/usage.md, or create a key file with `servekit key --new`"
+        remedy = _mending(path, owner) or "see docs/usage.md, or create a key file with `servekit key --new`"
         raise ConfigurationError(
             [Finding(message, file=str(path), line=line, remedy=remedy) for line, message in error.problems.items()]
         ) from error
 
 
-def _mending(path: Path) -> str:
-    """Return what makes the guard accept the key file's owner and mode; empty if they are right, or there is none."""
+def _mending(path: Path, owner: int) -> str:
+    """Return what makes owner and mode of the key file acceptable; empty if they are, or there is no file.
+
+    owner: a user to whom it may belong, besides this user and root.
+    """
     with contextlib.suppress(OSError):
         status = path.stat()
-        if stat.S_ISREG(status.st_mode) and permission_problem(status):
+        if stat.S_ISREG(status.st_mode) and permission_problem(status, owner):
             own = status.st_uid == os.geteuid()
             mode = "0440" if status.st_uid == 0 and not own else "0600"
-            owner = f"sudo chown {os.geteuid()} {path} && " if status.st_uid not in {0, os.geteuid()} else ""
-            return f"run: {owner}{'' if own else 'sudo '}chmod {mode} {path}"
+            chown = f"sudo chown {os.geteuid()} {path} && " if status.st_uid not in {0, os.geteuid(), owner} else ""
+            return f"run: {chown}{'' if own else 'sudo '}chmod {mode} {path}"
     return ""
 
 
@@ -94,7 +98,7 @@ def rotate_key(path: Path, *, keep_old: bool = False, name: str = "", expires: s
     keep_old: those stay valid, after the new one. All other lines stay as they are. expires: ISO 8601, as in the file.
     Raises ConfigurationError when the file cannot be read or written.
     """
-    keys = _keys_to_keep(path, keep_old=keep_old or bool(name))
+    keys = _keys_to_keep(path)
     lines = path.read_text(encoding="ascii").splitlines() if keys else []
     replaced = [line for line in lines if (key := keys.get(_key_of(line))) and key.name == (name or shown(key.digest))]
     options = replaced[0].partition("#")[0].split()[1:] if replaced else []
@@ -129,14 +133,18 @@ def _key_of(line: str) -> str:
     return next(iter(line.partition("#")[0].split()), "")
 
 
-def _keys_to_keep(path: Path, *, keep_old: bool) -> dict[str, Key]:
-    """Return the keys in the file; none where it is missing or not private, for then strangers may have written it."""
+def _keys_to_keep(path: Path) -> dict[str, Key]:
+    """Return the keys in the file; none where it is missing or holds none. Raises rather than lose the keys of others.
+
+    A file that strangers may have written is refused too: which of its keys are right, its owner must say.
+    """
     try:
         return load_key_lines(path, manage=True) if path.exists() else {}
-    except ConfigurationError as error:
-        if keep_old or any(finding.line for finding in error.findings):
-            raise
-        return {}
+    except ConfigurationError:
+        with contextlib.suppress(OSError):
+            if not any(map(_key_of, path.read_text(encoding="ascii", errors="replace").splitlines())):
+                return {}
+        raise
 
 
 def _replace(path: Path, lines: list[str]) -> None:

@@ -8,8 +8,9 @@ from servekit.preflight.checkpoint.config_file import ModelConfig
 from servekit.preflight.checkpoint.contents.layers import Linear, expected_modules
 from servekit.preflight.checkpoint.naming import FUSED, LM_HEAD
 from servekit.preflight.checkpoint.quantization.kernels import Device, kernel_objections
+from servekit.preflight.checkpoint.quantization.saying import Say, saying
 from servekit.preflight.checkpoint.quantization.scheme import WeightScheme
-from servekit.preflight.checkpoint.quantization.section import REQUANTIZE, Say, saying
+from servekit.preflight.checkpoint.quantization.section import REQUANTIZE
 from servekit.preflight.findings import Finding, error, warning
 
 _FULL_PRECISION: Final = {

@@ -10,7 +10,7 @@ from typing import Final
 
 from servekit import ENGINE_VERSION
 from servekit.preflight.checkpoint.config_file import ModelConfig
-from servekit.preflight.checkpoint.quantization.section import saying
+from servekit.preflight.checkpoint.quantization.saying import saying
 from servekit.preflight.checkpoint.shard_header import ShardError, Tensor, read_scalar
 from servekit.preflight.checkpoint.text_config import TextConfig
 from servekit.preflight.findings import Finding, error, note, warning

@@ -1,12 +1,14 @@
 """Reads quantization_config, and reports what vLLM 0.20.2 or this endpoint would not serve."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from servekit import ENGINE_VERSION
-from servekit.preflight.checkpoint.config_file import CONFIG, ModelConfig
+from servekit.preflight.checkpoint.config_file import ModelConfig
+from servekit.preflight.checkpoint.quantization.companions import check_companions
+from servekit.preflight.checkpoint.quantization.saying import Say, saying
 from servekit.preflight.checkpoint.quantization.scheme import WeightScheme, compiled
 from servekit.preflight.checkpoint.quantization.weight_args import WeightArgs, read_weight_args
 from servekit.preflight.findings import Finding, error, has_errors, warning
@@ -21,9 +23,6 @@ _PROFILE: Final = WeightArgs(num_bits=4, group_size=128, strategy="group")
 _BITS: Final = (4, 8)
 REQUANTIZE: Final = f"quantize to {_PROFILE}"
 _ENDPOINT: Final = "this endpoint serves W4A16, packed integer weights with 16-bit activations"
-
-Say = Callable[..., Finding]
-"""Makes a finding about a key of the section: severity, name, key, message, remedy."""
 
 
 def quant_method(raw: Mapping[str, Any]) -> str:
@@ -76,7 +75,7 @@ def check_quantization(
         if used is None or group.rejected or used.intersection(group.targets):
             findings += group.faults
     usable = not has_errors(findings)
-    findings += _check_rest(raw, target, say)
+    findings += check_companions(raw, target, say)
     return scheme if usable else None, findings
 
 
@@ -88,15 +87,6 @@ class _Group:
     rejected: bool
     """Whether vLLM rejects it where it reads the section, even if no layer uses it."""
     faults: list[Finding]
-
-
-def saying(section: str) -> Say:
-    """Return what makes findings about the section, which may be a part of text_config."""
-
-    def say(report: Say, name: str, key: str, message: str, remedy: str = "") -> Finding:
-        return report(name, message, file=CONFIG, key=f"{section}.{key}".rstrip("."), remedy=remedy)
-
-    return say
 
 
 def _read_groups(raw: Mapping[str, Any], say: Say) -> tuple[list[_Group], list[Finding]]:
@@ -151,7 +141,7 @@ def _check_format(raw: Mapping[str, Any], group: Mapping[str, Any], key: str, sa
 def _check_weights(group: Mapping[str, Any], args: WeightArgs | None, key: str, say: Say) -> Iterator[Finding]:
     given = group.get("weights")
     raw = given if isinstance(given, dict) else {}
-    bits = raw.get("num_bits", args.num_bits if args else None)
+    bits = args.num_bits if args else raw.get("num_bits")
     integer = str(raw.get("type", "int")).lower() == "int"
     if not integer:
         message = f"is {raw.get('type')}{bits}: {_ENDPOINT}"
@@ -180,36 +170,3 @@ def _check_entries(raw: Mapping[str, Any], groups: list[_Group], say: Say) -> It
         except re.error as problem:
             message = f"holds {entry!r}, which cannot be compiled: {problem}"
             yield say(error, "quantization-pattern", key, message, "correct the pattern")
-
-
-def _check_rest(raw: Mapping[str, Any], target: str, say: Say) -> Iterator[Finding]:
-    if sparsity := raw.get("sparsity_config"):
-        yield from _check_sparsity(sparsity, say)
-    if _rotates(raw.get("transform_config")):
-        found = "rotates activations while the model runs"
-        if target == "cpu":
-            message = f"{found}: the CPU engine has no kernel for it"
-            yield say(error, "quantization-transforms", "transform_config", message, "serve it on a GPU")
-        else:
-            message = f"{found}: vLLM {ENGINE_VERSION} applies it, preflight does not check it"
-            yield say(warning, "quantization-transforms", "transform_config", message)
-
-
-def _rotates(transforms: object) -> bool:
-    """Whether vLLM transforms inputs or outputs of layers; what is in the weights already needs nothing."""
-    groups = transforms.get("config_groups") if isinstance(transforms, dict) else None
-    schemes = [each for each in groups.values() if isinstance(each, dict)] if isinstance(groups, dict) else []
-    applied = [each for scheme in schemes for each in scheme.get("apply") or () if isinstance(each, dict)]
-    return any(each.get("location") in {"input", "output"} for each in applied)
-
-
-def _check_sparsity(sparsity: object, say: Say) -> Iterator[Finding]:
-    given = sparsity if isinstance(sparsity, dict) else {}
-    stored, key, remedy = given.get("format"), "sparsity_config", "leave sparsity_config out"
-    if not isinstance(stored, str):
-        yield say(error, "sparsity", key, "names no format: compressed-tensors rejects it", remedy)
-    elif given.get("sparsity_structure") == "2:4" and given.get("targets"):
-        yield say(error, "sparsity", key, f"is 2:4: vLLM {ENGINE_VERSION} has no kernels for it any more", remedy)
-    elif stored != "dense":
-        message = f"names the format {stored!r}: vLLM {ENGINE_VERSION} does not read it and expects {FORMAT} weights"
-        yield say(warning, "sparsity", key, message, remedy)

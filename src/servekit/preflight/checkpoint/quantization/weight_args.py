@@ -34,7 +34,7 @@ def _order(value: object) -> object:
 
 
 _TORCH: Final = "bool|half|float|double|b?float(16|32|64)|float8_e4m3fn|float8_e5m2|short|int|long|u?int(8|16|32|64)"
-_Dtype = Annotated[str | None, Field(pattern=rf"^(torch\.)?({_TORCH})$")]
+Dtype = Annotated[str | None, Field(pattern=rf"^(torch\.)?({_TORCH})$")]
 
 
 class WeightArgs(BaseModel, frozen=True, extra="forbid"):
@@ -51,8 +51,8 @@ class WeightArgs(BaseModel, frozen=True, extra="forbid"):
     block_structure: list[int] | str | None = None
     dynamic: Literal["local"] | bool = False
     actorder: Annotated[Literal["group", "weight"] | None, BeforeValidator(_order)] = None
-    scale_dtype: _Dtype = None
-    zp_dtype: _Dtype = None
+    scale_dtype: Dtype = None
+    zp_dtype: Dtype = None
     observer: str | None = None
     observer_kwargs: dict[str, Any] = {}
 

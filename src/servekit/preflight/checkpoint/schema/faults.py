@@ -1,7 +1,6 @@
 """The faults that pydantic finds, as preflight reports them."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -12,11 +11,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-def faults_of(model: type[BaseModel], values: Mapping[str, Any], *, tags: Collection[str] = ()) -> dict[str, str]:
+def faults_of(model: type[BaseModel], values: object, *, tags: Collection[str] = ()) -> dict[str, str]:
     """Return what is wrong with an object, by dotted keys; `tags` are no keys, but names of the model's unions."""
     try:
         model.model_validate(values)
     except ValidationError as faults:
         found = faults.errors(include_url=False, include_context=False)
-        return {".".join(str(part) for part in fault["loc"] if part not in tags): fault["msg"] for fault in found}
+        return {
+            ".".join(str(part) for part in fault["loc"] if part not in tags): fault["msg"].removeprefix("Value error, ")
+            for fault in found
+        }
     return {}

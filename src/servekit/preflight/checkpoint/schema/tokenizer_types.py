@@ -4,9 +4,10 @@ Of the pieces that make up a tokenizer (normalizers, decoders, ...) this module 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Discriminator, Field, NonNegativeInt, Tag
+from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, Tag
 
 from servekit.preflight.checkpoint.schema.faults import Strict, faults_of
 
@@ -172,8 +173,22 @@ class _AddedToken(Strict):
 _Named = str | _AddedToken
 
 
+def _no_method(_: object) -> NoReturn:
+    raise ValueError("must be left out: it has the name of a method of transformers' tokenizer")
+
+
+def _existing(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError("names a file that does not exist, which transformers reads in place of tokenizer.json")
+    return path
+
+
 class _Settings(Strict):
     tokenizer_class: str | None = None
+    tokenizer_file: Annotated[str, AfterValidator(_existing)] | None = None
+    add_special_tokens: Annotated[Any, AfterValidator(_no_method)] = None
+    padding: bool | Literal["longest", "max_length", "do_not_pad"] | None = None
+    pad_to_multiple_of: int | None = None
     model_max_length: float | None = None
     padding_side: Literal["left", "right"] = "left"
     truncation_side: Literal["left", "right"] = "left"
