@@ -54,10 +54,11 @@ request-fields:  ## read the fields of requests from the installed engine
 	@scripts/install.sh base engine
 	.venv-engine/bin/python scripts/request_fields.py
 
-docs:  ## write docs/configuration.md, docs/requests.md and the sample in README.md from the code
+docs:  ## write what is generated: two pages, the sample in README.md, the PrometheusRule for Kubernetes
 	@scripts/install.sh dev
 	$(BIN)/python scripts/configuration_page.py
 	$(BIN)/python scripts/requests_page.py
+	$(BIN)/python scripts/prometheus_rule.py
 	$(BIN)/python scripts/readme_sample.py
 
 advisories:  ## write the table of docs/security.md and docs/vex.cdx.json from docs/advisories.yaml and the tests

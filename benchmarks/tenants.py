@@ -1,16 +1,17 @@
-"""Compare the books of twelve keys with the engine's own counters: mixed requests, a kill -9 and a drain.
+"""Compare the books of twelve keys with the engine's own counters: mixed requests, kills -9 and a drain.
 
-usage: python -m benchmarks.tenants [--requests N] [--json FILE]
+usage: python -m benchmarks.tenants [--requests N] [--only deaths] [--json FILE]
 
 The real engine on the CPU, the demo checkpoint, loopback only. N requests in three parts: the first ends in quiet, in
-the second servekit is killed, the third ends with a drain. Exits with 1 if the tokens of all names are not the engine's
-own counters, if a request is missing, or if a word of a prompt or a key is in any file of the run.
+the second servekit is killed, the third ends with a drain. Then EngineCore alone, vLLM's server alone and servekit are
+killed under streams. Exits with 1 if the tokens of all names are not the engine's own counters, if a request is
+missing, if servekit says nothing about books that a death left incomplete, or if a word of a prompt or a key is in any
+file of the run.
 """
 
 import argparse
 import http.client
 import json
-import re
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deaths import PARTS, judge, kill, total
 from benchmarks.endpoint import MODEL, served_by_servekit
 from benchmarks.machine import describe_machine
 from benchmarks.programs import working_folder
@@ -29,7 +31,8 @@ from tests.harness.endpoint import Endpoint
 from tests.harness.ports import free_port
 from tests.harness.tenants import MARK, send_mixed
 
-KEYS = [f"sk-team-{number:02}-0123456789abcdef" for number in range(12)]
+KEYS = {f"sk-team-{number:02}-0123456789abcdef": f"team-{number:02}" for number in range(12)}
+"""Key to name."""
 OWN = "(servekit)"
 LOST = (OSError, http.client.HTTPException)
 """After one of these a client cannot know how far its request came."""
@@ -42,13 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tenants", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="in all (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    parser.add_argument("--only", choices=["requests", "deaths"], help="one half of it")
     options = parser.parse_args()
     began_s = time.monotonic()
     with working_folder() as folder:
         key_file = folder / "keys"
         key_file.touch(0o600)
-        key_file.write_text("".join(f"{key}  # team-{number:02}\n" for number, key in enumerate(KEYS)))
-        result = measure(folder, options.requests // 3)
+        key_file.write_text("".join(f"{key}  # {name}\n" for key, name in KEYS.items()))
+        settings = {"SERVEKIT_API_KEYS_FILE": str(key_file), "SERVEKIT_REQUEST_LOG": "50"}
+        result: dict[str, Any] = {"wrong": []}
+        if options.only != "deaths":
+            result |= measure(folder, settings, options.requests // 3)
+        if options.only != "requests":
+            result["killed"] = {part: kill(folder, free_port(), settings, KEYS, part) for part in PARTS}
+            result["wrong"] += [each for part, figures in result["killed"].items() for each in judge(part, figures)]
         result["files with content"] = _files_with_content(folder, key_file)
     result |= {"seconds": round(time.monotonic() - began_s), "machine": describe_machine()}
     print(json.dumps(result, indent=2))
@@ -57,20 +67,19 @@ def main() -> None:
     sys.exit(1 if result["wrong"] or result["files with content"] else 0)
 
 
-def measure(folder: Path, part: int) -> dict[str, Any]:
+def measure(folder: Path, settings: Mapping[str, str], part: int) -> dict[str, Any]:
     """Send the three parts and return what was counted, and what is wrong with it."""
-    settings = {"SERVEKIT_API_KEYS_FILE": str(folder / "keys"), "SERVEKIT_REQUEST_LOG": "50"}
     wrong: list[str] = []
     seen: Outcomes = Counter()
     result: dict[str, Any] = {"wrong": wrong}
     port = free_port()
     with served_by_servekit(folder, port, **settings) as endpoint:
-        seen += _sum(send_mixed(endpoint.port, KEYS, part, model=MODEL, seed=1, lost=LOST))
+        seen += _sum(send_mixed(endpoint.port, list(KEYS), part, model=MODEL, seed=1, lost=LOST))
         result["quiet"] = _compare_quiet(endpoint, wrong)
         print(json.dumps(result["quiet"]), dict(seen), file=sys.stderr, flush=True)
         seen += _send_until(endpoint, part, 2, signal.SIGKILL)
     with served_by_servekit(folder, port, **settings) as endpoint:
-        seen += _sum(send_mixed(endpoint.port, KEYS, part, model=MODEL, seed=3, lost=LOST))
+        seen += _sum(send_mixed(endpoint.port, list(KEYS), part, model=MODEL, seed=3, lost=LOST))
         result["after a restart"] = _compare_quiet(endpoint, wrong)
         print(json.dumps(result["after a restart"]), dict(seen), file=sys.stderr, flush=True)
         seen += _send_until(endpoint, part // 10, 4, signal.SIGTERM)
@@ -91,12 +100,12 @@ def _send_until(endpoint: Endpoint, count: int, seed: int, number: signal.Signal
     outcomes: Outcomes = Counter()
 
     def send() -> None:
-        outcomes.update(_sum(send_mixed(endpoint.port, KEYS, count, model=MODEL, seed=seed, lost=LOST)))
+        outcomes.update(_sum(send_mixed(endpoint.port, list(KEYS), count, model=MODEL, seed=seed, lost=LOST)))
 
     sender = threading.Thread(target=send)
     before = _requests(endpoint)
     sender.start()
-    while sender.is_alive() and _requests(endpoint) < before + count // 2:
+    while sender.is_alive() and _requests(endpoint) < before + count * 9 // 10:
         time.sleep(0.1)
     endpoint.stop(number, within_s=200)
     sender.join()
@@ -109,10 +118,10 @@ def _compare_quiet(endpoint: Endpoint, wrong: list[str]) -> dict[str, Any]:
     while True:
         page = endpoint.observe("/metrics")[1]
         sums = {
-            kind: (_total(page, f"servekit_key_{kind}_tokens_total"), _total(page, f"vllm:{engine}_tokens_total"))
+            kind: (total(page, f"servekit_key_{kind}_tokens_total"), total(page, f"vllm:{engine}_tokens_total"))
             for kind, engine in (("prompt", "prompt"), ("output", "generation"))
         }
-        quiet = _total(page, "servekit_key_in_flight") == 0
+        quiet = total(page, "servekit_key_in_flight") == 0
         if (quiet and all(ours == theirs for ours, theirs in sums.values())) or time.monotonic() > end_s:
             break
         time.sleep(0.5)
@@ -124,13 +133,9 @@ def _compare_quiet(endpoint: Endpoint, wrong: list[str]) -> dict[str, Any]:
 
 def _requests(endpoint: Endpoint) -> int:
     try:
-        return _total(endpoint.observe("/metrics")[1], "servekit_key_requests_total")
+        return total(endpoint.observe("/metrics")[1], "servekit_key_requests_total")
     except urllib.error.URLError:
         return 0
-
-
-def _total(page: str, family: str) -> int:
-    return int(sum(float(value) for value in re.findall(rf"^{family}(?:{{.*}})? (\S+)$", page, re.MULTILINE)))
 
 
 def _sum(outcomes: Mapping[str, Outcomes]) -> Outcomes:

@@ -17,12 +17,14 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed package
 
-from benchmarks import check, cold, images, measuring, memory, throughput
+from benchmarks import check, cold, deaths, images, measuring, memory, throughput
 from benchmarks.__main__ import find_benchmarks
 from benchmarks.endpoint import unguarded
 from benchmarks.gpu_embeddings.judge import judge
 from benchmarks.load import run_round
 from benchmarks.machine import describe_machine
+from benchmarks.scale.events import OTHERS, OUT
+from benchmarks.scale.events import judge as judge_replicas
 
 from tests.harness.processes import busy_seconds, command_line, cpu_seconds, descendants, memory_of
 
@@ -216,3 +218,43 @@ def test_the_cost_of_measuring_is_a_share_of_a_core() -> None:
     """The table has the median share of one core beside its target, and the size of the raw trace."""
     lines = measuring.table({"cpu_share": [0.004, 0.009, 0.005], "trace_bytes_per_s": [2000.0]})
     assert lines == ["of one core      0.50% (0.40% to 0.90%; target 1%)", "raw trace        7.2 MB an hour"]
+
+
+@pytest.mark.parametrize(
+    ("event", "figures", "failed", "wrong"),
+    [
+        ("rolling", {}, {}, 0),
+        ("rolling", {}, {"whole: 503": 1, "stream: cut": 2}, 2),
+        ("sigterm", {OUT: 1.9}, {}, 0),
+        ("sigterm", {OUT: 2.1}, {"stream: error event": 1}, 2),
+        ("engine-killed", {OTHERS: 0}, {"stream: error event": 3}, 0),
+        ("engine-killed", {OTHERS: 1}, {"stream: cut": 1, "whole: 502": 1}, 3),
+        ("replica-killed", {OTHERS: 0}, {"stream: cut": 3}, 0),
+        ("replica-killed", {OTHERS: 0}, {}, 1),
+        ("steady", {}, {"whole: TimeoutError": 1}, 1),
+    ],
+)
+def test_what_replicas_may_not_show(event: str, figures: dict[str, float], failed: dict[str, int], wrong: int) -> None:
+    """Each kind of failed request counts once, unless the event explains it; so does a time that is too long."""
+    assert len(judge_replicas(event, figures, failed)) == wrong
+
+
+@pytest.mark.parametrize(
+    ("part", "books", "short", "said", "wrong"),
+    [
+        ("core", 100, 0, [], 0),
+        ("core", 100, 5, ["team-a 1"], 1),
+        ("server", 100, 5, ["team-a 1"], 0),
+        ("server", 100, 5, [], 1),
+        ("servekit", 99, 0, [], 1),
+    ],
+)
+def test_what_books_may_lack(part: str, books: int, short: int, said: list[str], wrong: int) -> None:
+    """Nothing that was scraped; the last second only where the whole engine died, and servekit says so."""
+    figures = {
+        "tokens at the last scrape before, by name": 100,
+        "tokens in the books": books,
+        "tokens that a client had and the books have not": short,
+        "servekit said": said,
+    }
+    assert len(deaths.judge(part, figures)) == wrong

@@ -3,9 +3,11 @@
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -18,8 +20,8 @@ from tests.deploy.test_scale import SCALE, shipped_flags
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 MINORS = ("1.34", "1.35", "1.36", "1.37")
-CUSTOM = {"PodMonitor", "ScaledObject"}
-"""Kinds of operators, which Kubernetes' own schemas do not have."""
+CUSTOM = json.loads((Path(__file__).parent / "custom_kinds.json").read_text())
+"""Kinds of operators, which Kubernetes' own schemas do not have: their shapes by version and kind."""
 
 Manifests = dict[tuple[str, str], dict[str, Any]]
 
@@ -48,10 +50,15 @@ def pods(manifests: Manifests) -> dict[str, dict[str, Any]]:
     }
 
 
+def versioned(manifest: Mapping[str, Any]) -> str:
+    """Return version and kind."""
+    return f"{manifest['apiVersion']} {manifest['kind']}"
+
+
 @pytest.mark.parametrize("minor", MINORS)
 def test_valid(manifests: Manifests, minor: str, tmp_path: Path) -> None:
     """Every manifest fits the schemas of the last four minor versions, strictly."""
-    own = [each for (kind, _), each in manifests.items() if kind not in CUSTOM]
+    own = [each for each in manifests.values() if versioned(each) not in CUSTOM]
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump_all(own))
     argv = [str(SCALE / "bin" / "kubernetes-validate"), "--strict", "--kubernetes-version", minor, str(file)]
@@ -67,6 +74,34 @@ def test_an_error_is_noticed(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(wrong))
     argv = [str(SCALE / "bin" / "kubernetes-validate"), "--strict", "--kubernetes-version", MINORS[-1], str(file)]
     assert subprocess.run(argv, capture_output=True, check=False).returncode != 0
+
+
+def test_operators_kinds() -> None:
+    """PodMonitors, rules and the ScaledObject fit their operators' own definitions, which refuse an unknown field."""
+    found = [each for each in render("observability").values() if versioned(each) in CUSTOM]
+    assert {each["kind"] for each in found} == {"PodMonitor", "PrometheusRule", "ScaledObject"}
+    for each in found:
+        jsonschema.validate(each, CUSTOM[versioned(each)])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**each, "spec": {**each["spec"], "targets": 1}}, CUSTOM[versioned(each)])
+
+
+def one_line(value: object) -> str:
+    """Return a value without differences in white space, which kubectl changes in long expressions."""
+    return " ".join(re.sub(r"\\n", " ", json.dumps(value, sort_keys=True)).split())
+
+
+def test_the_same_rules_everywhere() -> None:
+    """Kubernetes has the recording rules and alerts of Compose, for the jobs that its PodMonitors make."""
+    manifests = render("observability")
+    files = sorted((ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    rendered = manifests["PrometheusRule", "servekit"]["spec"]["groups"]
+    assert one_line(rendered) == one_line(groups)
+    jobs = set(re.findall(r'job="([^"]+)"', json.dumps(groups).replace("\\", "")))
+    assert jobs == {"servekit", "router"}
+    labels = manifests["StatefulSet", "servekit"]["spec"]["template"]["metadata"]["labels"]
+    assert labels[manifests["PodMonitor", "servekit"]["spec"]["jobLabel"]] == "servekit"
 
 
 def test_one_kind_a_file() -> None:
@@ -115,6 +150,13 @@ def test_selectors_select(manifests: Manifests) -> None:
                 assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports
 
 
+def secrets(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a pod reads of Secrets: each name, and whether it is optional."""
+    refs = [env.get("valueFrom", {}).get("secretKeyRef") for c in spec["containers"] for env in c.get("env", [])]
+    volumes = [each["secret"] for each in spec["volumes"] if "secret" in each]
+    return [ref for ref in refs if ref] + [{"name": each["secretName"], **each} for each in volumes]
+
+
 def test_what_is_named_exists(manifests: Manifests) -> None:
     """Every ConfigMap, volume and account that a pod names is there; secrets are the operator's to make."""
     for name, pod in pods(manifests).items():
@@ -126,6 +168,8 @@ def test_what_is_named_exists(manifests: Manifests) -> None:
         text = json.dumps(spec)
         generated = {each["metadata"]["name"] for (kind, _), each in manifests.items() if kind == "ConfigMap"}
         assert set(re.findall(r'"configMap(?:Ref)?": {"name": "([^"]+)"', text)) <= generated
+        needed = [ref["name"] for ref in secrets(spec) if not ref.get("optional")]
+        assert needed == (["servekit-keys"] if name == "servekit" else []), "README.md makes no other"
         if account := spec.get("serviceAccountName"):
             assert ("ServiceAccount", account) in manifests
 
@@ -162,7 +206,7 @@ def test_figures_fit() -> None:
     assert {"/models", "/var/cache/servekit", "/var/lib/servekit", "/tmp", "/etc/servekit/vllm_config.yaml"} <= mounted  # noqa: S108
     variables = {variable_of(name) for name in Settings.model_fields}
     assert {name for name in settings if name.startswith("SERVEKIT_")} <= variables
-    assert {each["name"] for each in container["env"]} <= variables
+    assert {each["name"] for each in container["env"]} <= {*variables, "HF_TOKEN"}
     profile = manifests["ConfigMap", "servekit-profile"]["data"]["vllm_config.yaml"]
     assert profile == (ROOT / "vllm_config.yaml").read_text()
 

@@ -1,6 +1,7 @@
 """What a key has used: counted through the gate, with a stand-in for vLLM's states of sequences."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,7 @@ class Engine:
             states[request.request_id] = Sequence(request.request_id, index)
 
         self.output_processor.add_request = add_request
+        self.output_processor.process_outputs = len
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, generate, answer."""
@@ -184,6 +186,18 @@ def test_tokens_are_counted_while_a_request_runs(tmp_path: Path, key_file: Path)
     run(metered.gate, make_scope(), BODY)
     assert [(usage.output_tokens, usage.in_flight) for usage in seen] == [(1, 1), (3, 1)]
     assert metered.used()["team-a"].output_tokens == CHOICES * TOKENS + 3
+
+
+def test_how_long_the_core_is_quiet(tmp_path: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds since EngineCore's last output, whatever else the server does."""
+    clock = SimpleNamespace(now_s=time.monotonic())
+    metered = meter(tmp_path, key_file, Engine())
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now_s)
+    assert metered.engine.output_processor.process_outputs([1, 2]) == 2
+    clock.now_s += 7
+    assert metered.gate.counters()["quiet_s"] == 7
+    metered.engine.output_processor.process_outputs([])
+    assert metered.gate.counters()["quiet_s"] == 0
 
 
 def test_servekits_own_requests_and_those_without_a_key(tmp_path: Path, key_file: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,13 @@ def test_kinds_have_findings() -> None:
     """Preflight has a finding for each kind of problem that another try does not mend."""
     only_fetch = {"damaged"}
     assert hub_answer._PERMANENT.keys() == hub_program.PROBLEMS.keys() - hub_program.RETRIED - only_fetch
+
+
+def test_replicas_share_a_folder(program: Program, model: Path, server: Hub) -> None:
+    """Replicas that start together wait for one another: each large file is sent once, and all of them go on."""
+    server.faults.bytes_per_s = 1_000_000
+    with ThreadPoolExecutor(3) as pool:
+        ended = [each.result()[0] for each in [pool.submit(program.fetch) for _ in range(3)]]
+    assert ended == [0, 0, 0]
+    assert same_files(program.snapshot, model)
+    assert server.sent == 900_000

@@ -17,7 +17,7 @@ from servekit.serve.books.bookkeeper import REQUEST_LOG_NAME, Bookkeeper
 from servekit.serve.books.database import DAY_S, HOUR_S, BooksError, book, database_path, read_usage
 from servekit.serve.books.journal import FILES, Journal
 from servekit.serve.guard import LEDGER_FILE_NAME, RING_FILE_NAME, GuardSettings
-from servekit.serve.guard.inside.servekit_guard.usage.ledger import Ledger, Usage, make_ledger
+from servekit.serve.guard.inside.servekit_guard.usage.ledger import OWN, Ledger, Usage, make_ledger
 from servekit.serve.guard.inside.servekit_guard.usage.request_ring import Ended, Ring, make_ring
 from servekit.serve.status import State, StatusStore
 
@@ -69,9 +69,12 @@ def test_usage_is_booked_once(settings: GuardSettings, ledger: Ledger) -> None:
     }  # fmt: skip
 
 
-def test_what_a_killed_servekit_left(settings: GuardSettings, ledger: Ledger, tmp_path: Path) -> None:
-    """The next start books it, what the dying engine still counts too, and requests in flight as failed."""
+def test_what_a_killed_servekit_left(
+    settings: GuardSettings, ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next start books it, what the dying engine still counts too, and requests in flight as failed: it says so."""
     use(ledger, "a", 4, 0, 0, 0, 10, 20, 0, 0, 1)
+    use(ledger, OWN, 0, 0, 0, 0, 0, 0, 0, 0, 1)
     after = keeper(settings)
     after.take_over()
     use(ledger, "a", 0, 0, 0, 0, 0, 5)
@@ -81,6 +84,10 @@ def test_what_a_killed_servekit_left(settings: GuardSettings, ledger: Ledger, tm
     after.stop()
     used = read_usage(database_path(settings.state_dir))["a"]
     assert (used["ok"], used["failed"], used["output_tokens"]) == (5, 1, 25)
+    told = [each.message.partition("be missing: ")[2] for each in caplog.records if "missing" in each.message]
+    assert told == ["a 1"]
+    audit = [each for each in lines(settings.state_dir / AUDIT_LOG_NAME) if each["event"] == "usage incomplete"]
+    assert [each["requests"] for each in audit] == [{"a": 1}]
 
 
 def test_a_name_keeps_its_counters(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from servekit.serve.books.audit import Audit, KeyChanges
 from servekit.serve.books.database import BooksError, book, close_run, database_path, put_aside
 from servekit.serve.books.journal import Journal
 from servekit.serve.guard import LEDGER_FILE_NAME, RING_FILE_NAME, GuardSettings
-from servekit.serve.guard.inside.servekit_guard.usage.ledger import Usage, read_ledger
+from servekit.serve.guard.inside.servekit_guard.usage.ledger import OWN, Usage, read_ledger
 from servekit.serve.guard.inside.servekit_guard.usage.request_ring import Ended, Ring
 
 BOOK_S: Final = 5.0
@@ -51,6 +51,8 @@ class Bookkeeper:
         self.lost_books = 0
         """Damaged files that were put aside."""
         self._lines_lost = 0
+        self._told: set[str] = set()
+        """Runs whose books a death has left incomplete, and the log says so."""
 
     def take_over(self) -> None:
         """Book what an earlier run of this folder has left: to be called before the guard's files are made anew.
@@ -102,9 +104,22 @@ class Bookkeeper:
         if not run:
             return
         if ended:  # what was in flight has failed
+            self._tell_incomplete(run, used)
             used = {name: each._replace(failed=each.failed + each.in_flight) for name, each in used.items()}
         book(self._database, run, used, time.time(), self._keep_days)
         self.problem = ""
+
+    def _tell_incomplete(self, run: str, used: Mapping[str, Usage]) -> None:
+        running = {name: each.in_flight for name, each in used.items() if each.in_flight and name != OWN}
+        if not running or run in self._told:
+            return
+        self._told.add(run)
+        logger.warning(
+            "usage: requests running at the end are booked as failed, and the tokens of their last second may be "
+            "missing: %s",
+            ", ".join(f"{name} {number}" for name, number in running.items()),
+        )
+        self._audit.write("usage incomplete", requests=running)
 
     def _lefts(self) -> list[Path]:
         """Return the files of earlier runs: more than one where the books could not be written."""

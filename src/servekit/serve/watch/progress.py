@@ -17,14 +17,15 @@ class Progress:
         self._moved_s = now_s
         self._marks: Marks | None = None
 
-    def record(self, now_s: float, marks: Marks | None, *, pending: bool) -> float:
+    def record(self, now_s: float, marks: Marks | None, *, pending: bool, quiet_s: float = 0.0) -> float:
         """Record a reading at the monotonic second `now_s`; return the seconds without progress so far.
 
         `marks` is None where the engine did not answer; `pending` says whether it has requests or a canary to answer.
+        `quiet_s` is how long before the reading EngineCore gave its last output.
         """
         if marks is not None:
             if marks != self._marks or not pending:
-                self._moved_s = now_s
+                self._moved_s = max(self._moved_s, now_s - quiet_s * pending)
             self._marks = marks
         return now_s - self._moved_s
 

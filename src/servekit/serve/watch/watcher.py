@@ -147,9 +147,9 @@ class Watch:
                 return self._report(Unhealthy())
             if time.monotonic() - read_s < interval_s and left_s() > 0:
                 continue
-            pending, marks = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
+            pending, quiet_s, marks = self._read(lambda: max(tick_s, min(TIMEOUT_S, left_s())))
             now_s = read_s = time.monotonic()
-            stalled_s = progress.record(now_s, marks, pending=pending)
+            stalled_s = progress.record(now_s, marks, pending=pending, quiet_s=quiet_s)
             if stalled_s >= hang_s:
                 return self._report(Hung(stalled_s))
             idle = not pending and 0 < self._policy.canary_s <= now_s - sent_s
@@ -159,14 +159,15 @@ class Watch:
                 self._canary.start()
         return None
 
-    def _read(self, timeout_s: Callable[[], float]) -> tuple[bool, Marks | None]:
-        """Return whether the engine has work, and its progress; (True, None) if it does not answer."""
+    def _read(self, timeout_s: Callable[[], float]) -> tuple[bool, float, Marks | None]:
+        """Return whether the engine has work, how long its core has been quiet, and its progress: None: no answer."""
         try:
-            in_flight = int(self._client.get(COUNTERS_PATH, timeout_s=timeout_s())["in_flight"])
             marks = progress_marks(self._client.metrics(timeout_s=timeout_s()))
+            counters = self._client.get(COUNTERS_PATH, timeout_s=timeout_s())
+            in_flight, quiet_s = int(counters["in_flight"]), float(counters.get("quiet_s", 0))
         except (ProbeError, KeyError):
-            return True, None
-        return in_flight > 0 or self._canary_pending(), marks
+            return True, 0.0, None
+        return in_flight > 0 or self._canary_pending(), quiet_s, marks
 
     def _canary_pending(self) -> bool:
         return self._canary is not None and self._canary.is_alive()

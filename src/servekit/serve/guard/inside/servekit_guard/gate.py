@@ -203,6 +203,7 @@ class Gate:
                 for (route, outcome), count in sorted(self._counts.items())
             ],
             "in_flight": self._intake.in_flight,
+            "quiet_s": self.meter.quiet_s(),
             "max_in_flight": self._rules.max_in_flight,
             "buffered_bytes": self._intake.buffered_bytes,
             "max_buffered_bytes": self._rules.max_buffered_bytes,

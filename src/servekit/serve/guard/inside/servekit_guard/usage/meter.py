@@ -49,6 +49,7 @@ class Meter:
         """vLLM's states of the sequences that EngineCore works on."""
         self.open: dict[Account, None] = {}
         self.engine_dead = engine_dead
+        self._moved_s = time.monotonic()
         self._ticking = False
 
     def watch(self, engine: Any) -> None:
@@ -69,7 +70,18 @@ class Meter:
                     self.open[account] = None
                     self.start_ticking()
 
+        process_outputs = processor.process_outputs
+
+        def process_and_see(*arguments: Any, **named: Any) -> Any:
+            self._moved_s = time.monotonic()
+            return process_outputs(*arguments, **named)
+
         processor.add_request = add_and_see
+        processor.process_outputs = process_and_see
+
+    def quiet_s(self) -> float:
+        """Return the seconds since EngineCore gave its last output."""
+        return time.monotonic() - self._moved_s
 
     def start_ticking(self) -> None:
         """Tick while there are accounts."""

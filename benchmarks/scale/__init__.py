@@ -1,0 +1,1 @@
+"""Replicas in Docker behind the router and the gateway, under load."""
