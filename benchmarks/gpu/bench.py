@@ -58,6 +58,12 @@ LOADS = (
     Load("images-512", 512, 576, 64, 32, images=3, spread=0.5, about_s=125),
 )
 """What each of both servers gets in the same seconds."""
+IMAGES = (
+    Load("images-32", 32, 320, 64, 32, images=3, spread=0.5, about_s=70),
+    Load("images-1", 1, 12, 64, 16, images=3, about_s=20),
+    Load("images-128", 128, 256, 64, 32, images=3, spread=0.5, about_s=90),
+)
+"""What each of both servers gets in turns."""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))
 BURST = Load("burst-256", 256, 256, 256, 16, arrivals_per_s=math.inf)
 """What each of both servers gets in turns: requests that all come at once, and wait for one another."""

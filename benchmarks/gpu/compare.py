@@ -22,6 +22,8 @@ from tests.harness.processes import cpu_seconds
 AFTER_S = 15
 """What ends a stage once its loads are over."""
 SIDES = ("servekit", "bare")
+BUSY = ("server_cpu_s", "server_loop_s", "core_cpu_s", "core_loop_s")
+"""Of which the record has the cores: CPU seconds a second. A loop that takes a whole core is what holds requests up."""
 HELD_PATH = "/guard-times"
 """Where benchmarks/inside/guard_timed.py tells how long the guard held requests: its `PATH`, out of reach from here."""
 
@@ -50,14 +52,18 @@ def at_once(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measur
     run.note("at_once", rows)
 
 
-def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measured], load: Load, rounds: int) -> None:
-    """Send a burst of requests to one server, then to the other, alternately: each has the GPU to itself.
+def in_turns(
+    run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measured], load: Load, rounds: int, name: str
+) -> None:
+    """Put a load on one server, then on the other, alternately: each has the GPU to itself; record it as `name`.
 
     Each request of a burst waits for those before it, in the server's one event loop and in EngineCore's queue: the
     median first token shows what a server adds to all of them together.
     """
     rows: list[dict[str, Any]] = []
     for number in range(rounds):
+        if load.about_s + AFTER_S > run.left_s():
+            break
         turns = list(zip(SIDES, benches, strict=True))[:: -1 if number % 2 else 1]
         result = {side: put(run, bench, servers[side], load, seed=50_000 + number) for side, bench in turns}
         row = _named(load)
@@ -66,8 +72,9 @@ def bursts(run: Setting, benches: Sequence[Bench], servers: Mapping[str, Measure
             continue
         for side, each in result.items():
             row[side] = _figures(each, each["output_throughput"], each["flow"]["ttfts_s"])
+            row[side]["busy"] = {name: round(each[name] / each["duration"], 3) for name in BUSY}
         rows.append(row | {"over": _over(row)})
-    run.note("bursts", rows)
+    run.note(name, rows)
 
 
 def put(
@@ -84,13 +91,17 @@ def put(
 
 
 def _cpu_s(server: Measured) -> dict[str, float]:
-    """Return the CPU seconds of EngineCore and of the API server, which all requests pass through.
+    """Return the CPU seconds of EngineCore and of the API server, which all requests pass through, and of their loops.
 
     servekit's own process is not in the requests' path and is left out; benchmarks/throughput.py measures it.
     """
     processes = server.processes() | ({} if isinstance(server, Served) else {server.process.pid: ""})
     core = [pid for pid, words in processes.items() if "EngineCore" in words]
-    return {"server_cpu_s": cpu_seconds(pid for pid in processes if pid not in core), "core_cpu_s": cpu_seconds(core)}
+    others = [pid for pid in processes if pid not in core]
+    return {"server_cpu_s": cpu_seconds(others), "core_cpu_s": cpu_seconds(core)} | {
+        "server_loop_s": cpu_seconds(others, main_threads=True),
+        "core_loop_s": cpu_seconds(core, main_threads=True),
+    }
 
 
 def compared_row(load: Load, result: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from servekit.settings import Settings
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
-STAGES = ("start", "load", "load-bare-first", "baseline", "stops", "memory", "memory-full", "memory-bare")
+STAGES = ("start", "load", "load-bare-first", "images", "baseline", "stops", "memory", "memory-full", "memory-bare")
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype", "--embeddings", "gpu")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""

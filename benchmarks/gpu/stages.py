@@ -1,5 +1,6 @@
 """The stages of the proof. Each starts its servers, measures, ends them, and records what they left behind."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -7,8 +8,20 @@ from functools import partial
 from typing import Any
 
 from benchmarks.gpu import full_cache, memory
-from benchmarks.gpu.bench import BURST, LOADS, QUICK, QUICK_BURST, QUICK_RATIO, QUIET, RATIO, WARM_UP, Bench, Load
-from benchmarks.gpu.compare import at_once, bursts, put
+from benchmarks.gpu.bench import (
+    BURST,
+    IMAGES,
+    LOADS,
+    QUICK,
+    QUICK_BURST,
+    QUICK_RATIO,
+    QUIET,
+    RATIO,
+    WARM_UP,
+    Bench,
+    Load,
+)
+from benchmarks.gpu.compare import at_once, in_turns, put
 from benchmarks.gpu.endpoint import Measured, Served
 from benchmarks.gpu.engine_log import KEY_LINES, cache_config, compare, figures
 from benchmarks.gpu.faults import drain, kill_core, refused_start, stop_core, terminate_in_phase
@@ -64,13 +77,38 @@ def load(run: Setting, *, bare_first: bool = False) -> None:
         for warm in QUICK[:1] if run.quick else WARM_UP:
             put(run, bench, each, warm, seed=7)
     if bare_first:  # a stopwatch costs time itself
-        bursts(run, benches, servers, *((QUICK_BURST, 2) if run.quick else (BURST, BURST_ROUNDS)))
+        in_turns(run, benches, servers, *((QUICK_BURST, 2) if run.quick else (BURST, BURST_ROUNDS)), "bursts")
     at_once(run, benches, servers, QUICK if run.quick else LOADS)
     for bench in benches:
         bench.close()
     asked_s = bare.signal(signal.SIGTERM)
     run.step("bare_end", lambda: bare.ending(asked_s, 30))
     run.step("core_killed", lambda: kill_core(run, server, streams=4 if run.quick else 32))
+
+
+def images(run: Setting) -> None:
+    """Put images on servekit and on vLLM alone in turns: each has the GPU, and `--cores` of this host, to itself."""
+    profile, model, stage = run.profile(), run.options.w4a16, run.options.stage
+    benches = [Bench(run.options.engine_python, run.out / f"{stage}-bench-{number}.log") for number in (1, 2)]
+    cores = sorted(os.sched_getaffinity(0))[: run.options.cores]
+    os.sched_setaffinity(0, cores)  # the servers inherit it; the load generators are other hosts, as it were
+    run.note("cores", len(cores))
+    server = run.serve(f"{stage}-servekit", profile, model)
+    server.until(lambda: server.is_past("compile"), "end of the compilation", run.left_s())
+    bare = run.serve_bare(f"{stage}-bare", profile, model)
+    started(run, server, "start")
+    bare.until(bare.is_ready, "readiness", run.left_s())
+    run.note("engines", {"servekit": figures(server), "bare": figures(bare)})
+    servers: dict[str, Measured] = {"servekit": server, "bare": bare}
+    for bench, each in zip(benches, servers.values(), strict=True):
+        bench.ready()
+        for warm in QUICK[:1] if run.quick else WARM_UP:
+            put(run, bench, each, warm, seed=7)
+    for load in QUICK[2:] if run.quick else IMAGES:
+        in_turns(run, benches, servers, load, 2, load.name)
+    run.note("queues", {side: each.find("Avg prompt throughput") for side, each in servers.items()})
+    for bench in benches:
+        bench.close()
 
 
 def baseline(run: Setting) -> None:
@@ -197,7 +235,10 @@ def own_gpu_bytes(server: Measured) -> dict[str, int]:
 RUN: dict[str, Callable[[Setting], None]] = dict(
     zip(
         STAGES,
-        (start, load, partial(load, bare_first=True), baseline, stops, memory.guarded, full_cache.full, memory.bare),
+        (
+            *(start, load, partial(load, bare_first=True), images, baseline, stops),
+            *(memory.guarded, full_cache.full, memory.bare),
+        ),
         strict=True,
     )
 )

@@ -46,11 +46,14 @@ def memory_of(pid: int) -> Memory:
     return Memory(rss, pss)
 
 
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the processor time that these processes have used so far, threads included; dead processes count as 0."""
+def cpu_seconds(pids: Iterable[int], *, main_threads: bool = False) -> float:
+    """Return the processor time that these processes have used so far; dead ones count as 0.
+
+    All threads count, or only the main one of each process.
+    """
     ticks = 0
     for pid in pids:
-        fields = _stat(pid)
+        fields = _stat(f"{pid}/task/{pid}" if main_threads else pid)
         ticks += int(fields[11]) + int(fields[12]) if fields else 0
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -87,7 +90,7 @@ def _lives(fields: list[str]) -> bool:
     return bool(fields) and fields[0] not in "ZX"
 
 
-def _stat(pid: int) -> list[str]:
+def _stat(pid: int | str) -> list[str]:
     """Return the fields of proc_pid_stat(5) after the program's name, from the state on; empty for a dead process."""
     try:
         return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -8,10 +8,12 @@ import importlib
 import pkgutil
 from typing import Any
 
+from ..images import tower
 from . import embeddings, slices
 
 PLUGIN = "servekit"
-SLICED = {
+WRAPPED = {
+    "worker.gpu_worker.Worker": ("load_model", tower.images_together),
     "sample.ops.penalties": ("apply_penalties", slices.penalties_in_slices),
     "sample.sampler.Sampler": ("forward", slices.logprobs_in_slices),
     "worker.gpu_input_batch.InputBatch": (
@@ -20,7 +22,7 @@ SLICED = {
     ),
     "worker.gpu_model_runner.GPUModelRunner": ("_get_prompt_logprobs_dict", slices.prompt_logprobs_in_slices),
 }
-"""What `slices.py` wraps: modules and classes below `vllm.v1`, each with the name of its function and the wrapper."""
+"""What is wrapped: modules and classes below `vllm.v1`, each with the name of its function and the wrapper."""
 PARSERS = {
     "parser.ParserManager": "Gemma4",
     "reasoning.ReasoningParserManager": "Reasoning",
@@ -35,13 +37,14 @@ registered = False
 def register() -> None:
     """Limit the memory of penalties and logprobs, and let a CPU's random generator be rewound.
 
+    `images.tower` lets several images share a pass through the image tower.
     `embeddings` may put the table of per-layer embeddings into host memory.
     `answers.parsers` replaces vLLM's `gemma4`, here because EngineCore asks it when structured output begins.
     """
     global registered  # noqa: PLW0603 - vLLM calls this in each process; the guard checks that it did
     if registered:
         return
-    for place, (name, wrapper) in SLICED.items():
+    for place, (name, wrapper) in WRAPPED.items():
         owner = pkgutil.resolve_name(f"vllm.v1.{place}")
         setattr(owner, name, wrapper(getattr(owner, name)))
     if importlib.import_module("vllm.platforms").current_platform.is_cpu():

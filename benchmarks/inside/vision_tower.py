@@ -1,0 +1,173 @@
+"""Where the time of Gemma 4's image tower goes: the launches of kernels, or the GPU.
+
+Runs under the engine's Python, with the guard's folder on PYTHONPATH: gemma-4-E4B's tower with random weights, images
+of 448 x 448. Prints one JSON line for each way to run it: milliseconds an image on the wall clock, on this thread and
+on the GPU, the peak of memory, whether the result is that of vLLM's own way, one image after the other, and how far it
+is from the same in FP32.
+"""
+
+import copy
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+ROUNDS = 8
+PATCHES, SIDE = 2520, 48
+"""Places for patches of an image, and the patches along each side of one of 448 x 448."""
+
+COUNTS = (4, 1, 2, 3, 8, 16)
+
+torch: Any = importlib.import_module("torch")
+
+
+def main() -> None:
+    """Measure each way that the arguments name, or all."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tower = make_tower(layers=16 if device == "cuda" else 1).to(device=device, dtype=torch.bfloat16).eval()
+    grid = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy")
+    places = torch.nn.functional.pad(torch.stack(grid, -1).reshape(-1, 2), (0, 0, 0, PATCHES - SIDE**2), value=-1)
+    images = torch.rand(16, PATCHES, 768, dtype=torch.bfloat16).to(device)
+    positions = places.repeat(16, 1, 1).to(device)
+    images[positions[..., 0] < 0] = 0
+
+    def one_by_one(count: int) -> Any:
+        return torch.cat([tower(images[i : i + 1], positions[i : i + 1]).last_hidden_state for i in range(count)])
+
+    def together(count: int) -> Any:
+        return tower(images[:count], positions[:count]).last_hidden_state
+
+    def unpadded(count: int) -> Any:
+        return tower(images[:count, : SIDE**2], positions[:count, : SIDE**2]).last_hidden_state
+
+    with torch.inference_mode():
+        most = 16 if device == "cuda" else 2
+        exact = copy.deepcopy(tower).float()
+        expected = (
+            one_by_one(most),
+            torch.cat([exact(images[i : i + 1].float(), positions[i : i + 1]).last_hidden_state for i in range(most)]),
+        )
+        del exact
+        show("vllm: one by one, one-hot", one_by_one, min(4, most), expected)
+        for count in (1, 4) if device == "cuda" else ():
+            show(f"{count} together", together, count, expected)
+            show(f"{count} together, no padding", unpadded, count, expected)
+        importlib.import_module("servekit_guard.images.tower").launch_less(tower)
+        show("one by one, fewer kernels", one_by_one, min(4, most), expected)
+        show("2 together, fewer kernels", together, 2, expected)
+        for count in COUNTS if device == "cuda" else (2,):
+            show(f"{count} together, fewer kernels, no padding", unpadded, count, expected)
+        if device == "cuda":
+            kernels(unpadded)
+            graphed(tower, positions)
+        if "compile" in sys.argv:
+            compiled(tower, unpadded, expected)
+
+
+def kernels(run: Callable[[int], Any]) -> None:
+    """Print which kernels a pass of four images spends its time in."""
+    with torch.profiler.profile() as profiler:
+        run(4)
+    print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=24, max_name_column_width=90))
+
+
+def compiled(tower: Any, run: Callable[[int], Any], expected: Any) -> None:
+    """Time the same with torch.compile, and how long that takes."""
+    for layer in tower.encoder.layers:
+        layer.forward = torch.compile(layer.forward)
+    for count in COUNTS:
+        began_s = time.monotonic()
+        run(count)
+        took_s = time.monotonic() - began_s
+        show(f"{count} together, layers compiled in {took_s:.0f} s", run, count, expected)
+
+
+def make_tower(layers: int) -> Any:
+    """Return the tower as vLLM makes it."""
+    config: Any = importlib.import_module("transformers.models.gemma4.configuration_gemma4").Gemma4VisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        head_dim=64,
+        position_embedding_size=10_240,
+        default_output_length=280,
+        use_clipped_linears=True,
+    )
+    torch.manual_seed(0)
+    tower = importlib.import_module("transformers").AutoModel.from_config(config=config)
+    for name, bound in tower.named_buffers():  # as in real checkpoints, layers clip
+        if name.endswith(("put_min", "put_max")):
+            bound.fill_(-40 if name.endswith("min") else 40)
+    return tower
+
+
+def graphed(tower: Any, positions: Any) -> None:
+    """Time the layers alone, launched one by one and as a CUDA graph: the graph takes what the GPU takes."""
+    for count in (1, 4):
+        hidden = torch.rand(count, PATCHES, 768, dtype=torch.bfloat16, device="cuda")
+        places = positions[:count]
+        mask = (places[..., 0] >= 0)[:, None, None, :].expand(count, 1, PATCHES, PATCHES)
+        turned = tower.encoder.rotary_emb(hidden, places)
+        run = partial(layers_alone, tower.encoder.layers, hidden, mask, turned, places)
+        show(f"layers alone, {count} launched", run, count)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run(count)
+        show(f"layers alone, {count} as a graph", partial(replay, graph), count)
+
+
+def layers_alone(layers: Any, hidden: Any, mask: Any, turned: Any, places: Any, _count: int) -> Any:
+    """Run the tower's layers."""
+    for layer in layers:
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=turned, position_ids=places)
+    return hidden
+
+
+def replay(graph: Any, _count: int) -> None:
+    """Run a recorded graph."""
+    graph.replay()
+
+
+def show(name: str, run: Callable[[int], Any], count: int, expected: Any = None) -> None:
+    """Time a way and print it."""
+    cuda = torch.cuda.is_available()
+    for _ in range(2):
+        result = run(count)
+    before = 0
+    if cuda:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+    wall_s, thread_s = time.perf_counter(), time.thread_time()
+    for _ in range(ROUNDS if cuda else 1):
+        run(count)
+    launched_s = time.perf_counter() - wall_s
+    if cuda:
+        end.record()
+        torch.cuda.synchronize()
+    scale = 1000 / count / (ROUNDS if cuda else 1)
+    told = {
+        "way": name,
+        "wall_ms": round((time.perf_counter() - wall_s) * scale, 2),
+        "launch_ms": round(launched_s * scale, 2),
+        "thread_ms": round((time.thread_time() - thread_s) * scale, 2),
+        "peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20) if cuda else None,
+    }
+    if expected is not None:
+        theirs, exact = (each[: len(result)] for each in expected)
+        told["equal"] = torch.equal(result, theirs)
+        told["off_vllm"], told["off_fp32"] = (
+            float((result.float() - each.float()).norm() / each.float().norm()) for each in (theirs, exact)
+        )
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
