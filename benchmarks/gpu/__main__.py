@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.gpu.setting import STAGES, Setting, machine
 from benchmarks.gpu.stages import RUN
+from benchmarks.gpu.warm_starts import KINDS, STARTS
 from tests.harness.endpoint import PHASES
 
 
@@ -23,8 +24,9 @@ def main() -> None:
     parser.add_argument("--target", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--budget-gib", type=float, default=20.2, help="GPU memory that the engine may take")
     parser.add_argument("--within-s", type=float, default=540, help="time limit of the stage in seconds")
-    parser.add_argument("--rounds", type=int, default=12, help="most rounds of loads")
+    parser.add_argument("--rounds", type=int, default=12, help="most rounds of loads, or of warm starts")
     parser.add_argument("--cores", type=int, help="how many cores the servers of stage images get; all by default")
+    parser.add_argument("--starts", nargs="+", default=STARTS, help=f"of stage warm-start: {', '.join(KINDS)}")
     parser.add_argument("--phases", nargs="+", default=PHASES, help="of stage stops")
     parser.add_argument("--flag", action="append", default=[], help="a further flag for servekit")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: everything once, as short as possible")

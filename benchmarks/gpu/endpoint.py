@@ -44,7 +44,7 @@ class Measured(Server):
         took_s = time.monotonic() - since_s
         code = self.process.poll()
         left = {pid: command_line(pid) for pid in self.seen if command_line(pid)}
-        free_s, on_gpu = self._await_gpu()
+        free_s, on_gpu = self.await_gpu()
         if code is None or left:
             self.sweep()
         self._reader.join(5)
@@ -68,7 +68,7 @@ class Measured(Server):
         self.ages_s.append(self.age_s)
         return f"{self.age_s:8.2f} {line}"
 
-    def _await_gpu(self, within_s: float = 10) -> tuple[float, list[int]]:
+    def await_gpu(self, within_s: float = 10) -> tuple[float, list[int]]:
         """Wait until the driver lists no process of this server; return the seconds, and the processes still listed."""
         began_s = time.monotonic()
         while True:

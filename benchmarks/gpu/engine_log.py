@@ -18,6 +18,20 @@ _NUMBERS = {
     "graphs_s": r"Graph capturing finished in ([\d.]+) secs",
     "graphs_gib": r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB",
 }
+MOMENTS = {
+    "arguments read": r"non-default args",
+    "configured": r"Asynchronous scheduling is",
+    "engine core": r"Initializing a V1 LLM engine",
+    "weights": r"Starting to load model",
+    "weights loaded": r"Model loading took",
+    "compiled": r"Directly load AOT compilation|torch\.compile took",
+    "graphs estimated": r"Estimated CUDA graph memory",
+    "cache sized": r"GPU KV cache size",
+    "graphs captured": r"Graph capturing finished",
+    "engine warm": r"init engine \(",
+    "server": r"Starting vLLM server on",
+}
+"""The moments of a start in their order, each with the line of vLLM 0.20.2 that shows it."""
 KEY_LINES = (
     *("Model loading took", "Available KV cache", "GPU KV cache size", "Maximum concurrency", "torch.compile took"),
     *("Graph capturing finished", "init engine (", "Directly load", "Dynamo bytecode", "Compiling a graph"),
@@ -38,6 +52,16 @@ def read_figures(lines: Iterable[str]) -> dict[str, float]:
         for name, pattern in _NUMBERS.items():
             if name not in found and (match := re.search(pattern, line)):
                 found[name] = float(match.group(1).replace(",", ""))
+    return found
+
+
+def moments(endpoint: Measured) -> dict[str, float]:
+    """Return the second of each moment of the start that the log shows so far."""
+    found: dict[str, float] = {}
+    for age_s, line in zip(list(endpoint.ages_s), list(endpoint.lines), strict=False):
+        for name, pattern in MOMENTS.items():
+            if name not in found and re.search(pattern, line):
+                found[name] = age_s
     return found
 
 

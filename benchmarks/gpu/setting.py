@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from servekit.settings import Settings
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
-STAGES = ("start", "load", "load-bare-first", "images", "baseline", "stops", "memory", "memory-full", "memory-bare")
+STAGES = (
+    *("start", "load", "load-bare-first", "images", "baseline", "stops", "memory", "memory-full", "memory-bare"),
+    "warm-start",
+)
 BASELINE = ("--deviate", "quantization", "--deviate", "kv-cache-dtype", "--embeddings", "gpu")
 INSIDE = Path(__file__).parents[1] / "inside"
 """What runs inside vLLM's server for the sake of a measurement."""
@@ -89,11 +92,12 @@ class Setting:
         path.write_text(text)
         return path
 
-    def environ(self, *, timed: bool = False) -> dict[str, str]:
-        """Return the environment of this run's servekit; `timed`: its guard has a stopwatch."""
+    def environ(self, *, timed: bool = False, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the environment of this run's servekit, with `variables`; `timed`: its guard has a stopwatch."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVEKIT_")}
+        kept |= variables or {}
         if timed:
-            kept["PYTHONPATH"] = os.pathsep.join((str(INSIDE), *filter(None, [kept.get("PYTHONPATH")])))
+            kept["PYTHONPATH"] = before(INSIDE, kept.get("PYTHONPATH"))
         engine = Settings(engine=self.options.engine)  # its folder of newer packages also precedes a wrapper's
         patches = os.environ.get("SERVEKIT_ENGINE_PATCHES") or find_engine_patches(engine) or ""
         return kept | {
@@ -110,18 +114,29 @@ class Setting:
         flags = ["--target", self.options.target, "--config", str(profile), "--model", str(model)]
         return [*flags, *self.options.flag, *more]
 
-    def serve(self, name: str, profile: Path, model: Path, *more: str, timed: bool = False) -> Served:
-        """Start servekit; `timed`: its guard has a stopwatch."""
-        flags, environ = self.flags(profile, model, *more), self.environ(timed=timed)
+    def serve(
+        self,
+        name: str,
+        profile: Path,
+        model: Path,
+        *more: str,
+        timed: bool = False,
+        variables: Mapping[str, str] | None = None,
+    ) -> Served:
+        """Start servekit with `variables` in its environment; `timed`: its guard has a stopwatch."""
+        flags, environ = self.flags(profile, model, *more), self.environ(timed=timed, variables=variables)
         server = serve(flags, environ, self.out / f"{name}.log")
         self.endpoints.append(server)
         return server
 
-    def serve_bare(self, name: str, profile: Path, model: Path) -> Measured:
-        """Start vLLM alone with servekit's arguments and environment, without the guard's."""
+    def serve_bare(
+        self, name: str, profile: Path, model: Path, *, variables: Mapping[str, str] | None = None
+    ) -> Measured:
+        """Start vLLM alone with servekit's arguments and environment and `variables`, without the guard's."""
         port = free_port()
         plan = self.ask("plan", *self.flags(profile, model), "--port", str(port))
-        kept = {each: value for each, value in self.environ().items() if not each.startswith("SERVEKIT_")}
+        environ = self.environ(variables=variables)
+        kept = {each: value for each, value in environ.items() if not each.startswith("SERVEKIT_")}
         argv = unguarded(plan["argv"])
         self.note("bare_argv", argv)
         environ = kept | unguarded_environment(plan)
@@ -151,6 +166,11 @@ class Setting:
         """Return the clients' key, empty if authentication is off."""
         path = own_key_file(Path(self.options.state))
         return load_keys(path)[0] if path.exists() else ""
+
+
+def before(folder: Path, path: str | None) -> str:
+    """Return a search path with `folder` first."""
+    return os.pathsep.join((str(folder), *filter(None, [path])))
 
 
 def usable_bytes() -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu import full_cache, memory
+from benchmarks.gpu import full_cache, memory, warm_starts
 from benchmarks.gpu.bench import (
     BURST,
     IMAGES,
@@ -237,7 +237,7 @@ RUN: dict[str, Callable[[Setting], None]] = dict(
         STAGES,
         (
             *(start, load, partial(load, bare_first=True), images, baseline, stops),
-            *(memory.guarded, full_cache.full, memory.bare),
+            *(memory.guarded, full_cache.full, memory.bare, warm_starts.warm_start),
         ),
         strict=True,
     )

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from servekit.serve.watch.probe import EngineClient
 from tests.conftest import ROOT, wait_until
 from tests.harness.endpoint import Endpoint
+from tests.harness.processes import started
 from tests.harness.server import ENGINE
 
 MODEL = "gemma4-demo"
@@ -141,6 +142,12 @@ def test_probes_and_status(endpoint: Endpoint) -> None:
     assert (contract["image limit"], contract["audio limit"], contract["video limit"]) == (3, 0, 0)
     assert abs(sum(phase["seconds"] for phase in status["start_phases"]) - status["start_seconds"]) < 0.01
     assert status["engine_pid"] == endpoint.roles()["server"]
+
+
+def test_engine_core_was_there_before_vllm_started_it(endpoint: Endpoint) -> None:
+    """It is the fork of `early_core`: vLLM starts the resource tracker first, and then a new Python."""
+    tracker = next(pid for name, pid in endpoint.roles().items() if "resource_tracker" in name)
+    assert started(endpoint.roles()["core"]) < started(tracker)
 
 
 def test_probe_command(endpoint: Endpoint) -> None:

@@ -58,6 +58,11 @@ def cpu_seconds(pids: Iterable[int], *, main_threads: bool = False) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def started(pid: int) -> int:
+    """Return when a process started, in ticks since boot (proc_pid_stat(5))."""
+    return int(_stat(pid)[19])
+
+
 def busy_seconds() -> float:
     """Return the processor time that all programs here have used so far (proc_stat(5): user, nice, system)."""
     user, nice, system = (PROC / "stat").read_text().splitlines()[0].split()[1:4]

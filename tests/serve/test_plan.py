@@ -13,6 +13,7 @@ from servekit.nvml import GpuSurvey
 from servekit.preflight.memory.gpu_models import parse_gpu_model
 from servekit.preflight.start import find_engine_patches, make_start
 from servekit.profile import load_profile
+from servekit.serve.engine import early_core
 from servekit.serve.guard import INSIDE
 from servekit.serve.plan import (
     STOP_MARGIN_S,
@@ -164,6 +165,14 @@ def test_model_and_name(plan: MakePlan, tmp_path: Path) -> None:
     assert plan(Target.CPU, model="org/m", served_name="chat").served_name == "chat"
 
 
+def test_an_engine_that_is_no_python_program_is_run_as_it_is(plan: MakePlan, tmp_path: Path) -> None:
+    """A wrapper in another language starts vLLM in its own way."""
+    (tmp_path / "vllm").write_text('#!/bin/bash\nexec vllm "$@"\n')
+    (tmp_path / "vllm").chmod(0o755)
+    made = plan(Target.CUDA, engine=str(tmp_path / "vllm"))
+    assert made.command == made.argv
+
+
 def test_hub_model_is_pinned_or_downloaded(plan: MakePlan, tmp_path: Path) -> None:
     """A whole cached model starts offline at its commit; before one that is not whole goes the download."""
     engine = tmp_path / "vllm"
@@ -179,11 +188,13 @@ def test_hub_model_is_pinned_or_downloaded(plan: MakePlan, tmp_path: Path) -> No
     made = make()
     assert made.argv[:2] == (sys.executable, "-I")
     assert made.argv[3:9] == ("fetch", "org/m", "a" * 40, "--", str(engine), "serve")
+    assert made.command == (*made.argv[:7], sys.executable, early_core.__file__, *made.argv[7:])
     assert "--revision" not in made.argv
     assert "HF_HUB_OFFLINE" not in made.environment
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (snapshot / name).touch()
     made = make()
+    assert made.command[:3] == (sys.executable, early_core.__file__, str(engine))
     assert made.argv[0] == str(engine)
     assert made.argv[made.argv.index("--revision") + 1] == "a" * 40
     assert made.environment["HF_HUB_OFFLINE"] == "1"

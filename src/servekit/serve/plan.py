@@ -9,9 +9,11 @@ from typing import Final
 from servekit.errors import Finding
 from servekit.preflight import fp8_activations
 from servekit.preflight.host.gpus import SurveyGpus, pinned, survey_gpus
+from servekit.preflight.hub.hub_model import python_of
 from servekit.preflight.memory.gpu_models import MIB, GpuModel
 from servekit.preflight.start import CPU_KV_SPACE_GIB, Start, make_start
 from servekit.profile import Profile, render
+from servekit.serve.engine import early_core
 from servekit.serve.engine.environment import passing, withheld
 from servekit.serve.guard import (
     CONFIG_FILE_NAME,
@@ -55,6 +57,8 @@ class Plan(Start):
 
     served_name: str
     argv: tuple[str, ...]
+    launcher: tuple[str, ...] = ()
+    """What runs the engine's program; empty where servekit cannot see that it is a Python program."""
     environment: Mapping[str, str]
     """What servekit adds to its own environment."""
     inherited: Mapping[str, str]
@@ -82,6 +86,12 @@ class Plan(Start):
     """What the operator decides about the guard."""
     run_dir: Path
     """The folder of what belongs to this run: two endpoints of one user on one host differ in their port."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What servekit executes: `argv`, its program run by `launcher`."""
+        before = len(self.hub.prefix) if self.hub else 0
+        return *self.argv[:before], *self.launcher, *self.argv[before:]
 
     @property
     def url(self) -> str:
@@ -173,6 +183,7 @@ def build_plan(
             *(certificate.arguments if certificate else ()),
             *render(start.values, without="structured-outputs-config"),  # guard_arguments writes that one
         ),
+        launcher=_launcher(settings.engine, environ),
         environment=_environment(settings, start, environ)
         | guard_environment(run_dir / CONFIG_FILE_NAME, start.engine_patches),
         inherited=_inherited(passing(environ, settings.pass_env)),
@@ -251,6 +262,11 @@ def _environment(settings: Settings, start: Start, environ: Mapping[str, str]) -
         added |= {"VLLM_USE_FLASHINFER_SAMPLER": "1"} if start.flashinfer else {}
         defaults = {**defaults, "FLASHINFER_WORKSPACE_BASE": str(settings.cache_dir)}  # what it compiles is kept
     return added | {name: environ.get(name, value) for name, value in defaults.items()}
+
+
+def _launcher(engine: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    python = python_of(engine, environ)
+    return (python, early_core.__file__) if python else ()
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:

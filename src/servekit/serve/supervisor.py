@@ -73,7 +73,7 @@ class Supervisor:
         self._output = EngineOutput()
         self._download = DownloadReader()
         self._engine = Engine(
-            plan.argv, environment, on_line=self._take_line, on_exit=lambda code: self._events.put(Exited(code))
+            plan.command, environment, on_line=self._take_line, on_exit=lambda code: self._events.put(Exited(code))
         )
         self._oom = OomWatcher()
         self._workers = ThreadPool(1, most=1)

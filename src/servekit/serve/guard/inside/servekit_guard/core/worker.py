@@ -9,7 +9,7 @@ import pkgutil
 from typing import Any
 
 from ..images import tower
-from . import embeddings, slices
+from . import embeddings, lent_tokenizer, slices
 
 PLUGIN = "servekit"
 WRAPPED = {
@@ -32,28 +32,32 @@ PARSERS = {
 
 registered = False
 """Whether vLLM has called `register` in this process."""
+holds_model = True
+"""Whether this process may hold the model: `early_core` knows that its server does not, and spares it imports."""
 
 
 def register() -> None:
     """Limit the memory of penalties and logprobs, and let a CPU's random generator be rewound.
 
     `images.tower` lets several images share a pass through the image tower.
-    `embeddings` may put the table of per-layer embeddings into host memory.
+    `embeddings` may put the table of per-layer embeddings into host memory; `lent_tokenizer` only saves time.
     `answers.parsers` replaces vLLM's `gemma4`, here because EngineCore asks it when structured output begins.
     """
     global registered  # noqa: PLW0603 - vLLM calls this in each process; the guard checks that it did
     if registered:
         return
-    for place, (name, wrapper) in WRAPPED.items():
-        owner = pkgutil.resolve_name(f"vllm.v1.{place}")
-        setattr(owner, name, wrapper(getattr(owner, name)))
+    if holds_model:
+        for place, (name, wrapper) in WRAPPED.items():
+            owner = pkgutil.resolve_name(f"vllm.v1.{place}")
+            setattr(owner, name, wrapper(getattr(owner, name)))
+        embeddings.register()
     if importlib.import_module("vllm.platforms").current_platform.is_cpu():
         torch: Any = importlib.import_module("torch")
         torch.Generator = rewinding(torch.Generator)
     for manager, name in PARSERS.items():
         registry: Any = importlib.import_module(f"vllm.{manager.partition('.')[0]}")
         getattr(registry, manager.partition(".")[2]).lazy_parsers["gemma4"] = "servekit_guard.answers.parsers", name
-    embeddings.register()
+    lent_tokenizer.register()
     registered = True
 
 

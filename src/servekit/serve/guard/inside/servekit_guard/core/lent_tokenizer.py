@@ -1,0 +1,69 @@
+"""One tokenizer for each image processor, instead of six.
+
+vLLM 0.20.2 gives Hugging Face's processor the tokenizer that it has, and builds each processor twice, once without the
+tokenizer to see which arguments the class knows (`cached_get_processor_without_dynamic_kwargs` in
+`transformers_utils/processor.py`). transformers 5.8 reads the tokenizer's files each time, copies the given tokenizer
+with the other arguments, and drops all of them but the given one (`ProcessorMixin.from_args_and_dict`). With Gemma's
+262,144 words that takes seconds for each processor, three in the server and one in EngineCore. Here the given tokenizer
+takes the place of what would be read, and is no argument that would be copied.
+"""
+
+import importlib
+from contextvars import ContextVar
+from functools import lru_cache, wraps
+from typing import Any
+
+_LENT: ContextVar[Any] = ContextVar("lent", default=None)
+
+
+def register() -> None:
+    """Change vLLM's and transformers' functions in this process; an unknown transformers stays as it is."""
+    vllm: Any = importlib.import_module("vllm.transformers_utils.processor")
+    mixin: Any = importlib.import_module("transformers.processing_utils").ProcessorMixin
+    load = getattr(mixin, "_load_tokenizer_from_pretrained", None)
+    if load is not None:
+        mixin._load_tokenizer_from_pretrained = classmethod(lent(load.__func__))  # noqa: SLF001 - there is no other way
+        vllm.cached_get_processor = lru_cache(without_argument(vllm.get_processor))
+        name = "cached_get_processor_without_dynamic_kwargs"
+        setattr(vllm, name, lending(getattr(vllm, name)))
+
+
+def lending(build: Any) -> Any:
+    """Return vLLM's function that builds a processor, which then lends it the tokenizer that it gives it."""
+
+    @wraps(build)
+    def build_with_lent(*arguments: Any, **named: Any) -> Any:
+        before = _LENT.set(named.get("tokenizer"))
+        try:
+            return build(*arguments, **named)
+        finally:
+            _LENT.reset(before)
+
+    return build_with_lent
+
+
+def without_argument(get: Any) -> Any:
+    """Return vLLM's function that makes a processor, without the tokenizer as an argument if it is lent."""
+
+    @wraps(get)
+    def get_with_lent(*arguments: Any, tokenizer: Any = None, **named: Any) -> Any:
+        if tokenizer is None or tokenizer is _LENT.get():
+            processor = get(*arguments, **named)
+            if tokenizer is None or getattr(processor, "tokenizer", None) is tokenizer:
+                return processor
+        return get(*arguments, tokenizer=tokenizer, **named)
+
+    return get_with_lent
+
+
+def lent(load: Any) -> Any:
+    """Return transformers' function that reads the tokenizer of a processor, which then prefers the lent one."""
+
+    @wraps(load)
+    def lent_or_loaded(processor: Any, kind: str, *arguments: Any, **named: Any) -> Any:
+        tokenizer = _LENT.get()
+        if tokenizer is not None and kind == "tokenizer":  # others are in folders of their own
+            return tokenizer
+        return load(processor, kind, *arguments, **named)
+
+    return lent_or_loaded

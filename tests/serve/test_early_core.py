@@ -1,0 +1,101 @@
+"""An EngineCore that was forked before the server had read anything, with a small `vllm` in place of the real one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from servekit.serve.engine import early_core
+
+VLLM = {
+    "__init__.py": "",
+    "plugins.py": "import os\ndef load_general_plugins(): exec(os.environ.get('PLUGIN', ''))\n",
+    "platforms.py": "class current_platform:\n    is_cuda = staticmethod(lambda: False)\n",
+    "v1/__init__.py": "",
+    "v1/engine/__init__.py": "",
+    "v1/engine/core.py": "import os, sys\nIMPORTED_BY, SERVER_HAS = os.getpid(), 'server_only' in sys.modules\n",
+    "processes.py": """
+import json, multiprocessing, os, sys
+from vllm.v1.engine import core
+
+def report(pipe, code):
+    seen = {"own": core.IMPORTED_BY == os.getpid(), "method": os.environ["METHOD"], "argv": sys.argv[1:]}
+    os.write(1, (json.dumps(seen) + "\\n").encode())
+    sys.exit(code)
+
+def serve():
+    import server_only
+    os.environ["METHOD"] = "set by the server"
+    context = multiprocessing.get_context("spawn")
+    codes = []
+    for name, code in json.loads(sys.argv[1]):
+        process = context.Process(target=report, args=(None, code), name=name)
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+    sys.exit(codes != [code for _, code in json.loads(sys.argv[1])])
+""",
+    "../server_only.py": "",
+    "../vllm-program": "from vllm import processes\nif __name__ == '__main__':\n    processes.serve()\n",
+}
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """Write the small vLLM; return its program."""
+    for name, text in VLLM.items():
+        path = (tmp_path / "vllm" / name).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "vllm-program"
+
+
+def serve(program: Path, *processes: tuple[str, int], **more: str) -> list[dict[str, object]]:
+    """Run the server, which starts these processes with their exit codes; return what each reports."""
+    command = [sys.executable, early_core.__file__, str(program), json.dumps(processes)]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(program.parent), "PYTHONDONTWRITEBYTECODE": "1", **more}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_first_engine_core_is_the_fork(program: Path) -> None:
+    """It has the modules from before the fork, the server's environment and arguments, and its exit code counts."""
+    first, second = serve(program, ("EngineCore", 3), ("EngineCore", 0))
+    assert first == {"own": False, "method": "set by the server", "argv": ['[["EngineCore", 3], ["EngineCore", 0]]']}
+    assert second == first | {"own": True}
+
+
+def test_other_processes_are_new_pythons(program: Path) -> None:
+    """A process of another name does not become the fork, and leaves it for EngineCore."""
+    assert [each["own"] for each in serve(program, ("APIServer_0", 0), ("EngineCore", 4))] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "plugin", ["raise ValueError", "raise SystemExit", "os.kill(os.getpid(), 9)"], ids=["raises", "exits", "is killed"]
+)
+def test_a_fork_that_has_ended_is_replaced(program: Path, plugin: str) -> None:
+    """vLLM then starts a new Python, as without servekit."""
+    assert [each["own"] for each in serve(program, ("EngineCore", 0), PLUGIN=plugin)] == [True]
+
+
+def test_another_start_method_has_no_fork(program: Path) -> None:
+    """vLLM forks EngineCore itself if the operator says so: a waiting one would only take memory."""
+    seen = serve(program, ("EngineCore", 0), VLLM_WORKER_MULTIPROC_METHOD="fork", PLUGIN="os.write(1, b'forked')")
+    assert [each["own"] for each in seen] == [True]
+
+
+def test_the_program_says_what_is_wrong(program: Path) -> None:
+    """An engine that cannot be imported fails as it does alone."""
+    (program.parent / "vllm" / "v1" / "engine" / "core.py").write_text("raise ImportError('no torch')")
+    command = [sys.executable, early_core.__file__, str(program), "[]"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(program.parent)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ImportError: no torch"
+
+
+def test_the_fork_ends_with_the_server(program: Path) -> None:
+    """A server that starts no EngineCore leaves no process that holds its output open."""
+    assert serve(program) == []
