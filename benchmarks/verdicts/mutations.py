@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.verdicts.changes import SHARD, read_tensors
 
-SAME, OTHER, MORE = "same", "other", "more"
+SAME, OTHER, MORE, BY_HAND = "same", "other", "more", "wrong"
 """What the logits of a served checkpoint must be: see `known.yaml`."""
 _KNOWN: Final[list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("known.yaml").read_text(encoding="utf-8"))
 _BLIND_VALUES, _BLIND_TENSORS = 18, 7

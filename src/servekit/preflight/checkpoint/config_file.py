@@ -103,11 +103,11 @@ def read_config(folder: Path) -> tuple[ModelConfig | None, list[Finding]]:
                 key="architectures",
             )
         ]
-    findings += [
-        error("config-invalid", "is not a type of torch", file=CONFIG, key=key, got=repr(value), remedy=_ORIGINAL)
-        for key in ("dtype", "torch_dtype")
-        if (value := raw.get(key)) is not None and _dtype({"dtype": value}) not in _DTYPES
-    ]
+    if isinstance(value := raw.get("torch_dtype"), str) and _dtype({"dtype": value}) not in _DTYPES:  # others fall back
+        message = "is not a type of torch"
+        findings.append(
+            error("config-invalid", message, file=CONFIG, key="torch_dtype", got=repr(value), remedy=_ORIGINAL)
+        )
     quantization_key = next((key for key in _QUANTIZATION if _at(raw, key)), _QUANTIZATION[0])
     return ModelConfig(
         architecture=architecture,
