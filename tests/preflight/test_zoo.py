@@ -188,6 +188,7 @@ ZOO: dict[str, tuple[Damage, list[str]]] = {
         content("generation_config.json", b'{"eos_token_id": {"a": 1}}'),
         ["generation-config"],
     ),
+    "generation_config.json is a list": (content("generation_config.json", b"[]"), ["generation-config"]),
     "processor is cut": (content("processor_config.json", b"{"), ["processor-invalid"]),
     "another number of image tokens": (
         lambda patient: patient.edit(

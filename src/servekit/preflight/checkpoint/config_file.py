@@ -13,6 +13,7 @@ from servekit.preflight.findings import Finding, error, warning
 
 CONFIG: Final = "config.json"
 ABSENT: Final = "does not exist"
+NO_OBJECT: Final = "must hold a JSON object"
 BROKEN_LINK: Final = "is a link that points to nothing"
 WITH_BLOBS: Final = "a snapshot links to the cache's blobs: mount or copy the whole cache, or the files themselves"
 DTYPE_BYTES: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
@@ -144,7 +145,7 @@ def read_object(path: Path) -> tuple[dict[str, Any], str, int]:
         return {}, f"cannot be read: {problem}", getattr(problem, "lineno", 0)
     if isinstance(value, dict):
         return value, "", 0
-    return {}, f"must hold a JSON object, not {type(value).__name__}", 1
+    return {}, f"{NO_OBJECT}, not {type(value).__name__}", 1
 
 
 def _section(raw: Mapping[str, Any], key: str) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from servekit import ENGINE_VERSION
-from servekit.preflight.checkpoint.config_file import ABSENT, CONFIG, ModelConfig, read_object
+from servekit.preflight.checkpoint.config_file import ABSENT, CONFIG, NO_OBJECT, ModelConfig, read_object
 from servekit.preflight.checkpoint.schema.generation_types import generation_faults
 from servekit.preflight.checkpoint.schema.tokenizer_types import tokenizer_config_faults, tokenizer_faults
 from servekit.preflight.checkpoint.text_config import ARCHITECTURES
@@ -84,9 +84,10 @@ def _check_generation(
     """Check the model's sampling defaults, and that the end of a turn ends an answer."""
     generation, problem, line = read_object(folder / GENERATION_CONFIG)
     if problem:
-        yield note(
+        ends = problem.startswith(NO_OBJECT)
+        yield (error if ends else note)(
             "generation-config",
-            f"{problem}: vLLM uses its own sampling defaults",
+            f"{problem}: vLLM {'ends at its start' if ends else 'uses its own sampling defaults'}",
             file=GENERATION_CONFIG,
             line=line,
             remedy=_COPY,
