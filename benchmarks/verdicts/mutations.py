@@ -128,10 +128,14 @@ def _blind_tensor(random: Random, seen: View) -> Drawn:
     plain = re.escape(name)
     more = [[2 * size for size in shape], [*shape[:-1], *(size + 1 for size in shape[-1:])]]
     shapes = [shape[::-1], [*shape, 1], [1, *shape], *more]
+    # Without a bound of the vision tower vLLM does not clip: the judge's few images seldom reach it. Packed weights
+    # whose bits are called floats become whole numbers.
+    lost = BY_HAND if re.search(r"vision_tower.*(input|output)_(min|max)$", name) else SAME
+    relabelled = BY_HAND if dtype == "I32" else OTHER
     drawn: list[Drawn] = [
-        (SAME, [["drop", plain]]),
-        (SAME, [["name", plain, random.choice([f"x.{name}", f"{name}s"])]]),
+        (lost, [["drop", plain]]),
+        (lost, [["name", plain, random.choice([f"x.{name}", f"{name}s"])]]),
         (SAME, [["reshape", plain, random.choice(shapes)]]),
-        (OTHER, [["cast", plain, {"BF16": "=F16", "I32": "=F32", "I64": "=F64"}[dtype]]]),
+        (relabelled, [["cast", plain, {"BF16": "=F16", "I32": "=F32", "I64": "=F64"}[dtype]]]),
     ]
     return random.choice(drawn)
