@@ -52,9 +52,11 @@ def program(tmp_path: Path) -> Path:
     return tmp_path / "vllm-program"
 
 
-def serve(program: Path, *processes: tuple[str, int], **more: str) -> list[dict[str, object]]:
+def serve(
+    program: Path, *processes: tuple[str, int], runner: str | Path = early_core.__file__, **more: str
+) -> list[dict[str, object]]:
     """Run the server, which starts these processes with their exit codes; return what each reports."""
-    command = [sys.executable, early_core.__file__, str(program), json.dumps(processes)]
+    command = [sys.executable, runner, str(program), json.dumps(processes)]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(program.parent), "PYTHONDONTWRITEBYTECODE": "1", **more}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -85,6 +87,35 @@ def test_another_start_method_has_no_fork(program: Path) -> None:
     """vLLM forks EngineCore itself if the operator says so: a waiting one would only take memory."""
     seen = serve(program, ("EngineCore", 0), VLLM_WORKER_MULTIPROC_METHOD="fork", PLUGIN="os.write(1, b'forked')")
     assert [each["own"] for each in seen] == [True]
+
+
+def test_libraries_that_vllm_adds_reach_engine_core(program: Path) -> None:
+    """The loader reads their folders only as a program starts, so a fork would not find the compatible driver."""
+    with (program.parent / "vllm" / "v1" / "engine" / "core.py").open("a") as file:
+        file.write("os.environ['LD_LIBRARY_PATH'] = '/compat'\n")
+    assert [each["own"] for each in serve(program, ("EngineCore", 0))] == [True]
+
+
+@pytest.mark.parametrize("safe", ["", "1"], ids=["plain", "safe path"])
+def test_the_folders_of_the_path_are_those_of_the_program_alone(tmp_path: Path, safe: str) -> None:
+    """Python puts the program's folder before them, or with PYTHONSAFEPATH does not: none of them is lost."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "program").write_text("import sys\nprint(sys.path)\n")
+    (tmp_path / "bin" / "link").symlink_to("../program")
+    environment = {"PYTHONPATH": "/guard", "PYTHONSAFEPATH": safe, "PYTHONDONTWRITEBYTECODE": "1"}
+    alone, early = (
+        subprocess.run([*words, tmp_path / "bin" / "link"], env=environment, capture_output=True, check=True)
+        for words in ([sys.executable], [sys.executable, early_core.__file__])
+    )
+    assert early.stdout == alone.stdout
+
+
+def test_a_fork_that_hangs_is_given_up(program: Path) -> None:
+    """The server waits for it only so long, and ends it: a lock or a driver must not cost the start."""
+    copy = program.parent / "early_core.py"
+    copy.write_text(Path(early_core.__file__).read_text().replace("PATIENCE_S = 300.0", "PATIENCE_S = 0.01"))
+    hangs = "import time; time.sleep(3600)"
+    assert [each["own"] for each in serve(program, ("EngineCore", 0), runner=copy, PLUGIN=hangs)] == [True]
 
 
 def test_the_program_says_what_is_wrong(program: Path) -> None:

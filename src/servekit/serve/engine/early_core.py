@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -47,6 +48,10 @@ OWN = (
 NAME = "EngineCore"
 """vLLM's name of the process (`CoreEngineProcManager` in `v1/engine/utils.py`)."""
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+LIBRARIES = "LD_LIBRARY_PATH"
+"""vLLM puts CUDA's compatible driver there if asked (`env_override.py`); the loader looks only as a program starts."""
+PATIENCE_S = 300.0
+"""How long vLLM's server waits for the fork at most; a host that reads slowly takes a minute for the imports."""
 _FDS = 3
 """The resource tracker's, the pipe with the pickled process, and one whose end shows that the process has ended."""
 
@@ -54,11 +59,15 @@ _FDS = 3
 def main(command: list[str]) -> None:
     """Fork EngineCore and run vLLM's program in this process."""
     program = shutil.which(command[0]) or command[0]
-    sys.argv, sys.path[0] = [program, *command[1:]], os.path.dirname(program)  # noqa: PTH120 - as Python does
+    sys.argv = [program, *command[1:]]
+    if not getattr(sys.flags, "safe_path", False):  # otherwise no program's folder is there, but the guard's
+        sys.path[0] = os.path.dirname(os.path.realpath(program))  # noqa: PTH120 - as Python does
     if os.environ.get(METHOD, "spawn") == "spawn":
+        libraries = os.environ.get(LIBRARIES)
         with contextlib.suppress(Exception):  # vLLM imports it again, and says what is wrong
             importlib.import_module(SHARED)
-            fork_core()
+            if os.environ.get(LIBRARIES) == libraries:
+                fork_core()
     runpy.run_path(program, run_name="__main__")
 
 
@@ -96,6 +105,8 @@ def fork_core() -> None:
         finally:
             tools.spawnv_passfds = start_python
             server_end.close()
+            if getattr(launcher, "pid", None) != pid:  # it may hang; nothing has waited for it, so the id is still its
+                os.kill(pid, signal.SIGKILL)
 
     popen._launch = launch_core  # noqa: SLF001
 
@@ -139,6 +150,7 @@ def fits(path: bytes, words: Sequence[Any], fds: Sequence[int]) -> bool:
 def hand_over(core: socket.socket, fds: Sequence[int]) -> bool:
     """Give the waiting fork what a new Python would get; return whether it is still there."""
     with contextlib.suppress(OSError):
+        core.settimeout(PATIENCE_S)
         if core.recv(1):
             socket.send_fds(core, [b"f"], fds)
             core.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
