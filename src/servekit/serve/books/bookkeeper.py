@@ -51,8 +51,6 @@ class Bookkeeper:
         self.lost_books = 0
         """Damaged files that were put aside."""
         self._lines_lost = 0
-        self._told: set[str] = set()
-        """Runs whose books a death has left incomplete, and the log says so."""
 
     def take_over(self) -> None:
         """Book what an earlier run of this folder has left: to be called before the guard's files are made anew.
@@ -103,17 +101,17 @@ class Bookkeeper:
         run, used = read_ledger(ledger)
         if not run:
             return
-        if ended:  # what was in flight has failed
-            self._tell_incomplete(run, used)
-            used = {name: each._replace(failed=each.failed + each.in_flight) for name, each in used.items()}
-        book(self._database, run, used, time.time(), self._keep_days)
+        running = {name: each.in_flight * ended for name, each in used.items()}
+        used = {name: each._replace(failed=each.failed + running[name]) for name, each in used.items()}
+        added = book(self._database, run, used, time.time(), self._keep_days)
         self.problem = ""
+        self._tell_failed({name: running[name] for name, new in added.items() if new.failed > 0})
 
-    def _tell_incomplete(self, run: str, used: Mapping[str, Usage]) -> None:
-        running = {name: each.in_flight for name, each in used.items() if each.in_flight and name != OWN}
-        if not running or run in self._told:
+    def _tell_failed(self, running: Mapping[str, int]) -> None:
+        """Say which requests were running at the end, once for each run: when they are booked as failed."""
+        running = {name: number for name, number in running.items() if number and name != OWN}
+        if not running:
             return
-        self._told.add(run)
         logger.warning(
             "usage: requests running at the end are booked as failed, and the tokens of their last second may be "
             "missing: %s",

@@ -51,13 +51,14 @@ def database_path(state_dir: Path) -> Path:
     return state_dir / "usage.db"
 
 
-def book(path: Path, run: str, used: dict[str, Usage], now_s: float, keep_days: int) -> None:
-    """Book what a run has used since it was last booked, in the hour of `now_s`; all of it or, on an error, nothing.
+def book(path: Path, run: str, used: dict[str, Usage], now_s: float, keep_days: int) -> dict[str, Usage]:
+    """Book what a run has used since it was last booked, and return it; in the hour of `now_s`, all of it or nothing.
 
     used: the counters of the whole run. Hours older than `keep_days` are removed, but never of the newest `keep_days`
     days in the books: a clock that jumps adds a day and does not empty them. Raises BooksError.
     """
     hour = int(now_s) // HOUR_S * HOUR_S
+    added = {}
     with _open(path, "rwc") as database:
         (newest,) = database.execute("SELECT MAX(hour) FROM usage").fetchone()
         rows = database.execute(f"SELECT name, {_LIST} FROM booked WHERE run = ?", (run,))  # noqa: S608
@@ -66,11 +67,13 @@ def book(path: Path, run: str, used: dict[str, Usage], now_s: float, keep_days: 
             now = usage[: len(_COLUMNS)]
             new = [value - old for value, old in zip(now, booked.get(name, [0] * len(now)), strict=True)]
             if any(new):
+                added[name] = Usage(*new)
                 database.execute(_ADD, (hour, name, *new))
                 marks = ", ".join("?" * (2 + len(now)))
                 database.execute(f"INSERT OR REPLACE INTO booked VALUES ({marks})", (run, name, *now))  # noqa: S608
         if newest != hour:
             database.execute(_FORGET, (hour - keep_days * DAY_S, keep_days))
+    return added
 
 
 def close_run(path: Path, run: str) -> None:
