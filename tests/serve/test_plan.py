@@ -1,6 +1,7 @@
 """The plan: everything is computed from values, without side effects."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,13 @@ def test_the_sampler_is_what_the_setting_or_the_environment_says(plan: MakePlan)
     assert plan(Target.CUDA).environment["FLASHINFER_WORKSPACE_BASE"] == "/cache"
     assert flashinfer(plan(Target.CUDA, environ={"VLLM_USE_FLASHINFER_SAMPLER": "1"}))
     assert not flashinfer(plan(Target.CUDA, sampler="flashinfer", environ={"VLLM_USE_FLASHINFER_SAMPLER": "0"}))
+
+
+def test_an_engine_in_the_root_folder(plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper such as `/vllm` in a container has no folder above its own, for kernels or newer packages."""
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/vllm")
+    made = plan(Target.CUDA)
+    assert (made.flashinfer, made.engine_patches) == (False, None)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def _draws_with_flashinfer(settings: Settings, environ: Mapping[str, str]) -> bo
         return asked == "1"
     if settings.sampler is not Sampler.AUTO:
         return settings.sampler is Sampler.FLASHINFER
-    engine = Path(shutil.which(settings.engine) or "/nowhere/bin/vllm").absolute().parents[1]
+    engine = Path(shutil.which(settings.engine) or "/nowhere/bin/vllm").absolute().parent.parent
     compiled = (
         engine.glob("lib/python3*/*-packages/flashinfer_jit_cache/jit_cache/sampling/sampling.so"),
         settings.cache_dir.glob(".cache/flashinfer/*/*/cached_ops/sampling/sampling.so"),
@@ -178,6 +178,6 @@ def find_engine_patches(settings: Settings) -> Path | None:
     program = shutil.which(settings.engine)
     if program is None:
         return None
-    environment = Path(program).absolute().parents[1]  # as .venv-engine is of .venv-engine/bin/vllm
-    beside = environment.with_name(f"{environment.name}-patches")
+    environment = Path(program).absolute().parent.parent  # as .venv-engine is of .venv-engine/bin/vllm
+    beside = environment.parent / f"{environment.name}-patches"
     return beside if beside.is_dir() else None
