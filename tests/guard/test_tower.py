@@ -53,6 +53,11 @@ counts.clear()
 after = embed(0, 9)
 shapes = list(counts)
 alone = [embed(number, number + 1)[0] for number in range(9)]
+counts.clear()
+longer = {name: torch.nn.functional.pad(each[:3], (0, 0, 0, 10_080 - each.shape[1]), value=-1)
+          for name, each in (("pixel_values", pixels), ("pixel_position_ids", positions))}
+with torch.inference_mode():
+    longer = model._process_image_input(longer)
 def far(one, other):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, other, strict=True))
 
@@ -61,6 +66,7 @@ padding = (positions == -1).all(-1)
 print(json.dumps({
     "loaded": loaded,
     "passes": [passes, shapes],
+    "longer": [len(counts), far(longer, before[:3])],
     "rows": [[[each.dtype.itemsize, *each.shape] for each in side] for side in (before, after)],
     "far": [far(after, before), far(alone, before)],
     "images differ by": far(before[:1], before[3:4]),
@@ -84,6 +90,13 @@ def test_images_share_passes(found: Any) -> None:
     """Nine images take three passes, each as long as its longest image; loading a model changes nothing else."""
     assert found["loaded"] == {"load_dummy_weights": False}
     assert found["passes"] == [9, [[4, 576], [4, 576], [1, 594]]]
+
+
+def test_longer_images_have_passes_of_their_own(found: Any) -> None:
+    """Where an image may have 1,120 tokens, four in a pass would need more memory than any start rehearses."""
+    passes, far = found["longer"]
+    assert passes == 3
+    assert far < 0.02
 
 
 def test_each_image_gets_its_own_embeddings(found: Any) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 
 IMAGES = 4
 """How many images share a pass. More gain little, and each takes 55 MiB of activations (gemma-4-E4B)."""
+PLACES = 10_080
+"""How many places for patches a pass has at most: those of four images of 280 tokens. Images of different sizes need a
+mask for attention, which grows with the square of the places, and the start rehearses images of one size only."""
 MODEL = "Gemma4ForConditionalGeneration"
 
 
@@ -38,8 +41,9 @@ def process_images(model: Any, images: Any) -> list[Any]:
     lengths = ((positions[..., 0] >= 0).sum(-1) // area).tolist()
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     embedded: dict[int, Any] = {}
-    for first in range(0, len(lengths), IMAGES):
-        group = by_length[first : first + IMAGES]
+    together = max(1, min(IMAGES, PLACES // pixels.shape[1]))
+    for first in range(0, len(lengths), together):
+        group = by_length[first : first + together]
         used = area * lengths[group[-1]]  # the places after them are padding in all of the group
         rows = model.vision_tower(pixels[group, :used], positions[group, :used]).last_hidden_state
         rows = rows.to(model.embed_vision.embedding_projection.weight.dtype)
