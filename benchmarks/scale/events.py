@@ -12,7 +12,7 @@ from benchmarks.scale.scene import Scene
 
 HANG_S = 30
 """SERVEKIT_HANG_S of the replicas."""
-CORE, SERVER, FIRST = "VLLM::EngineCore", "python /opt/vllm/bin/vllm serve", "dumb-init"
+CORE, SERVER, FIRST = "VLLM::EngineCore", "early_core.py vllm serve", "dumb-init"
 _TOKENS = 2_000
 Figures = dict[str, Any]
 

@@ -43,9 +43,12 @@ class Scene:
         return self.stack.containers(f"servekit-{number}")[0]
 
     def signal(self, number: int, part: str, number_of: Signals) -> None:
-        """Send a signal to the process of a replica whose command line has `part`; it has another user: needs root."""
+        """Send a signal to the process of a replica whose command line has `part`; it has another user: needs root.
+
+        What follows `--` is the command line of another process, which the keeper starts.
+        """
         table = self.replica(number).top(ps_args="-eo pid,args")
-        (pid,) = (int(pid) for pid, words in table["Processes"] if part in words)
+        (pid,) = (int(pid) for pid, words in table["Processes"] if part in words.partition(" -- ")[0])
         os.kill(pid, number_of)
 
     def recover(self) -> None:
