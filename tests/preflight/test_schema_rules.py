@@ -106,6 +106,7 @@ def test_tokenizer_settings_that_replace_others(tmp_path: Path) -> None:
         assert tokenizer_config_faults(good) == {}
     wrong: list[dict[str, Any]] = [
         {"tokenizer_file": "/none/tokenizer.json"},
+        {"tokenizer_file": "n" * 5_000},  # the system refuses to look, as in root's folders
         {"add_special_tokens": 1},
         {"padding": {}},
     ]

@@ -3,8 +3,8 @@
 Of the pieces that make up a tokenizer (normalizers, decoders, ...) this module knows Gemma's; others pass.
 """
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, Tag
@@ -178,7 +178,7 @@ def _no_method(_: object) -> NoReturn:
 
 
 def _existing(path: str) -> str:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - as transformers asks; Path raises where it may not look
         raise ValueError("names a file that does not exist, which transformers reads in place of tokenizer.json")
     return path
 
