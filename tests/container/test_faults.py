@@ -196,7 +196,10 @@ def test_daemon_restart(healthy: Stack, note: Note) -> None:
 
 
 def test_second_start_finds_its_caches(healthy: Stack, make_stack: Callable[..., Stack], note: Note) -> None:
-    """A recreated container writes nothing again that its volume holds; the table has the figures of both starts."""
+    """A recreated container writes nothing again that its volume holds; the table has the figures of both starts.
+
+    What it imports that the first did not, one second earlier or later, it may add.
+    """
     list_cache = ("sh", "-c", "find /var/cache/servekit -type f ! -name '*.lock' -printf '%p %s %T@\\n'")
     fresh = make_stack("fresh")
     fresh.compose("up", "--detach", "--wait")
@@ -206,5 +209,6 @@ def test_second_start_finds_its_caches(healthy: Stack, make_stack: Callable[...,
     fresh.down()
     note(f"start with empty caches {first:.1f} s, with kept ones {second:.1f} s: {second / first:.2f}")
     assert any("model.safetensors" in line for line in written)
-    assert written == found
+    assert written <= found
+    assert all(".pyc " in line for line in found - written)
     assert healthy.health == "healthy"
