@@ -48,8 +48,8 @@ OWN = (
 NAME = "EngineCore"
 """vLLM's name of the process (`CoreEngineProcManager` in `v1/engine/utils.py`)."""
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-LIBRARIES = "LD_LIBRARY_PATH"
-"""vLLM puts CUDA's compatible driver there if asked (`env_override.py`); the loader looks only as a program starts."""
+COMPATIBLE = "VLLM_ENABLE_CUDA_COMPATIBILITY"
+"""vLLM then adds a driver's folder to LD_LIBRARY_PATH (`env_override.py`), read as a program starts."""
 PATIENCE_S = 300.0
 """How long vLLM's server waits for the fork at most; a host that reads slowly takes a minute for the imports."""
 _FDS = 3
@@ -62,12 +62,10 @@ def main(command: list[str]) -> None:
     sys.argv = [program, *command[1:]]
     if not getattr(sys.flags, "safe_path", False):  # otherwise no program's folder is there, but the guard's
         sys.path[0] = os.path.dirname(os.path.realpath(program))  # noqa: PTH120 - as Python does
-    if os.environ.get(METHOD, "spawn") == "spawn":
-        libraries = os.environ.get(LIBRARIES)
+    if os.environ.get(METHOD, "spawn") == "spawn" and os.environ.get(COMPATIBLE, "0") == "0":
         with contextlib.suppress(Exception):  # vLLM imports it again, and says what is wrong
             importlib.import_module(SHARED)
-            if os.environ.get(LIBRARIES) == libraries:
-                fork_core()
+            fork_core()
     runpy.run_path(program, run_name="__main__")
 
 
