@@ -157,9 +157,10 @@ def _draws_with_flashinfer(settings: Settings, environ: Mapping[str, str]) -> bo
         return asked == "1"
     if settings.sampler is not Sampler.AUTO:
         return settings.sampler is Sampler.FLASHINFER
-    engine = Path(shutil.which(settings.engine) or "/nowhere/bin/vllm").absolute().parent.parent
+    environment = _environment_of(settings.engine)
+    packages = "lib/python3*/*-packages/flashinfer_jit_cache/jit_cache/sampling/sampling.so"
     compiled = (
-        engine.glob("lib/python3*/*-packages/flashinfer_jit_cache/jit_cache/sampling/sampling.so"),
+        environment.glob(packages) if environment else (),
         settings.cache_dir.glob(".cache/flashinfer/*/*/cached_ops/sampling/sampling.so"),
     )
     return any(any(each) for each in compiled)
@@ -175,9 +176,14 @@ def find_engine_patches(settings: Settings) -> Path | None:
     """Return the folder of packages that go before the engine's own: the one set, or the one beside the engine."""
     if settings.engine_patches is not None:
         return settings.engine_patches.absolute()
-    program = shutil.which(settings.engine)
-    if program is None:
+    environment = _environment_of(settings.engine)
+    if environment is None:
         return None
-    environment = Path(program).absolute().parent.parent  # as .venv-engine is of .venv-engine/bin/vllm
     beside = environment.parent / f"{environment.name}-patches"
     return beside if beside.is_dir() else None
+
+
+def _environment_of(engine: str) -> Path | None:
+    """Return the folder of the engine, as .venv-engine is of .venv-engine/bin/vllm; None without such a program."""
+    program = shutil.which(engine)
+    return Path(program).absolute().parent.parent if program else None
