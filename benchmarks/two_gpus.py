@@ -37,7 +37,7 @@ from tests.deploy.test_scale import shipped_flags
 THROUGHPUT = 1.9
 STEADY = (0.25, 0.75)
 """The part of a load in which all streams run and none of them began with the others."""
-TURNS, REQUESTS_A_STREAM = 3, 4
+TURNS, REQUESTS_A_STREAM = 2, 2
 SHARE = 0.6
 """Of the highest rate, in the comparison with the plan."""
 

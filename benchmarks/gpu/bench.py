@@ -59,9 +59,9 @@ LOADS = (
 )
 """What each of both servers gets in the same seconds."""
 IMAGES = (
-    Load("images-32", 32, 320, 64, 32, images=3, spread=0.5, about_s=70),
+    Load("images-32", 32, 192, 64, 32, images=3, spread=0.5, about_s=45),
     Load("images-1", 1, 12, 64, 16, images=3, about_s=20),
-    Load("images-128", 128, 256, 64, 32, images=3, spread=0.5, about_s=90),
+    Load("images-128", 128, 256, 64, 32, images=3, spread=0.5, about_s=60),
 )
 """What each of both servers gets in turns."""
 WARM_UP = (Load("warm-up", 64, 128, 256, 32), Load("warm-up-images", 4, 8, 64, 16, images=3))

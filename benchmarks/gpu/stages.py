@@ -93,6 +93,7 @@ def images(run: Setting) -> None:
     cores = sorted(os.sched_getaffinity(0))[: run.options.cores]
     os.sched_setaffinity(0, cores)  # the servers inherit it; the load generators are other hosts, as it were
     run.note("cores", len(cores))
+    memory.cap(run)
     server = run.serve(f"{stage}-servekit", profile, model)
     server.until(lambda: server.is_past("compile"), "end of the compilation", run.left_s())
     bare = run.serve_bare(f"{stage}-bare", profile, model)
