@@ -1,7 +1,8 @@
 """Kill a part of a running endpoint under streams, and compare the books with what every client had received.
 
 Each stream asks for its usage in every chunk, so its client knows at its end how many tokens it has. A client's figure
-is a lower bound of what the engine has done; the books of what was running may lack the time since they were counted.
+is a lower bound of what vLLM's server got from EngineCore, and so is the engine's own counter at the last scrape. The
+books may lack something of both only where the server itself is killed.
 """
 
 import http.client
@@ -69,15 +70,17 @@ def total(page: str, family: str) -> int:
 
 
 def judge(part: str, figures: Mapping[str, Any]) -> Sequence[str]:
-    """Return what is wrong: books older than the last scrape, or incomplete ones without a word about it."""
+    """Return what is wrong: books older than the last scrape, or not whole where they should be or are said to be."""
     wrong = []
-    if figures["tokens in the books"] < figures["tokens at the last scrape before, by name"]:
+    kind = "by name" if part == "server" else "by the engine"
+    if figures["tokens in the books"] < figures[f"tokens at the last scrape before, {kind}"]:
         wrong.append(f"{part} killed: the books lack what the last scrape had")
     short = figures["tokens that a client had and the books have not"]
-    if short and not figures["servekit said"]:
+    warned = any("missing" in line for line in figures["servekit said"])
+    if short and not warned:
         wrong.append(f"{part} killed: the books lack {short} tokens, and servekit does not say so")
-    if short and part == "core":
-        wrong.append(f"{part} killed: the server survived it, and its books lack {short} tokens all the same")
+    if part != "server" and (short or warned):
+        wrong.append(f"{part} killed: the server could book everything, and the books are not whole ({short} short)")
     return wrong
 
 

@@ -243,16 +243,20 @@ def test_what_replicas_may_not_show(event: str, figures: dict[str, float], faile
     ("part", "books", "short", "said", "wrong"),
     [
         ("core", 100, 0, [], 0),
-        ("core", 100, 5, ["team-a 1"], 1),
-        ("server", 100, 5, ["team-a 1"], 0),
-        ("server", 100, 5, [], 1),
+        ("core", 100, 5, ["may be missing: team-a 1"], 1),
+        ("server", 99, 5, ["may be missing: team-a 1"], 0),
+        ("server", 99, 5, ["with all their tokens: team-a 1"], 1),
+        ("server", 98, 0, [], 1),
+        ("servekit", 100, 0, ["with all their tokens: team-a 1"], 0),
         ("servekit", 99, 0, [], 1),
+        ("servekit", 100, 0, ["may be missing: team-a 1"], 1),
     ],
 )
 def test_what_books_may_lack(part: str, books: int, short: int, said: list[str], wrong: int) -> None:
-    """Nothing that was scraped; the last second only where the whole engine died, and servekit says so."""
+    """Nothing that was scraped; the last second only where vLLM's server was killed, and servekit says so."""
     figures = {
-        "tokens at the last scrape before, by name": 100,
+        "tokens at the last scrape before, by name": 99,
+        "tokens at the last scrape before, by the engine": 100,
         "tokens in the books": books,
         "tokens that a client had and the books have not": short,
         "servekit said": said,

@@ -16,6 +16,9 @@ import httpx
 import openai
 import pytest
 
+from servekit.serve.engine import keeper
+from servekit.serve.guard import LEDGER_FILE_NAME
+from servekit.serve.guard.inside.servekit_guard.usage.ledger import OWN, read_ledger
 from tests.harness.endpoint import Endpoint
 from tests.harness.http import get
 from tests.harness.processes import descendants, is_running
@@ -109,6 +112,40 @@ def test_killed_servekit_leaves_no_engine(serve: Serve) -> None:
     while any(is_running(pid) for pid in below):
         assert time.monotonic() < end, "the engine outlives servekit"
         time.sleep(0.05)
+
+
+def test_killed_servekit_loses_no_token(serve: Serve) -> None:
+    """SIGKILL of servekit under a stream: the server, which alone handles the signal, books all that its client got."""
+    endpoint = serve()
+    endpoint.until_ready()
+    below = descendants(endpoint.process.pid)
+    assert [role for role, pid in endpoint.roles().items() if catches(pid, keeper.BOOK)] == ["server"]
+    body = {"model": "gemma4-demo", "prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+    body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    headers, tokens = {"Authorization": f"Bearer {endpoint.key}"}, 0
+    with (
+        httpx.stream("POST", f"{endpoint.url}/v1/completions", headers=headers, json=body, timeout=60) as stream,
+        contextlib.suppress(httpx.TransportError),
+    ):
+        for line in stream.iter_lines():
+            if line.startswith("data: {"):
+                tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+                if tokens >= 100:
+                    endpoint.process.kill()
+    end = time.monotonic() + 60
+    while any(is_running(pid) for pid in below):
+        assert time.monotonic() < end, "the engine outlives servekit"
+        time.sleep(0.05)
+    _, used, whole = read_ledger(endpoint.state_dir / f"run-{endpoint.port}" / LEDGER_FILE_NAME)
+    [mine] = (usage for name, usage in used.items() if name != OWN)
+    assert (whole, mine.in_flight) == (True, 1)
+    assert mine.output_tokens >= tokens >= 100
+
+
+def catches(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal (proc_pid_status(5), SigCgt)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def test_taken_port(serve: Serve) -> None:

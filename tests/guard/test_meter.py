@@ -1,10 +1,15 @@
 """What a key has used: counted through the gate, with a stand-in for vLLM's states of sequences."""
 
 import asyncio
+import os
+import random
+import signal
+import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +26,8 @@ from servekit.serve.guard.inside.servekit_guard.usage.ledger import (
     make_ledger,
     read_ledger,
 )
+from servekit.serve.guard.inside.servekit_guard.usage.meter import BOOK, Account, Meter
+from servekit.serve.guard.inside.servekit_guard.usage.meter import Sequence as Counted
 from servekit.serve.guard.inside.servekit_guard.usage.request_ring import SLOTS as LINES
 from servekit.serve.guard.inside.servekit_guard.usage.request_ring import Ended, Ring, make_ring
 from servekit.serve.guard.inside.servekit_guard.usage.wrong_keys import MOST, OFTEN, WrongKeys
@@ -188,6 +195,71 @@ def test_tokens_are_counted_while_a_request_runs(tmp_path: Path, key_file: Path)
     assert metered.used()["team-a"].output_tokens == CHOICES * TOKENS + 3
 
 
+async def work(meter: Meter, states: dict[str, Sequence], truth: Counter[str], draw: random.Random) -> None:
+    """Let 200 requests run, eight at a time, some with tokens after their end; keep in `truth` what they used."""
+
+    async def ask(number: int) -> None:
+        state = Sequence(f"r{number}", 0)
+        with Account(meter, f"team-{number % 3}", sequences=[Counted(state.request_id, PROMPT, state.stats)]):
+            states[state.request_id] = state
+            truth["prompt_tokens"] += PROMPT
+            state.stats.first_token_ts = 1.0
+            for _ in range(draw.randrange(20)):
+                state.stats.num_generation_tokens += 1
+                truth["output_tokens"] += 1
+                await asyncio.sleep(0)
+            if number % 2:
+                del states[state.request_id]
+        await asyncio.sleep(0)
+        states.pop(state.request_id, None)
+
+    meter.states = states
+    meter.close_on_signal()
+    asking = {asyncio.create_task(ask(number)) for number in range(8)}
+    for number in range(8, 200):
+        meter._tick()
+        _, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        asking.add(asyncio.create_task(ask(number)))
+    await asyncio.wait(asking)
+
+
+def test_the_books_close_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal at any bytecode of the meter closes a ledger in which each token of each request stands once."""
+    make_ledger(tmp_path / "usage")
+    meter = Meter(Ledger(str(tmp_path / "usage")))
+    truth = Counter[str]()
+    draw = random.Random(0)
+    closed: list[tuple[object, ...]] = []
+    pending = False
+
+    def compare(*ended: int) -> None:
+        nonlocal pending
+        pending = False
+        _, used, whole = read_ledger(tmp_path / "usage")
+        differences = [name for name, value in truth.items() if value != sum(getattr(u, name) for u in used.values())]
+        closed.append((ended, whole, differences))
+
+    def interrupt(frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal pending
+        if frame.f_code.co_filename != sys.modules[Meter.__module__].__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not pending and draw.random() < 1 / 500:
+            pending = True
+            signal.raise_signal(BOOK)
+        return interrupt
+
+    monkeypatch.setattr(os, "kill", compare)
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        asyncio.run(work(meter, {}, truth, draw))
+    finally:
+        sys.settrace(before)
+    assert len(closed) > 50
+    assert [each for each in closed if each != ((os.getpid(), signal.SIGKILL), True, [])] == []
+
+
 def test_how_long_the_core_is_quiet(tmp_path: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seconds since EngineCore's last output, whatever else the server does."""
     clock = SimpleNamespace(now_s=time.monotonic())
@@ -226,9 +298,9 @@ def test_more_names_than_slots(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     """A missing or short file has no usage."""
-    assert read_ledger(tmp_path / "none") == ("", {})
+    assert read_ledger(tmp_path / "none") == ("", {}, False)
     (tmp_path / "short").write_bytes(b"x")
-    assert read_ledger(tmp_path / "short") == ("", {})
+    assert read_ledger(tmp_path / "short") == ("", {}, False)
 
 
 def test_a_ring_that_nobody_reads(tmp_path: Path) -> None:

@@ -92,6 +92,20 @@ def test_what_a_killed_servekit_left(
     assert [each["requests"] for each in audit] == [{"a": 1}]
 
 
+def test_what_a_closed_ledger_left(settings: GuardSettings, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the guard has booked everything at the end, the requests are booked as failed, and nothing is missing."""
+    use(ledger, "a", 4, 0, 0, 0, 10, 20, 0, 0, 2)
+    ledger.close()
+    keeper(settings).take_over()
+    used = read_usage(database_path(settings.state_dir))["a"]
+    assert (used["ok"], used["failed"], used["output_tokens"]) == (4, 2, 20)
+    assert [each.message for each in caplog.records] == [
+        "usage: requests running at the end are booked as failed, with all their tokens: a 2"
+    ]
+    audit = lines(settings.state_dir / AUDIT_LOG_NAME)
+    assert [(each["event"], each["requests"]) for each in audit] == [("usage complete", {"a": 2})]
+
+
 def test_a_name_keeps_its_counters(tmp_path: Path) -> None:
     """Hours, runs and keys of one name add up; older hours are left out, and removed when there are newer days."""
     path = tmp_path / "usage.db"

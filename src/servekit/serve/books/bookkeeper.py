@@ -98,26 +98,26 @@ class Bookkeeper:
                 self._attempt(partial(self._book, self._ledger))
 
     def _book(self, ledger: Path, *, ended: bool = False) -> None:
-        run, used = read_ledger(ledger)
+        run, used, whole = read_ledger(ledger)
         if not run:
             return
         running = {name: each.in_flight * ended for name, each in used.items()}
         used = {name: each._replace(failed=each.failed + running[name]) for name, each in used.items()}
         added = book(self._database, run, used, time.time(), self._keep_days)
         self.problem = ""
-        self._tell_failed({name: running[name] for name, new in added.items() if new.failed > 0})
+        self._tell_failed({name: running[name] for name, new in added.items() if new.failed > 0}, whole=whole)
 
-    def _tell_failed(self, running: Mapping[str, int]) -> None:
+    def _tell_failed(self, running: Mapping[str, int], *, whole: bool) -> None:
         """Say which requests were running at the end, once for each run: when they are booked as failed."""
         running = {name: number for name, number in running.items() if number and name != OWN}
         if not running:
             return
         logger.warning(
-            "usage: requests running at the end are booked as failed, and the tokens of their last second may be "
-            "missing: %s",
+            "usage: requests running at the end are booked as failed, %s: %s",
+            "with all their tokens" if whole else "and the tokens of their last second may be missing",
             ", ".join(f"{name} {number}" for name, number in running.items()),
         )
-        self._audit.write("usage incomplete", requests=running)
+        self._audit.write("usage complete" if whole else "usage incomplete", requests=running)
 
     def _lefts(self) -> list[Path]:
         """Return the files of earlier runs: more than one where the books could not be written."""
@@ -130,14 +130,14 @@ class Bookkeeper:
     def _finish(self, left: Path) -> None:
         """Book the file for the last time and remove it; first it, for a run that is forgotten would count twice."""
         self._book(left, ended=True)
-        run, _ = read_ledger(left)
+        run = read_ledger(left)[0]
         left.unlink()
         if run:
             close_run(self._database, run)
 
     def _move(self) -> None:
         if self._ledger.exists():
-            run, _ = read_ledger(self._ledger)
+            run = read_ledger(self._ledger)[0]
             self._ledger.replace(f"{self._ledger}{_LEFT_SUFFIX}-{run}")
 
     def _write_log(self) -> None:

@@ -5,7 +5,8 @@ only servekit holds. It starts COMMAND (the leader), adopts every orphan the lea
 PR_SET_CHILD_SUBREAPER), forwards the first SIGTERM or SIGINT to the leader alone, and kills whatever is left
 
 - as soon as the leader has ended: a vLLM 0.20.2 server killed by SIGKILL leaves its EngineCore and worker running;
-- as soon as the lifeline ends: the kernel closes it however servekit dies.
+- when the lifeline ends: the kernel closes it however servekit dies. vLLM's server has a moment first to book what its
+  keys have used (`close` in `servekit_guard/usage/meter.py`).
 
 It exits as the leader did: with the same exit code, or by the same signal. It uses only the standard library and a
 few MiB of memory.
@@ -18,9 +19,14 @@ import select
 import signal
 import socket
 import sys
+import time
 
 _PR_SET_CHILD_SUBREAPER = 36
 _CANNOT_EXECUTE = 127
+BOOK = signal.SIGUSR2
+"""Makes the guard book what it has counted and end its process; it ends a leader that has no guard yet as well."""
+_BOOK_S = 1.0
+"""A server needs milliseconds for it; one that hangs or is stopped is killed after this time."""
 
 
 def main(arguments: list[str]) -> int:
@@ -57,6 +63,7 @@ def _keep(leader: int, lifeline: socket.socket, wakeup: socket.socket) -> int:
     while True:
         readable, _, _ = select.select([lifeline, wakeup], [], [])
         if lifeline in readable and _has_ended(lifeline):
+            _let_book(leader, wakeup)
             return _kill_descendants(leader)
         if wakeup in readable:
             stops = {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(4096))
@@ -90,6 +97,17 @@ def _reap(leader: int) -> int | None:
             return ended
         if pid == leader:
             ended = status
+
+
+def _let_book(leader: int, wakeup: socket.socket) -> None:
+    """Send the leader `BOOK` and wait for its end, at most `_BOOK_S`."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(leader, BOOK)
+    end_s = time.monotonic() + _BOOK_S
+    while (left_s := end_s - time.monotonic()) > 0 and select.select([wakeup], [], [], left_s)[0]:
+        wakeup.recv(4096)
+        if _reap(leader) is not None:
+            return
 
 
 def _kill_descendants(leader: int) -> int:

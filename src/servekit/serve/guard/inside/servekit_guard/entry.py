@@ -44,4 +44,5 @@ class Guard(Gate):
             self.flights.engine_dead = lambda: bool(client.errored and client.output_processor.request_states)
             self.meter.engine_dead = self.flights.engine_dead
             self.meter.watch(client)
+            self.meter.close_on_signal()
         await super().__call__(scope, receive, send)

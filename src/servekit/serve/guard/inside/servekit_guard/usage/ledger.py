@@ -16,6 +16,8 @@ SLOTS = 1024
 OWN, OTHERS, NO_KEY = "(servekit)", "(others)", "(no key)"
 """What no key's name can be: servekit's own requests, names beyond the last slot, requests without authentication."""
 _RUN_BYTES = 16
+_HEAD_BYTES = _RUN_BYTES + 8
+"""The run's id, and 1 once the ledger is whole (`Ledger.close`)."""
 
 
 class Usage(NamedTuple):
@@ -40,7 +42,7 @@ class Usage(NamedTuple):
 
 FIELDS = len(Usage._fields)
 SLOT_BYTES = NAME_BYTES + 8 * FIELDS
-LEDGER_BYTES = _RUN_BYTES + SLOTS * SLOT_BYTES
+LEDGER_BYTES = _HEAD_BYTES + SLOTS * SLOT_BYTES
 
 
 class Ledger:
@@ -60,10 +62,14 @@ class Ledger:
         if place is None:
             if len(self._places) == SLOTS:
                 return self._places[OTHERS]
-            begin = _RUN_BYTES + len(self._places) * SLOT_BYTES
+            begin = _HEAD_BYTES + len(self._places) * SLOT_BYTES
             self._bytes[begin : begin + len(name)] = name.encode("ascii")
             place = self._places[name] = (begin + NAME_BYTES) // 8
         return place
+
+    def close(self) -> None:
+        """Mark it as whole: nothing that its server has done is missing, and the server ends now."""
+        self.cells[_RUN_BYTES // 8] = 1
 
 
 def make_ledger(path: Path) -> None:
@@ -73,14 +79,18 @@ def make_ledger(path: Path) -> None:
         file.write(os.urandom(_RUN_BYTES))
 
 
-def read_ledger(path: Path) -> tuple[str, dict[str, Usage]]:
-    """Return the run's id and what each name has used; nothing when the file is missing or is no ledger."""
+def read_ledger(path: Path) -> tuple[str, dict[str, Usage], bool]:
+    """Return the run's id, what each name has used, and whether its server has closed the ledger.
+
+    Nothing when the file is missing or is no ledger.
+    """
     data = path.read_bytes() if path.exists() else b""
     if len(data) != LEDGER_BYTES:
-        return "", {}
-    slots = (data[begin : begin + SLOT_BYTES] for begin in range(_RUN_BYTES, LEDGER_BYTES, SLOT_BYTES))
+        return "", {}, False
+    slots = (data[begin : begin + SLOT_BYTES] for begin in range(_HEAD_BYTES, LEDGER_BYTES, SLOT_BYTES))
     used = {}
     for slot in slots:
         if name := slot[:NAME_BYTES].rstrip(b"\0").decode("ascii", "replace"):
             used[name] = Usage(*struct.unpack_from(f"={FIELDS}Q", slot, NAME_BYTES))
-    return data[:_RUN_BYTES].hex(), {name: usage for name, usage in used.items() if any(usage)}
+    used = {name: usage for name, usage in used.items() if any(usage)}
+    return data[:_RUN_BYTES].hex(), used, any(data[_RUN_BYTES:_HEAD_BYTES])

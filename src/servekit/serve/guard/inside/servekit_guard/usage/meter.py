@@ -8,6 +8,8 @@ that as long as the engine works for a client that has left.
 """
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -23,8 +25,10 @@ from ..refusals import RefusedError
 from .ledger import OWN, Ledger, Usage
 from .request_ring import Ended, Ring
 
+BOOK = signal.SIGUSR2
+"""What the keeper (`serve/engine/keeper.py`) sends before it kills everything."""
 TICK_S = 1.0
-"""How often the tokens of requests in flight are counted: what a kill of the server may lose."""
+"""How often the tokens of requests in flight are counted: what a SIGKILL of the server may lose."""
 SEQUENCES_A_TICK = 4_000
 """At most, so that a tick takes about a millisecond; the others' turn comes at the next ticks."""
 _CELL = {name: number for number, name in enumerate(Usage._fields)}
@@ -102,6 +106,17 @@ class Meter:
         self._ticking = False
         if self.open:
             self.start_ticking()
+
+    def close_on_signal(self) -> None:
+        """Close at `BOOK`: in a turn of the running loop, so that it meets no account half counted."""
+        asyncio.get_running_loop().add_signal_handler(BOOK, self.close)
+
+    def close(self) -> None:
+        """Count everything and end this process, before it does anything that would not be counted."""
+        for account in self.open:
+            account.count()
+        self.ledger.close()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Sequence(NamedTuple):
