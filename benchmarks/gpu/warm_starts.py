@@ -45,9 +45,11 @@ KINDS = {
     "decode-graphs": Kind(profile={"compilation-config": {"cudagraph_mode": "FULL_DECODE_ONLY"}}),
     "one-artifact": Kind(variables={"VLLM_USE_MEGA_AOT_ARTIFACT": "1"}),
     "no-autotune": Kind(profile={"enable-flashinfer-autotune": False}),
+    "fixed-cache": Kind(profile={"kv-cache-memory-bytes": 6_500_000_000}),
     "no-encoder-profile": Kind(profile={"skip-mm-profiling": True}),
 }
-"""`fill` fills the caches and is not compared. `NAME:loaded` ends once the model is loaded."""
+"""`fill` fills the caches and is not compared. `NAME:loaded` ends once the model is loaded. With `fixed-cache` vLLM
+does not estimate the memory of CUDA graphs, nor how much is left for the cache."""
 STARTS = ("fill", "alone", "servekit", "servekit-fork")
 
 

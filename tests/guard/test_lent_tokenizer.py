@@ -1,9 +1,10 @@
-"""The image processor that the installed vLLM builds, with the tokenizer that it has instead of one read again."""
+"""Tokenizers inside the installed vLLM: lent to the image processors, and read before EngineCore asks for them."""
 
 from pathlib import Path
 
 import pytest
 
+from servekit.serve.engine import early_core
 from tests.guard.test_inside_vllm import run_inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -41,6 +42,14 @@ lent_tokenizer.register()
 report["servekit"] = seen(built(first), first)
 report["another"] = seen(built(second), second)
 report["none"] = seen(processors.cached_get_processor(model, processor_cls=Gemma4Processor), None)
+from vllm.renderers import base, hf
+read.clear()
+processors.cached_get_processor.cache_clear()
+report["template"] = [len(hf._try_get_processor_chat_template(first, trust_remote_code=False)), len(read)]
+texts = [each.backend_tokenizer.to_str() for each in (first, get_tokenizer(model))]
+report["equal"] = texts[0] == texts[1]
+copies = [base.copy.deepcopy(second) for _ in range(2)]
+report["copies"] = len({{id(second), *map(id, copies)}})
 print(json.dumps(report))
 """
 
@@ -52,3 +61,50 @@ def test_processors_are_vllms_without_reading_the_tokenizer(checkpoint: Path) ->
     assert report["servekit"] == report["vllm"] | {"read": 0}
     assert report["another"] == report["servekit"]
     assert report["none"]["read"] == 1
+    assert report["template"] == [len((checkpoint / "chat_template.jinja").read_text()), 0]
+    assert report["equal"]
+    assert report["copies"] == 2, "the renderer's tokenizer and one copy for both of its processors"
+
+
+READY = """
+import contextlib, importlib.util, json
+from types import SimpleNamespace
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models import registry as models
+from vllm.tokenizers.registry import cached_get_tokenizer, cached_tokenizer_from_config
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+from servekit_guard.core import ready_tokenizer
+import llguidance.hf
+
+model, made = {model!r}, []
+models._run_in_subprocess = lambda inspect: inspect()
+
+def counted(name, function):
+    return lambda *given, **named: made.append(name) or function(*given, **named)
+
+load = PreTrainedTokenizerBase._from_pretrained.__func__
+PreTrainedTokenizerBase._from_pretrained = classmethod(counted("tokenizer", load))
+llguidance.hf.LLTokenizer = counted("table", llguidance.hf.LLTokenizer)
+for words in ([], ["bench"], ["serve", model, "--tokenizer=other"], ["serve", "owner/name"]):
+    with contextlib.suppress(AssertionError):
+        ready_tokenizer.prepare(["vllm", *words])
+report = {{"nothing": list(made)}}
+ready_tokenizer.prepare(["vllm", "serve", model, "--revision", "abc"])
+report["prepared"] = list(made)
+config = EngineArgs(model=model, revision="abc").create_model_config()
+outputs = SimpleNamespace(disable_any_whitespace=False, disable_additional_properties=False)
+tokenizer = cached_tokenizer_from_config(config)
+settings = SimpleNamespace(structured_outputs_config=outputs)
+GuidanceBackend(settings, tokenizer=tokenizer, vocab_size=config.get_vocab_size())
+report["asked"] = list(made)
+report["unknown"] = [name for name in {names!r} if importlib.util.find_spec(name) is None]
+print(json.dumps(report))
+"""
+
+
+def test_vllm_finds_what_was_read_before(checkpoint: Path) -> None:
+    """vLLM's own configuration asks for the tokenizer and the table that are ready; every named module exists."""
+    report = run_inside(READY.format(model=str(checkpoint), names=early_core.OWN + early_core.LATER))
+    made = ["tokenizer", "table"]
+    assert report == {"nothing": [], "prepared": made, "asked": made, "unknown": []}

@@ -17,16 +17,20 @@ VLLM = {
     "v1/engine/__init__.py": "",
     "v1/engine/core.py": "import os, sys\nIMPORTED_BY, SERVER_HAS = os.getpid(), 'server_only' in sys.modules\n",
     "processes.py": """
-import json, multiprocessing, os, sys
+import gc, json, multiprocessing, os, sys
 from vllm.v1.engine import core
 
 def report(pipe, code):
-    seen = {"own": core.IMPORTED_BY == os.getpid(), "method": os.environ["METHOD"], "argv": sys.argv[1:]}
+    ready = sys.modules.get("servekit_guard.core.ready_tokenizer")
+    seen = {"own": core.IMPORTED_BY == os.getpid(), "ready": ready and ready.commands}
+    assert gc.isenabled()
+    seen |= {"method": os.environ["METHOD"], "argv": sys.argv[1:]}
     os.write(1, (json.dumps(seen) + "\\n").encode())
     sys.exit(code)
 
 def serve():
     import server_only
+    assert gc.isenabled()
     os.environ["METHOD"] = "set by the server"
     context = multiprocessing.get_context("spawn")
     codes = []
@@ -38,6 +42,7 @@ def serve():
     sys.exit(codes != [code for _, code in json.loads(sys.argv[1])])
 """,
     "../server_only.py": "",
+    "../servekit_guard/core/ready_tokenizer.py": "commands = []\nprepare = commands.append\n",
     "../vllm-program": "from vllm import processes\nif __name__ == '__main__':\n    processes.serve()\n",
 }
 
@@ -66,8 +71,10 @@ def serve(
 def test_the_first_engine_core_is_the_fork(program: Path) -> None:
     """It has the modules from before the fork, the server's environment and arguments, and its exit code counts."""
     first, second = serve(program, ("EngineCore", 3), ("EngineCore", 0))
-    assert first == {"own": False, "method": "set by the server", "argv": ['[["EngineCore", 3], ["EngineCore", 0]]']}
-    assert second == first | {"own": True}
+    processes = '[["EngineCore", 3], ["EngineCore", 0]]'
+    ready = [[str(program), processes]]
+    assert first == {"own": False, "ready": ready, "method": "set by the server", "argv": [processes]}
+    assert second == first | {"own": True, "ready": None}
 
 
 def test_other_processes_are_new_pythons(program: Path) -> None:
@@ -124,6 +131,18 @@ def test_the_program_says_what_is_wrong(program: Path) -> None:
     done = subprocess.run(command, env={"PYTHONPATH": str(program.parent)}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "ImportError: no torch"
+
+
+def test_the_server_imports_while_engine_core_starts(program: Path) -> None:
+    """What it imports later is there before it asks for it; what cannot be imported waits until it does."""
+    broken, later = (program.parent.joinpath("vllm", *name.split(".")[1:]) for name in early_core.LATER[:2])
+    for path, text in ((broken, "raise ValueError"), (later, "")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".py").write_text(text)
+    processes = program.parent / "vllm" / "processes.py"
+    waits = f"    while {early_core.LATER[1]!r} not in sys.modules: time.sleep(0.01)\n    sys.exit("
+    processes.write_text("import time\n" + processes.read_text().replace("    sys.exit(codes", waits + "codes"))
+    assert [each["own"] for each in serve(program, ("EngineCore", 0))] == [False]
 
 
 def test_the_fork_ends_with_the_server(program: Path) -> None:

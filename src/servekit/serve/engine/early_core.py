@@ -4,18 +4,21 @@
 
 The server of vLLM 0.20.2 starts EngineCore as a new Python (spawn) when it has imported its modules and read its
 configuration and tokenizer. EngineCore then imports most of the same modules, and more, one after the other. This
-program imports what both need and forks. It goes on as the server, while the fork imports what only EngineCore needs
-and waits. When vLLM starts EngineCore, the fork becomes it: it gets what the new Python would have got, the environment
-and the file descriptors, and runs the same `multiprocessing.spawn.spawn_main`.
+program imports what both need and forks. It goes on as the server, while the fork imports what only EngineCore needs,
+reads the tokenizer and waits. When vLLM starts EngineCore, the fork becomes it: it gets what the new Python would have
+got, the environment and the file descriptors, and runs the same `multiprocessing.spawn.spawn_main`. While EngineCore
+then loads the model, the server imports what it needs afterwards.
 
 At the fork there is no thread, no socket, no CUDA and no state of the server yet. If the fork has ended, or vLLM wants
 a process of another kind, vLLM starts a new Python as always, and that one reports what is wrong.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import shutil
 import signal
@@ -24,12 +27,14 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import popen_spawn_posix, spawn, util
 from typing import Any, NoReturn
 
 SHARED = "vllm.v1.engine.core"
 """The module whose imports server and EngineCore share."""
+SERVER = "vllm.entrypoints.cli.serve"
+"""What the server imports first."""
 OWN = (
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.gpu_worker",
@@ -45,6 +50,23 @@ OWN = (
     "transformers.models.gemma4.processing_gemma4",
 )
 """What EngineCore imports on a GPU, in its order, after vLLM's plugins."""
+HASHES = ("torch._inductor.codecache.torch_key", "triton.runtime.cache.triton_key")
+"""Functions that read PyTorch's whole source and Triton's library of 400 MB once, for the keys of compiled code."""
+LATER = (
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.serve.cache.api_router",
+    "vllm.entrypoints.serve.disagg.api_router",
+    "vllm.entrypoints.serve.instrumentator.metrics",
+    "vllm.entrypoints.serve.render.api_router",
+    "vllm.entrypoints.openai.generative_scoring.api_router",
+    "servekit_guard.gate",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.auto",
+)
+"""What the server needs once EngineCore is ready (`build_app` in `entrypoints/openai/api_server.py`)."""
 NAME = "EngineCore"
 """vLLM's name of the process (`CoreEngineProcManager` in `v1/engine/utils.py`)."""
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -63,10 +85,25 @@ def main(command: list[str]) -> None:
     if not getattr(sys.flags, "safe_path", False):  # otherwise no program's folder is there, but the guard's
         sys.path[0] = os.path.dirname(os.path.realpath(program))  # noqa: PTH120 - as Python does
     if os.environ.get(METHOD, "spawn") == "spawn" and os.environ.get(COMPATIBLE, "0") == "0":
-        with contextlib.suppress(Exception):  # vLLM imports it again, and says what is wrong
+        with contextlib.suppress(Exception), uncollected():  # vLLM imports it again, and says what is wrong
             importlib.import_module(SHARED)
             fork_core()
+            importlib.import_module(SERVER)
     runpy.run_path(program, run_name="__main__")
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without Python's garbage collector, a quarter of the time, and keep from it what is there afterwards.
+
+    vLLM calls `gc.collect` many times in EngineCore's start: half a second each with all modules.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def fork_core() -> None:
@@ -103,6 +140,7 @@ def fork_core() -> None:
         finally:
             tools.spawnv_passfds = start_python
             server_end.close()
+            threading.Thread(target=import_all, args=(LATER,), daemon=True).start()
             if getattr(launcher, "pid", None) != pid:  # it may hang; nothing has waited for it, so the id is still its
                 os.kill(pid, signal.SIGKILL)
 
@@ -110,18 +148,29 @@ def fork_core() -> None:
 
 
 def prepare() -> None:
-    """Import what EngineCore needs; without a GPU its workers, which need most, are processes of their own."""
+    """Do what EngineCore would do first; without a GPU its workers, which import most, are processes of their own."""
     importlib.import_module("vllm.plugins").load_general_plugins()
     if importlib.import_module("vllm.platforms").current_platform.is_cuda():
-        for name in OWN:
-            with contextlib.suppress(ImportError):  # EngineCore says so if it needs the module
-                importlib.import_module(name)
+        import_all(OWN)
+        for name in HASHES:
+            with contextlib.suppress(Exception):
+                pkgutil.resolve_name(name)()
+    with contextlib.suppress(Exception):  # no guard, as in a test of this program; or vLLM says what is wrong
+        importlib.import_module("servekit_guard.core.ready_tokenizer").prepare(sys.argv)
+
+
+def import_all(names: Sequence[str]) -> None:
+    """Import what can be imported: whoever needs another module says what is wrong with it."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 def become_core(server: socket.socket) -> NoReturn:
     """Wait for what vLLM gives a new Python, and do what that does."""
     try:
-        prepare()
+        with uncollected():
+            prepare()
         server.sendall(b"r")
         tracker, pipe, _ = socket.recv_fds(server, 1, _FDS)[1]
         with server, server.makefile() as lines:

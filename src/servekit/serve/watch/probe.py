@@ -69,8 +69,8 @@ class EngineClient:
 
         vLLM 0.20.2 warms up no batch that holds a prompt, and Triton compiles its attention kernel (num_seqs in
         v1/attention/ops/triton_unified_attention.py) for one request, for a multiple of 16 and for any other number.
-        EngineCore reads the vocabulary for structured output at the first such request, two seconds for 262,144 words
-        (v1/structured_output/__init__.py, `grammar_init`).
+        Structured output compiles a kernel, and its table of the vocabulary where `core/ready_tokenizer.py` of the
+        guard has not made it: two seconds for 262,144 words (v1/structured_output/__init__.py, `grammar_init`).
         Sampling is the checkpoint's own; 8 requests and more take another path (v1/sample/ops/topk_topp_sampler.py).
         """
         batches = [

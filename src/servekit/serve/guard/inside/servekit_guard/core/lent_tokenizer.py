@@ -1,16 +1,24 @@
-"""One tokenizer for each image processor, instead of six.
+"""One tokenizer for each image processor, instead of six; one copy for the renderer's two.
 
 vLLM 0.20.2 gives Hugging Face's processor the tokenizer that it has, and builds each processor twice, once without the
 tokenizer to see which arguments the class knows (`cached_get_processor_without_dynamic_kwargs` in
 `transformers_utils/processor.py`). transformers 5.8 reads the tokenizer's files each time, copies the given tokenizer
 with the other arguments, and drops all of them but the given one (`ProcessorMixin.from_args_and_dict`). With Gemma's
 262,144 words that takes seconds for each processor, three in the server and one in EngineCore. Here the given tokenizer
-takes the place of what would be read, and is no argument that would be copied.
+takes the place of what would be read, and is no argument that would be copied. The server builds a fourth processor
+when EngineCore is ready, only for its chat template (`_try_get_processor_chat_template` in `renderers/hf.py`).
+
+vLLM's renderer copies its tokenizer for each of its two processors (`renderers/base.py`), since the Rust code forbids
+some calls from two threads. Both processors run in the same threads, so they get the same copy. transformers copies the
+Rust tokenizer that it has just read from its file (`tokenization_utils_tokenizers.py`); nothing else has it, so it is
+not copied.
 """
 
+import copy
 import importlib
 from contextvars import ContextVar
 from functools import lru_cache, wraps
+from types import SimpleNamespace
 from typing import Any
 
 _LENT: ContextVar[Any] = ContextVar("lent", default=None)
@@ -26,16 +34,28 @@ def register() -> None:
         vllm.cached_get_processor = lru_cache(without_argument(vllm.get_processor))
         name = "cached_get_processor_without_dynamic_kwargs"
         setattr(vllm, name, lending(getattr(vllm, name)))
+        renderer: Any = importlib.import_module("vllm.renderers.hf")
+        name = "_try_get_processor_chat_template"
+        setattr(renderer, name, lending(getattr(renderer, name)))
+        reader: Any = importlib.import_module("transformers.tokenization_utils_tokenizers")
+        reader.copy = copying_by(lambda tokenizer: tokenizer)
+    renderers: Any = importlib.import_module("vllm.renderers.base")
+    renderers.copy = copying_by(lru_cache(maxsize=1)(copy.deepcopy))
+
+
+def copying_by(deepcopy: Any) -> Any:
+    """Return Python's module `copy` with this `deepcopy`, for one module that uses it for tokenizers alone."""
+    return SimpleNamespace(**{**vars(copy), "deepcopy": deepcopy})
 
 
 def lending(build: Any) -> Any:
-    """Return vLLM's function that builds a processor, which then lends it the tokenizer that it gives it."""
+    """Return vLLM's function that builds a processor, which then lends it the tokenizer that it gives it or gets."""
 
     @wraps(build)
-    def build_with_lent(*arguments: Any, **named: Any) -> Any:
-        before = _LENT.set(named.get("tokenizer"))
+    def build_with_lent(first: Any, *arguments: Any, **named: Any) -> Any:
+        before = _LENT.set(named.get("tokenizer", None if isinstance(first, str) else first))
         try:
-            return build(*arguments, **named)
+            return build(first, *arguments, **named)
         finally:
             _LENT.reset(before)
 
