@@ -18,6 +18,7 @@ import threading
 import time
 import urllib.request
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,12 @@ class Pair:
         self.servers = []
         for number in range(2):
             os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
-            self.servers.append(run.serve(f"replica-{number}", run.profile(), run.options.w4a16))
-            if not run.gpu:
-                self.servers[-1].until_ready(400)
+            server = run.serve(f"replica-{number}", run.profile(), run.options.w4a16)
+            self.servers.append(server)
+            if run.gpu:  # the second one finds the first one's compiled code
+                server.until(partial(server.is_past, "compile"), "compiled code", 400)
+            else:
+                server.until_ready(400)
         for server in self.servers:
             server.until_ready(500)
         urls = [server.url for server in self.servers]
@@ -148,20 +152,20 @@ def at_a_rate(pair: Pair) -> dict[str, Any]:
     """Compare requests at a steady rate with the plan that records of one replica give."""
     run, records = pair.run, []
     generator = Generator(run.options.engine, pair.servers[0].url, "model", str(run.options.w4a16))
-    short = ("--random-input-len", "32", "--random-output-len", "64") if run.quick else ()
-    for streams in (2, 4) if run.quick else (32, 256):
+    short = ("--random-input-len", "32", "--random-output-len", "250") if run.quick else ()
+    for streams in (2, 8) if run.quick else (32, 256):
         command = generator.command(
-            Records("text", streams, "greedy"), (16 if run.quick else 3) * streams, 50 + streams, *short
+            Records("text", streams, "greedy"), (8 if run.quick else 3) * streams, 50 + streams, *short
         )
         measured(run, f"one-{streams}", pair.servers[0], command)
         records += ["--run", str(run.out / f"one-{streams}.json")]
-    sizes = ["--prompt", "32", "--output", "64"] if run.quick else ["--prompt", "512", "--output", "256"]
+    sizes = ["--prompt", "32", "--output", "250"] if run.quick else ["--prompt", "512", "--output", "256"]
     flags = run.flags(run.profile(), run.options.w4a16)
     highest = run.ask("plan", *flags, *records, *sizes, "--replicas", "2", "--rate", "1")["replicas"]["plan"]
     rate = SHARE * 2 * highest["highest_rate"]
     plan = run.ask("plan", *flags, *records, *sizes, "--replicas", "2", "--rate", f"{rate:g}")["replicas"]
     behind = Generator(run.options.engine, pair.url, "model", str(run.options.w4a16))
-    count = 8 if run.quick else max(200, int(rate * 40))
+    count = 8 if run.quick else max(200, int(rate * 25))
     result = run.out / "at-a-rate.json"
     command = behind.command(Records("text", 4096, "greedy"), count, 99, *short, "--request-rate", f"{rate:g}")
     command += ["--random-range-ratio", "0", "--percentile-metrics", "ttft,tpot,e2el", "--save-result"]

@@ -9,6 +9,7 @@ is from the same in FP32.
 import copy
 import importlib
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -61,10 +62,34 @@ def main() -> None:
         for count in COUNTS if device == "cuda" else (2,):
             show(f"{count} together, fewer kernels, no padding", unpadded, count, expected)
         if device == "cuda":
+            copies(images.cpu())
             kernels(unpadded)
             graphed(tower, positions)
         if "compile" in sys.argv:
             compiled(tower, unpadded, expected)
+
+
+def copies(images: Any) -> None:
+    """Time how images come to the GPU: joined in pinned memory, as vLLM does, and each straight to its place."""
+    inputs: Any = importlib.import_module("vllm.multimodal.inputs")
+    field, reduce_data = inputs.MultiModalBatchedField(), inputs.MultiModalBatchedField.reduce_data
+    straight = importlib.import_module("servekit_guard.images.tower").straight_to_gpu(reduce_data)
+
+    def copy(reduce: Any, count: int) -> None:
+        fresh = [inputs.MultiModalFieldElem(data=image.clone(), field=field) for image in images[:count]]
+        begin_s = time.perf_counter()
+        reduce(field, fresh, device="cuda", pin_memory=True)
+        took_s.append(time.perf_counter() - begin_s)
+
+    for name, reduce in {"vllm": reduce_data, "servekit": straight}.items():
+        for count in (3, 6, 12):
+            took_s: list[float] = []
+            for _ in range(2 * ROUNDS):
+                copy(reduce, count)
+                torch.cuda.synchronize()
+            first, *rest = (1000 * each / count for each in took_s)
+            told = {"first_ms": round(first, 2), "ms": round(statistics.median(rest), 2)}
+            print(json.dumps({"copy": name, "images": count} | told), flush=True)
 
 
 def kernels(run: Callable[[int], Any]) -> None:

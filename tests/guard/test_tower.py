@@ -18,6 +18,7 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.multimodal import inputs
 from servekit_guard.images import tower
 
 limits = {"image": 3, "audio": 0, "video": 0}
@@ -61,6 +62,11 @@ with torch.inference_mode():
 def far(one, other):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, other, strict=True))
 
+def straight(*parts):
+    field = inputs.MultiModalBatchedField()
+    elements = [inputs.MultiModalFieldElem(data=part, field=field) for part in parts]
+    return field.reduce_data(elements, device="cpu", pin_memory=True)
+
 embedder = model.vision_tower.patch_embedder
 padding = (positions == -1).all(-1)
 print(json.dumps({
@@ -70,6 +76,8 @@ print(json.dumps({
     "rows": [[[each.dtype.itemsize, *each.shape] for each in side] for side in (before, after)],
     "far": [far(after, before), far(alone, before)],
     "images differ by": far(before[:1], before[3:4]),
+    "straight": torch.equal(straight(*pixels[:3]), pixels[:3]),
+    "unlike": [list(each.shape) for each in straight(pixels[0, :5], pixels[1, :7])],
     "positions": torch.equal(
         embedder._position_embeddings(positions, padding),
         type(embedder)._position_embeddings(embedder, positions, padding),
@@ -110,3 +118,9 @@ def test_each_image_gets_its_own_embeddings(found: Any) -> None:
 def test_positions_are_those_of_one_hot_vectors(found: Any) -> None:
     """Looked-up position embeddings are bit for bit those that transformers multiplies out."""
     assert found["positions"]
+
+
+def test_images_go_straight_to_their_places(found: Any) -> None:
+    """A batch is what vLLM joins, without pinned memory between; images of unlike shapes stay a list."""
+    assert found["straight"]
+    assert [shape[0] for shape in found["unlike"]] == [5, 7]
