@@ -5,13 +5,14 @@ tokenizer to see which arguments the class knows (`cached_get_processor_without_
 `transformers_utils/processor.py`). transformers 5.8 reads the tokenizer's files each time, copies the given tokenizer
 with the other arguments, and drops all of them but the given one (`ProcessorMixin.from_args_and_dict`). With Gemma's
 262,144 words that takes seconds for each processor, three in the server and one in EngineCore. Here the given tokenizer
-takes the place of what would be read, and is no argument that would be copied. The server builds a fourth processor
-when EngineCore is ready, only for its chat template (`_try_get_processor_chat_template` in `renderers/hf.py`).
+takes the place of what would be read, and is no argument that would be copied.
 
 vLLM's renderer copies its tokenizer for each of its two processors (`renderers/base.py`), since the Rust code forbids
-some calls from two threads. Both processors run in the same threads, so they get the same copy. transformers copies the
-Rust tokenizer that it has just read from its file (`tokenization_utils_tokenizers.py`); nothing else has it, so it is
-not copied.
+some calls from two threads. Both processors run in the same threads, so they get the same copy. The server builds a
+fourth processor when EngineCore is ready, only for its chat template (`_try_get_processor_chat_template` in
+`renderers/hf.py`); it gets that copy too. Gemma's processor adds a token to the tokenizer that it gets, which must not
+change how the server itself reads a text. transformers copies the Rust tokenizer that it has just read from its file
+(`tokenization_utils_tokenizers.py`); nothing else has it, so it is not copied.
 """
 
 import copy
@@ -22,6 +23,8 @@ from types import SimpleNamespace
 from typing import Any
 
 _LENT: ContextVar[Any] = ContextVar("lent", default=None)
+copied = lru_cache(maxsize=1)(copy.deepcopy)
+"""The copy of the server's tokenizer that all its processors have."""
 
 
 def register() -> None:
@@ -36,11 +39,11 @@ def register() -> None:
         setattr(vllm, name, lending(getattr(vllm, name)))
         renderer: Any = importlib.import_module("vllm.renderers.hf")
         name = "_try_get_processor_chat_template"
-        setattr(renderer, name, lending(getattr(renderer, name)))
+        setattr(renderer, name, lending(getattr(renderer, name), copied))
         reader: Any = importlib.import_module("transformers.tokenization_utils_tokenizers")
         reader.copy = copying_by(lambda tokenizer: tokenizer)
     renderers: Any = importlib.import_module("vllm.renderers.base")
-    renderers.copy = copying_by(lru_cache(maxsize=1)(copy.deepcopy))
+    renderers.copy = copying_by(copied)
 
 
 def copying_by(deepcopy: Any) -> Any:
@@ -48,14 +51,17 @@ def copying_by(deepcopy: Any) -> Any:
     return SimpleNamespace(**{**vars(copy), "deepcopy": deepcopy})
 
 
-def lending(build: Any) -> Any:
-    """Return vLLM's function that builds a processor, which then lends it the tokenizer that it gives it or gets."""
+def lending(build: Any, of_first: Any = None) -> Any:
+    """Return vLLM's function that builds a processor, which then lends it a tokenizer.
+
+    That is the one that the function gives the processor, or what `of_first` makes of its own first argument.
+    """
 
     @wraps(build)
-    def build_with_lent(first: Any, *arguments: Any, **named: Any) -> Any:
-        before = _LENT.set(named.get("tokenizer", None if isinstance(first, str) else first))
+    def build_with_lent(*arguments: Any, **named: Any) -> Any:
+        before = _LENT.set(of_first(arguments[0]) if of_first else named.get("tokenizer"))
         try:
-            return build(first, *arguments, **named)
+            return build(*arguments, **named)
         finally:
             _LENT.reset(before)
 

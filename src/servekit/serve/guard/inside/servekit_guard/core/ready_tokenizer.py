@@ -5,8 +5,12 @@ at the first request with structured output (`v1/structured_output/backend_guida
 each takes a second that holds Python's lock. The process that `early_core` forks has nothing to do meanwhile: it calls
 the same functions with the same arguments, and vLLM finds what they returned in caches, its own for tokenizers and one
 around llguidance's function for the table. With other arguments it does not find them, and calls the functions itself.
+
+vLLM's scheduler builds the image processor before any request (`MultiModalBudget`), and Gemma's makes `<|video|>` a
+special token of the tokenizer. So it is built here before the table too: that word must not be a text for a grammar.
 """
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,6 +31,7 @@ def prepare(command: Sequence[str]) -> None:
         return
     configs: Any = importlib.import_module("vllm.transformers_utils.config")
     files: Any = importlib.import_module("vllm.transformers_utils.repo_utils")
+    processors: Any = importlib.import_module("vllm.transformers_utils.processor")
     guidance: Any = importlib.import_module("llguidance.hf")
     importlib.import_module("llguidance.torch")
     revision = flags[flags.index("--revision") + 1] if "--revision" in flags else None
@@ -41,6 +46,8 @@ def prepare(command: Sequence[str]) -> None:
             runner_type="generate",
         )
     )
+    with contextlib.suppress(Exception):  # a model of text alone has none
+        processors.cached_get_processor_without_dynamic_kwargs(folder, revision=revision, tokenizer=tokenizer)
     words = configs.get_hf_text_config(configs.get_config(folder, trust_remote_code=False)).vocab_size
     guidance.from_tokenizer = lru_cache(maxsize=1)(guidance.from_tokenizer)
     guidance.from_tokenizer(tokenizer, max(words, len(tokenizer)))
