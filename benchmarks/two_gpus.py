@@ -1,11 +1,11 @@
 """Two replicas on two GPUs behind the router: `python -m benchmarks.two_gpus --out OUT --w4a16 W4A16 --cache CACHE`.
 
 Each replica is `servekit serve` on a GPU of its own, held to an L4's memory; the router has the flags of
-compose.scale.yaml. In turns, one replica alone and both behind the router get the same streams for each replica: at
-least 1.9 of the tokens per second. Then requests at a steady rate, compared with what `servekit plan --rate` says
-from records of one replica. At last the engine of a replica is killed under load: only its own streams may end, each
-with an error event. Writes OUT/two-gpus.json; exits with 1 if a target is missed. `--target cpu --quick` with a tiny
-checkpoint rehearses it.
+compose.scale.yaml. In turns, one replica alone, both directly and both behind the router get the same streams for each
+replica: at least 1.9 of the tokens per second. Then requests at a steady rate, compared with what `servekit plan
+--rate` says from records of one replica. At last the engine of a replica is killed under load: only its own streams may
+end, each with an error event. Writes OUT/two-gpus.json; exits with 1 if a target is missed. `--target cpu --quick` with
+a tiny checkpoint rehearses it.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from tests.deploy.test_scale import shipped_flags
 THROUGHPUT = 1.9
 STEADY = (0.25, 0.75)
 """The part of a load in which all streams run and none of them began with the others."""
-TURNS, REQUESTS_A_STREAM = 2, 2
+TURNS, REQUESTS_A_STREAM = 2, 4
 SHARE = 0.6
 """Of the highest rate, in the comparison with the plan."""
 
@@ -110,7 +110,10 @@ def main() -> None:
 
 
 def throughput(pair: Pair, benches: list[Bench]) -> None:
-    """Load one replica alone, then both behind the router, in turns."""
+    """Load one replica alone, then both directly, then both behind the router, in turns.
+
+    Both directly show what the replicas take from one another, as parts of one host, and so what the router takes.
+    """
     run, streams = pair.run, 4 if pair.run.quick else pair.run.options.streams
     size = (32, 8) if run.quick else (512, 256)
     turns: list[dict[str, float]] = []
@@ -118,24 +121,25 @@ def throughput(pair: Pair, benches: list[Bench]) -> None:
         load = Load("pair", streams, REQUESTS_A_STREAM * streams, *size, spread=0.5)
         turns.append(
             {
-                "one": together(pair, benches[:1], pair.servers[0].url, load, turn),
-                "two": together(pair, benches, pair.url, load, turn),
+                "one": together(pair, [pair.servers[0].url], benches, load, turn),
+                "direct": together(pair, [server.url for server in pair.servers], benches, load, turn),
+                "two": together(pair, [pair.url] * 2, benches, load, turn),
             }
         )
         run.note("turns", turns)
 
 
-def together(pair: Pair, benches: list[Bench], url: str, load: Load, seed: int) -> float:
-    """Return the tokens per second that load generators get which begin together, each with `load`."""
-    barrier = threading.Barrier(len(benches))
+def together(pair: Pair, urls: list[str], benches: list[Bench], load: Load, seed: int) -> float:
+    """Return the tokens per second that load generators get, one for each of `urls`, which begin `load` together."""
+    barrier = threading.Barrier(len(urls))
     found: dict[int, dict[str, Any]] = {}
 
     def one(number: int) -> None:
         found[number] = benches[number].run(
-            load, url, pair.run.options.w4a16, seed=10 * seed + number, key=pair.run.key(), together=barrier
+            load, urls[number], pair.run.options.w4a16, seed=10 * seed + number, key=pair.run.key(), together=barrier
         )
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(benches))]
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(urls))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -198,14 +202,15 @@ def killed(pair: Pair) -> None:
 
 def judge(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return each target, whether it is met, and its figure."""
-    factor = sum(each["two"] for each in record["turns"]) / sum(each["one"] for each in record["turns"])
+    one, direct, two = (sum(each[how] for each in record["turns"]) for how in ("one", "direct", "two"))
+    factor = two / one
     kill = record["killed"]
     kinds = set(kill["outcomes"])
     return [
         {
             "target": f"tokens/s of two over one >= {THROUGHPUT}",
             "met": factor >= THROUGHPUT,
-            "figure": round(factor, 3),
+            "figure": {"behind the router": round(factor, 3), "directly": round(direct / one, 3)},
         },
         {"target": "a killed engine ends its own streams", "met": kinds == {"whole", "error event"}, "figure": kill},
         {"target": "no request fails afterwards", "met": set(kill["after"]) == {"whole"}, "figure": kill["after"]},
