@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from servekit import ENGINE_VERSION, __version__
 from servekit.cli import main as cli
+from servekit.demo.build import build_demo_model
 from servekit.errors import ServekitError
 from tests.conftest import find_free_port
 
@@ -246,6 +247,18 @@ def test_plan_says_what_its_shapes_are(
     assert f"note: planned from the known shapes of gemma-4-E4B {shapes}" in text
     planned = json.loads(run("plan", "--gpu", "l4", "--format", "json", *flags, environ=environ).stdout)
     assert "memory-known-shapes" in [finding["name"] for finding in planned["findings"]]
+
+
+@pytest.mark.parametrize("files", [(), ("--model", "demo")])
+def test_plan_of_a_context_longer_than_the_model(run: Run, root: Path, tmp_path: Path, files: tuple[str, ...]) -> None:
+    """A context length beyond the model's positions is an error of the plan, with the model's files and without."""
+    build_demo_model(tmp_path / "demo")
+    profile = (root / "vllm_config.yaml").read_text()
+    (tmp_path / "long.yaml").write_text(re.sub(r"(?m)^max-model-len:.*", "max-model-len: 300000", profile))
+    words = (str(tmp_path / word) if word == "demo" else word for word in files)
+    environ = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    told = run("plan", "--gpu", "l4", "--config", str(tmp_path / "long.yaml"), *words, environ=environ).stdout
+    assert "error: max-model-len: must be at most the model's max_position_embeddings 131,072 (got 300,000)" in told
 
 
 def test_plan_of_a_model_that_is_not_here(run: Run, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_host_without_docker(root: Path, tmp_path: Path) -> None:
     done = doctor(cwd=root, PATH=str(tmp_path), DOCKER_HOST=f"unix://{tmp_path}/docker.sock")
     assert done.returncode == 3
     assert "[docker-unreachable]" in done.stdout
-    assert "error: no program `docker` on the PATH; install the plugin docker-compose-plugin" in done.stdout
+    assert "error: no program `docker` on the PATH; install Docker's CLI: docker-ce-cli, " in done.stdout
     assert "; start it" in done.stdout
     assert not done.stderr
 

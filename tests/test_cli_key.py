@@ -9,7 +9,8 @@ import pytest
 
 from servekit.cli.main import command
 from servekit.errors import ConfigurationError
-from servekit.serve.guard.keys import ensure_key_file, load_keys
+from servekit.file_trouble import AS_OWNER
+from servekit.serve.guard.keys import ensure_key_file, load_key_lines, load_keys
 
 
 def run(*words: str, state: Path) -> click.testing.Result:
@@ -75,3 +76,17 @@ def test_key_file_that_the_guard_refuses(tmp_path: Path, mode: int, owner: int) 
     assert finding.remedy == f"run: {chown}chmod 0600 {path}"
     subprocess.run(finding.remedy.removeprefix("run: ").replace("sudo ", ""), shell=True, check=True)  # noqa: S602
     assert len(load_keys(path)) == 1
+
+
+def test_a_readable_key_file_of_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another user may read a service's key file, `key` does not advise to take it from the service."""
+    path = tmp_path / "api_keys"
+    ensure_key_file(path)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(path, 10001, 10001)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigurationError, match=AS_OWNER):
+        load_key_lines(path, manage=True)
+    with pytest.raises(ConfigurationError, match="sudo chown 1000"):
+        load_keys(path)

@@ -9,6 +9,7 @@ import click.testing
 import pytest
 
 from servekit.cli.main import command
+from servekit.errors import ConfigurationError
 from servekit.serve.books.database import DAY_S, book, database_path
 from servekit.serve.guard.inside.servekit_guard.usage.ledger import Usage
 from servekit.serve.guard.keys import load_key_lines
@@ -42,10 +43,20 @@ def test_a_key_for_a_team(tmp_path: Path) -> None:
 
 
 def test_a_date_and_an_expired_key(tmp_path: Path) -> None:
-    """A date is its first second in UTC; a key from the past is listed as expired."""
-    run("key", "--new", "--name", "old", "--expires", "2020-01-31", state=tmp_path)
+    """A date is its first second in UTC; an expired key is listed as such, and --show passes over it."""
+    run("key", "--new", "--name", "old", "--expires", "2999-01-31", state=tmp_path)
+    old = run("key", "--show", state=tmp_path).stdout.strip()
+    path = tmp_path / "api_keys"
+    assert "expires=2999-01-31T00:00:00Z" in path.read_text()
+    path.write_text(path.read_text().replace("2999", "2020"))
     [row] = json.loads(run("key", "--list", "--format", "json", state=tmp_path).stdout)
     assert (row["expires"], row["state"]) == ("2020-01-31T00:00:00Z", "expired")
+    valid = "sk-servekit-" + "v" * 43
+    for words, told in ([], "every key in it has expired"), (["--name", "old"], "(got old)"):
+        assert told in str(run("key", "--show", *words, state=tmp_path, code=2).exception)
+    path.write_text(path.read_text() + valid + "\n")
+    assert old in path.read_text()
+    assert run("key", "--show", state=tmp_path).stdout.strip() == valid
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,8 @@ def test_a_date_and_an_expired_key(tmp_path: Path) -> None:
     [
         (["--new", "--expires", "soon"], "such as 12h, 7d or 4w, or a date, such as 2027-01-31 (got soon)"),
         (["--new", "--expires", "2020-13-01"], "must be a date"),
+        (["--new", "--expires", "2020-01-01"], "must be in the future (got 2020-01-01)"),
+        (["--new", "--expires", "0d"], "must be in the future (got 0d)"),
         (["--new", "--name", "a/b"], "1 to 40 letters"),
         (["--expires", "1d"], "--expires needs --new"),
         (["--name", "a"], "--name needs --new"),
@@ -107,6 +120,14 @@ def test_usage_without_books(tmp_path: Path) -> None:
     assert json.loads(run("usage", "--format", "json", state=tmp_path).stdout) == []
     assert run("usage", "--format", "csv", state=tmp_path).stdout.split() == ["key"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_of_a_wrong_folder(tmp_path: Path) -> None:
+    """A state folder that does not exist is a mistake, not an endpoint without requests."""
+    ended = run("usage", "--format", "json", state=tmp_path / "wrong", code=2)
+    assert isinstance(ended.exception, ConfigurationError)
+    assert str(ended.exception) == f"{tmp_path}/wrong: error: no such folder; name the endpoint's with --state-dir"
+    assert not ended.stdout
 
 
 def test_broken_books(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from servekit.demo.build import build_demo_model
+from servekit.file_trouble import AS_OWNER
 from tests.conftest import KEY, ROOT, write_key_file
 from tests.harness.endpoint import clean_environment
 from tests.serve.test_tls import make_certificate
@@ -226,8 +227,33 @@ def test_other_commands(world: Path, run: Run) -> None:
     take_away(world / "keys", 0o600)
     assert_explained(run("key", "--show"), world / "keys", 2)
     assert_explained(run("key", "--new", SERVEKIT_API_KEYS_FILE=""), world / "state", 2)
+    assert_explained(run("key", "--list"), world / "keys", 2)
     assert_explained(run("demo-model", str(world / "state/demo")), world / "state", 2)
     assert_explained(run("check", SERVEKIT_MODEL="", SERVEKIT_CACHE_DIR=str(world / "state/c")), world / "state", 2)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can leave files to another user")
+@pytest.mark.parametrize(
+    ("words", "denied", "mode"),
+    [
+        ("key --list", "state/api_keys", 0o600),
+        ("key --list", "state", 0o700),
+        ("key --new", "state", 0o700),
+        ("key --new", "state", 0o755),
+        ("usage", "state/usage.db", 0o600),
+        ("usage", "state", 0o700),
+    ],
+)
+def test_a_service_keeps_its_files(world: Path, run: Run, words: str, denied: str, mode: int) -> None:
+    """Looking into the files of another user's service never ends with advice to change their owner or mode."""
+    (world / "keys").rename(world / "state/api_keys")
+    (world / "state/usage.db").touch()
+    take_away(world / denied, mode)
+    done = run(*words.split(), SERVEKIT_API_KEYS_FILE="")
+    assert done.returncode == 2
+    assert AS_OWNER in done.stderr
+    assert f"got owner {STRANGER}:{STRANGER}, mode {mode:04o}" in done.stderr
+    assert not re.search("chown|chmod", done.stderr)
 
 
 def test_demo_checkpoint_of_another_user(world: Path, run: Run) -> None:
@@ -286,7 +312,7 @@ def assert_explained(done: "subprocess.CompletedProcess[str]", path: Path, code:
     told = done.stdout + done.stderr
     assert done.returncode == code, told
     assert f"{DENIED} ({user()}) on {path}" in told
-    assert "run: " in told
+    assert "run: " in told or AS_OWNER in told
     assert "Traceback" not in told
     assert "download" not in told
 

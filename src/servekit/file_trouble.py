@@ -32,6 +32,7 @@ _WORDS: Final = {
     errno.ESTALE: ("the network file system no longer has it", "mount the file system again"),
 }
 _SYSTEM_FOLDERS: Final = ("/etc", "/media", "/mnt", "/opt", "/proc", "/srv", "/sys", "/usr/local", "/var/cache")
+AS_OWNER: Final = "run this command as its owner, or with sudo"
 _NOT_THE_MODE: Final = "owner and mode allow it: look for an ACL (getfacl), AppArmor, SELinux or a sticky folder"
 
 
@@ -101,6 +102,11 @@ def or_elsewhere(why: Trouble, other: str = "choose another folder") -> Trouble:
     """Add to the remedy that another place would do too."""
     remedy = ", or ".join(filter(None, (why["remedy"], other if other not in why["remedy"] else "")))
     return {**why, "remedy": remedy}
+
+
+def keep_owner(why: Trouble) -> Trouble:
+    """Return the trouble for a command that looks into a service's files, whose owner and mode must not change."""
+    return {**why, "remedy": AS_OWNER} if why["remedy"].startswith(("run: sudo chown", "run: sudo chmod")) else why
 
 
 def _obstacle(path: Path, need: str) -> tuple[Path, str] | None:

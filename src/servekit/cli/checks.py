@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from servekit.profile import Profile
     from servekit.serve.plan import Plan
 
-_ABOUT_THE_PLAN = ("memory-", "gpu-capability", "fp8-activations")
+_ABOUT_THE_PLAN = ("memory-", "context-length", "gpu-capability", "fp8-activations")
 
 
 @contextmanager

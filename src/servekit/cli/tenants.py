@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from servekit.cli.options import settings_options
-from servekit.errors import ConfigurationError
+from servekit.errors import ConfigurationError, Finding
 from servekit.settings import read_settings
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -35,10 +35,14 @@ def _expiry(_context: click.Context, _option: click.Parameter, text: str) -> str
         return ""
     if re.match(r"\d{4}-", text):
         try:
-            return _moment(parse_time(text))
+            expires_s = parse_time(text)
         except ValueError as error:
             raise click.BadParameter(f"{error} (got {text})") from error
-    return _moment((datetime.now(UTC) + _period(text, ", or a date, such as 2027-01-31")).timestamp())
+    else:
+        expires_s = (datetime.now(UTC) + _period(text, ", or a date, such as 2027-01-31")).timestamp()
+    if expires_s <= time.time():
+        raise click.BadParameter(f"must be in the future (got {text})")
+    return _moment(expires_s)
 
 
 def _since(_context: click.Context, _option: click.Parameter, text: str) -> timedelta:
@@ -55,7 +59,7 @@ def _since(_context: click.Context, _option: click.Parameter, text: str) -> time
     "  servekit key --new --name team-a --keep-old   the old key of team-a stays valid until the next --new\n"
     "  servekit key --revoke team-a\n",
 )
-@click.option("--show", is_flag=True, help="Print the first key of the file, or of --name, instead of the path.")
+@click.option("--show", is_flag=True, help="Print the first valid key of the file, or of --name, instead of the path.")
 @click.option("--list", "listed", is_flag=True, help="List the keys by name: expiry, state and limits.")
 @click.option("--new", is_flag=True, help="Put a new key into the file; a running endpoint uses it within a second.")
 @click.option("--keep-old", is_flag=True, help="With --new: keep the old keys valid.")
@@ -79,7 +83,7 @@ def key(
     **flags: Any,
 ) -> None:
     """Print the path of the key file; list, show, replace or revoke keys."""
-    from servekit.serve.guard.keys import NAME_WORD, load_key_lines, own_key_file, revoke_key, rotate_key
+    from servekit.serve.guard.keys import NAME_WORD, load_key_lines, own_key_file, revoke_key, rotate_key, valid_keys
 
     settings = read_settings(flags, os.environ)
     path = settings.api_keys_file or own_key_file(settings.state_dir)
@@ -97,13 +101,12 @@ def key(
     made = rotate_key(path, keep_old=keep_old, name=name, expires=expires) if new else ""
     if made:
         click.echo(f"new key{f' of {name}' if name else ''} in {path}", err=True)
-    if not show:
-        return click.echo(path)
-    keys = load_key_lines(path, manage=True)
-    found = made or next((text for text, each in keys.items() if name in ("", each.name)), None)
-    if found is None:
+    if made or not show:
+        return click.echo(made if show else path)
+    found = {text: each for text, each in load_key_lines(path, manage=True).items() if name in ("", each.name)}
+    if not found:
         raise click.BadParameter(f"no key in {path} has this name (got {name})", param_hint="--name")
-    return click.echo(found)
+    return click.echo(next(iter(valid_keys(path, found, name))))
 
 
 @click.command(
@@ -129,6 +132,9 @@ def usage(output: str, since: timedelta, **flags: Any) -> None:
         used = read_usage(path, since_s=time.time() - since.total_seconds())
     except BooksError as error:
         raise ConfigurationError([error.finding]) from error
+    if not path.parent.is_dir():
+        remedy = "name the endpoint's with --state-dir"
+        raise ConfigurationError([Finding("no such folder", file=str(path.parent), remedy=remedy)])
     rows = [{"key": name, **row} for name, row in used.items()]
     if not rows:
         absent = "does not exist: name the state folder of the endpoint with --state-dir"

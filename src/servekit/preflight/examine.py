@@ -11,6 +11,7 @@ from typing import Any
 from servekit import ENGINE_VERSION
 from servekit.file_trouble import find_trouble
 from servekit.preflight.checkpoint.checkpoint_facts import CheckpointFacts, inspect_checkpoint
+from servekit.preflight.checkpoint.config_file import check_context
 from servekit.preflight.checkpoint.model_path import wrong_path
 from servekit.preflight.drafter import inspect_drafter
 from servekit.preflight.findings import Finding, error, has_errors, in_order, located, note
@@ -78,6 +79,7 @@ def examine(start: Start, environ: Mapping[str, str] = os.environ) -> Examinatio
         known = default_checkpoint(quantized=quantized)
         shapes = f"gemma-4-E4B in {'W4A16' if quantized else 'BF16, as the profile sets no quantization'}"
         findings.append(note("memory-known-shapes", f"planned from the known shapes of {shapes}; no file was read"))
+        findings += check_context(known.config.text, start.arguments.max_model_len) if known.config.text else ()
     if start.gpu:
         dtype = known.kv_cache_dtype(start.arguments) if known else start.arguments.kv_cache_dtype
         findings += check_capability(start.gpu, dtype)

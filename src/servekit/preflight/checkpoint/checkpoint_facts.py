@@ -120,7 +120,7 @@ def inspect_checkpoint(
     if config:
         dtype = config.dtype if arguments.dtype == "auto" else arguments.dtype
         device = Device(None if target == "cpu" else capability or L4, dtype)
-        limits, length = arguments.limit_mm_per_prompt, arguments.max_model_len
+        limits = arguments.limit_mm_per_prompt
         scheme, more = check_quantization(config, arguments.quantization, target)
         findings += more
         if whole and tensors and (scheme or config.quantization is None):
@@ -137,7 +137,7 @@ def inspect_checkpoint(
             *check_template(folder, config, arguments),
             *check_processor(folder, config, arguments),
             *(check_layers(scheme, config, device) if scheme else ()),
-            *(check_context(config.text, length) if config.text and isinstance(length, int) else ()),
+            *(check_context(config.text, arguments.max_model_len) if config.text else ()),
         ]
         facts = CheckpointFacts(folder, revision, config, scheme, tensors)
     if not whole:

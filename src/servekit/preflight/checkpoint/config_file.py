@@ -164,10 +164,10 @@ def _dtype(section: Mapping[str, Any]) -> str:
     return value.removeprefix("torch.") if isinstance(value, str) else ""
 
 
-def check_context(text: TextConfig, max_model_len: int) -> Iterator[Finding]:
+def check_context(text: TextConfig, max_model_len: int | str | None) -> Iterator[Finding]:
     """Report a context length that is longer than the model's own."""
     longest = text.max_position_embeddings
-    if max_model_len > longest:
+    if isinstance(max_model_len, int) and max_model_len > longest:
         yield error(
             "context-length",
             f"must be at most the model's max_position_embeddings {longest:,}",

@@ -21,6 +21,14 @@ COMPOSE_FILES: Final = tuple(map(Path, ("compose.yaml", "compose.yml", "docker-c
 """What Compose reads without --file, the first of them that exists."""
 STOP_GRACE: Final = "10s"
 """Docker's default time between SIGTERM and SIGKILL."""
+_NO_COMPOSE: Final = {
+    "message": "Docker Compose is not installed",
+    "remedy": "install the plugin docker-compose-plugin or docker-compose-v2",
+}
+_NO_CLI: Final = {
+    "message": "no program `docker` on the PATH",
+    "remedy": "install Docker's CLI: docker-ce-cli, docker-cli or docker.io",
+}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _CADDYS: Final = {"SERVEKIT_DOMAIN", "SERVEKIT_UPSTREAM"}
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -39,9 +47,7 @@ def read_project(
 ) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
     """Let Compose resolve the project of this folder, or of `files`; None and the reason if it cannot."""
     if not compose_version():
-        lacking = "Docker Compose is not installed" if shutil.which("docker") else "no program `docker` on the PATH"
-        remedy = "install the plugin docker-compose-plugin or docker-compose-v2"
-        return None, (error("docker-compose", lacking, remedy=remedy),)
+        return None, (error("docker-compose", **(_NO_COMPOSE if shutil.which("docker") else _NO_CLI)),)
     named = [*(files or COMPOSE_FILES), env_file or Path(".env")]
     if denied := [(path, why) for path in named if (why := find_trouble(path))]:
         return None, tuple(error("docker-compose", file=str(path), **why) for path, why in denied)

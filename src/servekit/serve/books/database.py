@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from servekit.errors import Finding
+from servekit.file_trouble import find_trouble, keep_owner
 from servekit.serve.guard.inside.servekit_guard.usage.ledger import Usage
 
 SCHEMA_VERSION: Final = 1
@@ -84,6 +85,8 @@ def close_run(path: Path, run: str) -> None:
 
 def read_usage(path: Path, since_s: float = 0.0) -> dict[str, dict[str, int | float]]:
     """Return what each name has used from the hour of `since_s` on; nothing where no books exist. Raises BooksError."""
+    if why := find_trouble(path):
+        raise BooksError(Finding(file=str(path), **keep_owner(why)))
     if not path.exists():
         return {}
     sums = ", ".join(f"SUM({column})" for column in _COLUMNS)

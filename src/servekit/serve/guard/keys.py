@@ -9,10 +9,11 @@ import secrets
 import stat
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from servekit.errors import ConfigurationError, Finding
-from servekit.file_trouble import about, explain, find_trouble, or_elsewhere
+from servekit.file_trouble import AS_OWNER, about, explain, find_trouble, keep_owner, or_elsewhere
 
 from .inside.servekit_guard.key_lines import MIN_KEY_CHARS, NAME_WORD, Key, KeyFileError, parse_time, shown
 from .inside.servekit_guard.keyring import permission_problem, read_key_lines
@@ -39,32 +40,38 @@ def client_key(path: Path) -> str:
 
     Raises ConfigurationError with every mistake in the file, or when all of its keys have expired.
     """
-    now_s = time.time()
-    valid = {text: key for text, key in load_key_lines(path, manage=True).items() if not key.expired(now_s)}
-    if not valid:
-        remedy = "create one: servekit key --new"
-        raise ConfigurationError([Finding("every key in it has expired", file=str(path), remedy=remedy)])
+    valid = valid_keys(path, load_key_lines(path, manage=True))
     return min(valid, key=lambda text: (valid[text].routes != (), valid[text].in_flight is not None))
+
+
+def valid_keys(path: Path, keys: Mapping[str, Key], name: str = "") -> dict[str, Key]:
+    """Return those of the file's keys that are valid now, in its order; raises ConfigurationError if none is."""
+    now_s = time.time()
+    if valid := {text: key for text, key in keys.items() if not key.expired(now_s)}:
+        return valid
+    what = "every key of this name has expired" if name else "every key in it has expired"
+    raise ConfigurationError([Finding(what, file=str(path), got=name, remedy="create one: servekit key --new")])
 
 
 def load_key_lines(path: Path, *, manage: bool = False) -> dict[str, Key]:
     """Return each key in the file with its name and its limits; raises ConfigurationError with every mistake in it.
 
-    manage: root may read a file that belongs to another user, the service's. The guard never does.
+    manage: root may read a file that belongs to another user, the service's, whose it stays. The guard never does.
     """
     if why := find_trouble(path, private=True):
-        raise ConfigurationError([Finding(file=str(path), **why)])
+        raise ConfigurationError([Finding(file=str(path), **(keep_owner(why) if manage else why))])
     owner = path.stat().st_uid if manage and os.geteuid() == 0 and path.exists() else 0
     try:
         return read_key_lines(path, owner)
     except KeyFileError as error:
-        remedy = _mending(path, owner) or "see docs/usage.md, or create a key file with `servekit key --new`"
+        otherwise = "see docs/usage.md, or create a key file with `servekit key --new`"
+        remedy = _mending(path, owner, manage=manage) or otherwise
         raise ConfigurationError(
             [Finding(message, file=str(path), line=line, remedy=remedy) for line, message in error.problems.items()]
         ) from error
 
 
-def _mending(path: Path, owner: int) -> str:
+def _mending(path: Path, owner: int, *, manage: bool) -> str:
     """Return what makes owner and mode of the key file acceptable; empty if they are, or there is no file.
 
     owner: a user to whom it may belong, besides this user and root.
@@ -73,8 +80,11 @@ def _mending(path: Path, owner: int) -> str:
         status = path.stat()
         if stat.S_ISREG(status.st_mode) and permission_problem(status, owner):
             own = status.st_uid == os.geteuid()
+            strange = status.st_uid not in {0, os.geteuid(), owner}
+            if strange and manage:
+                return AS_OWNER
             mode = "0440" if status.st_uid == 0 and not own else "0600"
-            chown = f"sudo chown {os.geteuid()} {path} && " if status.st_uid not in {0, os.geteuid(), owner} else ""
+            chown = f"sudo chown {os.geteuid()} {path} && " if strange else ""
             return f"run: {chown}{'' if own else 'sudo '}chmod {mode} {path}"
     return ""
 
@@ -139,7 +149,7 @@ def _keys_to_keep(path: Path) -> dict[str, Key]:
     A file that strangers may have written is refused too: which of its keys are right, its owner must say.
     """
     try:
-        return load_key_lines(path, manage=True) if path.exists() else {}
+        return load_key_lines(path, manage=True) if os.path.exists(path) else {}  # noqa: PTH110 - never raises
     except ConfigurationError:
         with contextlib.suppress(OSError):
             if not any(map(_key_of, path.read_text(encoding="ascii", errors="replace").splitlines())):
@@ -152,7 +162,8 @@ def _replace(path: Path, lines: list[str]) -> None:
     try:
         write_private(path, "\n".join((*lines, "")), path.stat() if path.exists() else None)
     except OSError as error:
-        why = or_elsewhere(explain(error, path.parent, "rwx"), "name a key file with SERVEKIT_API_KEYS_FILE")
+        why = keep_owner(explain(error, path.parent, "rwx"))
+        why = or_elsewhere(why, "name a key file with SERVEKIT_API_KEYS_FILE")
         raise ConfigurationError([Finding(file=str(path), **why)]) from error
 
 
