@@ -18,7 +18,7 @@ import pytest
 
 from servekit.serve.engine import keeper
 from servekit.serve.guard import LEDGER_FILE_NAME
-from servekit.serve.guard.inside.servekit_guard.usage.ledger import OWN, read_ledger
+from servekit.serve.guard.inside.servekit_guard.usage.ledger import OWN, Usage, read_ledger
 from tests.harness.endpoint import Endpoint
 from tests.harness.http import get
 from tests.harness.processes import descendants, is_running
@@ -80,7 +80,10 @@ def test_ctrl_c_stops_an_idle_endpoint(serve: Serve) -> None:
 
 @pytest.mark.parametrize("victim", ["core", "worker", "server", "keeper"])
 def test_killed_engine(serve: Serve, victim: str) -> None:
-    """Whichever engine process is killed, servekit soon exits with 5, never vLLM's 0, and leaves no process behind."""
+    """Whichever engine process is killed, servekit soon exits with 5, never vLLM's 0, and leaves no process behind.
+
+    The books never say that the client left.
+    """
     endpoint = serve()
     endpoint.until_ready()
     processes = endpoint.roles()
@@ -94,6 +97,8 @@ def test_killed_engine(serve: Serve, victim: str) -> None:
         assert endpoint.end(within_s=90) == 5
     assert not any(is_running(pid) for pid in below)
     assert any("the engine ended while serving" in line for line in endpoint.lines)
+    _, mine = usage_of_the_client(endpoint)
+    assert (mine.failed + mine.in_flight, mine.cancelled) == (1, 0)  # still in flight: the server died first
     own = [line for line in endpoint.lines if line.startswith("servekit")]
     assert not any("NVIDIA" in line for line in own), "an exception of the workers' tidying up is no cause"
     place = next(number for number, line in enumerate(own) if "in flight: 1 request, the latest first:" in line)
@@ -136,10 +141,16 @@ def test_killed_servekit_loses_no_token(serve: Serve) -> None:
     while any(is_running(pid) for pid in below):
         assert time.monotonic() < end, "the engine outlives servekit"
         time.sleep(0.05)
-    _, used, whole = read_ledger(endpoint.state_dir / f"run-{endpoint.port}" / LEDGER_FILE_NAME)
-    [mine] = (usage for name, usage in used.items() if name != OWN)
+    whole, mine = usage_of_the_client(endpoint)
     assert (whole, mine.in_flight) == (True, 1)
     assert mine.output_tokens >= tokens >= 100
+
+
+def usage_of_the_client(endpoint: Endpoint) -> tuple[bool, Usage]:
+    """Return whether the run's ledger was closed, and what the only key has in it."""
+    _, used, whole = read_ledger(endpoint.state_dir / f"run-{endpoint.port}" / LEDGER_FILE_NAME)
+    [mine] = (usage for name, usage in used.items() if name != OWN)
+    return whole, mine
 
 
 def catches(pid: int, number: int) -> bool:

@@ -14,6 +14,7 @@ from servekit.serve.guard.inside.servekit_guard.key_lines import KeyFileError, p
 from servekit.serve.guard.inside.servekit_guard.keyring import Keyring, permission_problem
 from servekit.serve.guard.keys import client_key, ensure_key_file, load_keys, own_key_file, rotate_key
 from tests.conftest import write_key_file
+from tests.guard.test_gate import Upstream, make_gate
 
 FIRST = "sk-first-0123456789abcdef"
 SECOND = "sk-second-0123456789abcdef"
@@ -203,6 +204,18 @@ def test_a_broken_file_leaves_the_old_keys(path: Path, content: str | None, capl
     clock.now_s += 2
     assert ring.admits(SECOND.encode())
     assert ring.problem is None
+
+
+def test_a_broken_file_shows_without_a_client(path: Path) -> None:
+    """An alert on the key file does not wait for the next request: reading the counters looks at the file too."""
+    gate = make_gate(Upstream(), path)
+    gate._keys = Keyring(path, clock := Clock())
+    path.write_text(f"{FIRST}\n{SECOND}\n")
+    clock.now_s += 2
+    assert (gate.counters()["keys"], gate.counters()["key_reloads"]) == (2, 1)
+    path.unlink()
+    clock.now_s += 2
+    assert (gate.counters()["keys"], gate.counters()["key_file_problem"]) == (2, "No such file or directory")
 
 
 def test_a_file_opened_to_others_later_is_not_taken(path: Path) -> None:

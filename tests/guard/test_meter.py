@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -65,6 +66,8 @@ class Engine:
     """The client hangs up while the engine works."""
     late_tokens: int = 0
     """Tokens that come after the answer."""
+    event: bytes = b""
+    """What a stream ends with before its end."""
     output_processor: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(request_states={}))
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class Engine:
         self.output_processor.process_outputs = len
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body, generate, answer."""
+        """Read the body, generate, answer; after a stream's end uvicorn tells Starlette of a disconnect."""
         await receive()
         states = self.output_processor.request_states
         for index in range(CHOICES):
@@ -92,7 +95,10 @@ class Engine:
         if not self.late_tokens:
             states.clear()
         await send({"type": "http.response.start", "status": self.status, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
+        await send({"type": "http.response.body", "body": self.event or b"{}", "more_body": bool(self.event)})
+        if self.event:
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            assert (await receive())["type"] == "http.disconnect"
 
 
 @dataclass
@@ -147,21 +153,39 @@ def test_outcomes(tmp_path: Path, key_file: Path, engine: Engine, body: bytes, o
     assert metered.gate.meter.open == {}
 
 
+async def hang_up(gate: Gate) -> None:
+    """Send a request whose server says that the client is gone whenever it is asked."""
+
+    async def messages() -> AsyncIterator[dict[str, Any]]:
+        yield {"type": "http.request", "body": BODY}
+        while True:
+            yield {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        return None
+
+    await gate(make_scope(), aiter(messages()).__anext__, send)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize(
+    "event", [b'data: {"error": {"message": "EngineCore died"}}\n\n', b"event: error\ndata: {}\n\n"]
+)
+def test_a_stream_that_ends_with_an_error(tmp_path: Path, key_file: Path, event: bytes, *, leaves: bool) -> None:
+    """It has failed, although EngineCore never ended its sequences; it is cancelled if the client left before."""
+    metered = meter(tmp_path, key_file, Engine(event=event, leaves=leaves, late_tokens=1))
+    asyncio.run(hang_up(metered.gate))
+    used = metered.used()["team-a"]
+    assert (used.failed, used.cancelled) == ((0, 1) if leaves else (1, 0))
+
+
 def test_a_client_that_leaves(tmp_path: Path, key_file: Path) -> None:
     """Its request is cancelled, and what the engine generated for it counts, after the end of the request too."""
     metered = meter(tmp_path, key_file, Engine(leaves=True, late_tokens=3))
     states = metered.engine.output_processor.request_states
 
     async def main() -> None:
-        chunks = iter(({"type": "http.request", "body": BODY}, {"type": "http.disconnect"}))
-
-        async def receive() -> Any:
-            return next(chunks)
-
-        async def send(_message: Any) -> None:
-            return None
-
-        await metered.gate(make_scope(), receive, send)
+        await hang_up(metered.gate)
         assert list(Ring(tmp_path / "ring").take()) == []  # not yet: the engine still works for it
         for state in states.values():
             state.stats.num_generation_tokens += 3

@@ -88,7 +88,7 @@ class Gate:
         request_id = name_request(scope)
         scope[REQUEST_ID] = request_id.decode()
         account = Account(self.meter, OWN, scope[REQUEST_ID], label)
-        send_on = reshape_errors(send, scope["path"], request_id, account.begin_answer)
+        send_on = reshape_errors(send, scope["path"], request_id, account.see)
         try:
             if own and route is not None:
                 self._counts[label, "own"] += 1
@@ -197,6 +197,8 @@ class Gate:
     def counters(self) -> dict[str, Any]:
         """Return the counters that servekit exports as metrics."""
         keys = self._keys
+        if keys is not None:
+            keys.reload_if_changed()  # without a client too
         return {
             "requests": [
                 {"route": route, "outcome": outcome, "count": count}

@@ -80,12 +80,13 @@ class Keyring:
 
     def find(self, presented: bytes) -> Key | None:
         """Return this key, if it is one. The time does not depend on which key it is, or how similar."""
-        self._reload_if_changed()
+        self.reload_if_changed()
         digest = hashlib.sha256(presented).digest()
         matches = [key for key in self._keys if hmac.compare_digest(digest, key.digest)]
         return matches[0] if matches else None  # after all comparisons
 
-    def _reload_if_changed(self) -> None:
+    def reload_if_changed(self) -> None:
+        """Read the file again if it has changed; look at most once in `CHECK_INTERVAL_S`."""
         now = self._clock()
         if now - self._checked_at < CHECK_INTERVAL_S:
             return

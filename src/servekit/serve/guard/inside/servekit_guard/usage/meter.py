@@ -35,6 +35,9 @@ _CELL = {name: number for number, name in enumerate(Usage._fields)}
 _PROMPT, _OUTPUT, _IMAGES, _TIME, _NOW = (
     _CELL[name] for name in ("prompt_tokens", "output_tokens", "images", "in_flight_us", "in_flight")
 )
+ERROR_EVENTS = b'data: {"error":', b"event: error\n"
+"""How vLLM 0.20.2 ends a stream, with status 200, when its engine dies or anything else fails: `/v1/messages` in the
+second way; `/v1/responses` raises the exception. Each event is a message of its own."""
 States = Mapping[str, Any]
 _account: ContextVar["Account | None"] = ContextVar("servekit_account", default=None)
 
@@ -149,7 +152,8 @@ class Account:
     _place: int = 0
     _outcome: str = ""
     """Empty until the request has ended."""
-    _gone: bool = False
+    _cut: str = ""
+    """The outcome of a request that the client or vLLM broke off, whichever came first."""
     _token: Any = None
 
     def __enter__(self) -> Self:
@@ -180,9 +184,12 @@ class Account:
         if self.over():
             del meter.open[self]
 
-    def begin_answer(self, status: int) -> None:
-        """Take the status of the answer."""
-        self.status = status
+    def see(self, message: Message) -> None:
+        """Take the status of vLLM's answer, and whether an error ends its stream."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message.get("body", b"").startswith(ERROR_EVENTS):
+            self._cut = self._cut or "failed"
 
     def watch(self, receive: Receive) -> Receive:
         """Return a `receive` that sees the client leave before the engine has done its work."""
@@ -190,7 +197,7 @@ class Account:
         async def receive_and_see() -> Message:
             message = await receive()
             if message["type"] == "http.disconnect" and (not self.status or self._unfinished()):
-                self._gone = True
+                self._cut = self._cut or "cancelled"
             return message
 
         return receive_and_see
@@ -225,8 +232,8 @@ class Account:
     def _ending(self, error: BaseException | None) -> str:
         if isinstance(error, RefusedError):
             return "refused"
-        if self._gone or isinstance(error, (ClientGoneError, asyncio.CancelledError)):
-            return "cancelled"
+        if self._cut or isinstance(error, (ClientGoneError, asyncio.CancelledError)):
+            return self._cut or "cancelled"
         if error is not None or not self.status or self.status >= 500 or self.meter.engine_dead():  # noqa: PLR2004
             return "failed"
         return "refused" if self.status >= 400 else "ok"  # noqa: PLR2004
