@@ -42,16 +42,18 @@ def error_body(path: str, status: int, message: str, param: str | None, code: st
     return json.dumps(around).encode()
 
 
-def reshape_errors(send: Send, path: str, request_id: bytes, see: Callable[[Message], object]) -> Send:
+def reshape_errors(
+    send: Send, path: str, request_id: bytes, on_status: Callable[[int], object] = lambda _: None
+) -> Send:
     """Return a `send` for vLLM: it reformats errors, and adds the request's id and `AT_ONCE` to the rest.
 
-    see: gets each message first, as vLLM sends it.
+    on_status: gets the status when the answer begins.
     """
     held: list[Message] = []
 
     def send_on(message: Message) -> Awaitable[None]:
-        see(message)
         if message["type"] == "http.response.start":
+            on_status(message["status"])
             others = [header for header in message["headers"] if header[0] != HEADER]
             message = {**message, "headers": [*others, (HEADER, request_id), AT_ONCE]}
             if message["status"] < 400 or not path.startswith("/v1/"):  # noqa: PLR2004 # /health has no body

@@ -88,7 +88,7 @@ class Gate:
         request_id = name_request(scope)
         scope[REQUEST_ID] = request_id.decode()
         account = Account(self.meter, OWN, scope[REQUEST_ID], label)
-        send_on = reshape_errors(send, scope["path"], request_id, account.see)
+        send_on = reshape_errors(send, scope["path"], request_id, account.begin_answer)
         try:
             if own and route is not None:
                 self._counts[label, "own"] += 1

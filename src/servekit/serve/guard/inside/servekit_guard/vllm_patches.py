@@ -16,6 +16,7 @@ from .guard_config import Rules
 from .images import image_cache, media
 from .request_ids import HEADER
 from .routes import NAMED_MODEL
+from .usage.meter import fail_stream
 from .wire import header_limits, slow_readers
 from .wrong_fields import describe_mistake, describe_wrong_field
 
@@ -52,6 +53,8 @@ def apply(app: Any, layer: Any, generating: Collection[str]) -> None:
     for name in ("create_messages", "count_tokens"):
         wrap(getattr(state, "anthropic_serving_messages", None), name, answer_messages)
     wrap(getattr(state, "openai_serving_responses", None), "create_responses", name_responses)
+    for name in ("openai_serving_chat", "openai_serving_completion", "anthropic_serving_messages"):
+        wrap(getattr(state, name, None), "create_streaming_error_response", fail_stream)
     read_answers(state)
 
 

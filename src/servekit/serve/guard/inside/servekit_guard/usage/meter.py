@@ -35,9 +35,6 @@ _CELL = {name: number for number, name in enumerate(Usage._fields)}
 _PROMPT, _OUTPUT, _IMAGES, _TIME, _NOW = (
     _CELL[name] for name in ("prompt_tokens", "output_tokens", "images", "in_flight_us", "in_flight")
 )
-ERROR_EVENTS = b'data: {"error":', b"event: error\n"
-"""How vLLM 0.20.2 ends a stream, with status 200, when its engine dies or anything else fails: `/v1/messages` in the
-second way; `/v1/responses` raises the exception. Each event is a message of its own."""
 States = Mapping[str, Any]
 _account: ContextVar["Account | None"] = ContextVar("servekit_account", default=None)
 
@@ -122,6 +119,17 @@ class Meter:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail_stream(make_event: Callable[..., str], *arguments: Any, **named: Any) -> str:
+    """Count the request as failed whose stream vLLM ends with this error event, with status 200.
+
+    It does so when its engine dies or anything else fails; `/v1/responses` raises the exception instead.
+    """
+    account = _account.get()
+    if account is not None:
+        account.cut = account.cut or "failed"
+    return make_event(*arguments, **named)
+
+
 class Sequence(NamedTuple):
     """What is kept of a `RequestState`: the rest of it may be large, and vLLM lets it go with the last token."""
 
@@ -152,7 +160,7 @@ class Account:
     _place: int = 0
     _outcome: str = ""
     """Empty until the request has ended."""
-    _cut: str = ""
+    cut: str = ""
     """The outcome of a request that the client or vLLM broke off, whichever came first."""
     _token: Any = None
 
@@ -184,12 +192,9 @@ class Account:
         if self.over():
             del meter.open[self]
 
-    def see(self, message: Message) -> None:
-        """Take the status of vLLM's answer, and whether an error ends its stream."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        elif message.get("body", b"").startswith(ERROR_EVENTS):
-            self._cut = self._cut or "failed"
+    def begin_answer(self, status: int) -> None:
+        """Take the status of the answer."""
+        self.status = status
 
     def watch(self, receive: Receive) -> Receive:
         """Return a `receive` that sees the client leave before the engine has done its work."""
@@ -197,7 +202,7 @@ class Account:
         async def receive_and_see() -> Message:
             message = await receive()
             if message["type"] == "http.disconnect" and (not self.status or self._unfinished()):
-                self._cut = self._cut or "cancelled"
+                self.cut = self.cut or "cancelled"
             return message
 
         return receive_and_see
@@ -232,8 +237,8 @@ class Account:
     def _ending(self, error: BaseException | None) -> str:
         if isinstance(error, RefusedError):
             return "refused"
-        if self._cut or isinstance(error, (ClientGoneError, asyncio.CancelledError)):
-            return self._cut or "cancelled"
+        if self.cut or isinstance(error, (ClientGoneError, asyncio.CancelledError)):
+            return self.cut or "cancelled"
         if error is not None or not self.status or self.status >= 500 or self.meter.engine_dead():  # noqa: PLR2004
             return "failed"
         return "refused" if self.status >= 400 else "ok"  # noqa: PLR2004
