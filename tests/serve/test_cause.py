@@ -73,6 +73,19 @@ def test_an_exception_of_the_tidying_up_is_no_cause() -> None:
     assert find_cause([*TIDYING, *later]) == "ValueError: the reason"
 
 
+def test_a_stream_that_ends_is_no_cause() -> None:
+    """When EngineCore dies, `/v1/messages` fails to parse the error event of its own stream, `/v1/responses` raises."""
+    server = "(APIServer pid=5) ERROR 11-26 19:28:59 [serving.py:784] "
+    messages = [
+        f"{server}Traceback (most recent call last):",
+        f'{server}  File "/v/vllm/entrypoints/anthropic/serving.py", line 587, in message_stream_converter',
+        f"{server}pydantic_core._pydantic_core.ValidationError: 2 validation errors for ChatCompletionStreamResponse",
+    ]
+    messages.append("(APIServer pid=5) RuntimeError: Caught handled exception, but response already started.")
+    assert find_cause(messages) == ""
+    assert find_cause([*messages, "(Worker pid=6) ValueError: the reason"]) == "ValueError: the reason"
+
+
 def test_tracebacks_that_follow_are_left_out() -> None:
     """In interleaved output only the lines of a consequence are dropped: its head, its frames and its exception."""
     core = [

@@ -12,8 +12,12 @@ _SOURCE = re.compile(r"^\([A-Za-z_0-9]+ pid=\d+\)")
 _TRACEBACK = "Traceback (most recent call last):"
 _IGNORED = "Exception ignored in: "
 _FRAME = re.compile(r' +File ".*", line \d+, in ')
-_CLEAN_UP = re.compile(r'^File ".*", line \d+, in (shutdown|__del__)$')
-_CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError")
+_AFTERMATH = re.compile(r'^File ".*", line \d+, in (shutdown|__del__|message_stream_converter)$')
+"""A process tidies up, or `/v1/messages` cannot read the error event of the stream that it converts."""
+_CONSEQUENCES = (
+    *("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError"),
+    "Caught handled exception, but response already started",  # Starlette, for a stream of `/v1/responses`
+)
 _REFUSAL = re.compile(r"^(?:vllm(?: serve)?: error: (?P<usage>.+)|(?P<keeper>cannot start .+))$")
 """vLLM rejects its arguments, or the keeper cannot start it."""
 
@@ -110,7 +114,7 @@ def without_consequences(lines: Iterable[str]) -> list[str]:
         if open_one is None:
             continue
         open_one.places.append(at)
-        open_one.consequence |= bool(_CLEAN_UP.match(text.strip()))
+        open_one.consequence |= bool(_AFTERMATH.match(text.strip()))
         if text.startswith(" "):
             open_one.framed = True
         elif not header:  # the exception itself: the end
