@@ -11,8 +11,10 @@ import pytest
 from servekit.cli.main import command
 from servekit.errors import ConfigurationError
 from servekit.serve.books.database import DAY_S, book, database_path
-from servekit.serve.guard.inside.servekit_guard.usage.ledger import Usage
+from servekit.serve.guard import LEDGER_FILE_NAME
+from servekit.serve.guard.inside.servekit_guard.usage.ledger import Ledger, Usage, make_ledger, read_ledger
 from servekit.serve.guard.keys import load_key_lines
+from servekit.serve.run_lock import alone_in
 
 
 def run(*words: str, state: Path, code: int = 0) -> click.testing.Result:
@@ -120,6 +122,22 @@ def test_usage_without_books(tmp_path: Path) -> None:
     assert json.loads(run("usage", "--format", "json", state=tmp_path).stdout) == []
     assert run("usage", "--format", "csv", state=tmp_path).stdout.split() == ["key"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_of_a_killed_run(books: Path) -> None:
+    """What a killed servekit has left is not in the table: standard error says so until it is booked."""
+    path = books / "run-8000" / LEDGER_FILE_NAME
+    path.parent.mkdir()
+    make_ledger(path)
+    ledger = Ledger(str(path))
+    ledger.cells[ledger.place("a") + Usage._fields.index("in_flight")] = 1
+    told = f"{path.parent}: not all is booked yet; the next start with --port 8000 does it\n"
+    assert run("usage", state=books).stderr == told
+    with alone_in(path.parent):
+        assert run("usage", state=books).stderr == "", "its servekit runs"
+    run_id, used, _ = read_ledger(path)
+    book(database_path(books), run_id, {"a": used["a"]._replace(failed=1)}, time.time(), 400)
+    assert run("usage", state=books).stderr == ""
 
 
 def test_usage_of_a_wrong_folder(tmp_path: Path) -> None:

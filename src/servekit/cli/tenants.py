@@ -1,5 +1,6 @@
 """`servekit key` and `servekit usage`: who may use the endpoint, and who used how much of it."""
 
+import contextlib
 import csv
 import json
 import os
@@ -125,11 +126,20 @@ def usage(output: str, since: timedelta, **flags: Any) -> None:
 
     The books of a running endpoint are at most ten seconds behind.
     """
-    from servekit.serve.books.database import BooksError, database_path, read_usage
+    from servekit.serve.books.database import BooksError, database_path, is_booked, read_usage
+    from servekit.serve.guard import LEDGER_FILE_NAME
+    from servekit.serve.guard.inside.servekit_guard.usage.ledger import read_ledger
+    from servekit.serve.run_lock import held_by_another
 
     path = database_path(read_settings(flags, os.environ).state_dir)
     try:
         used = read_usage(path, since_s=time.time() - since.total_seconds())
+        for folder in sorted(path.parent.glob("run-*")):
+            with contextlib.suppress(OSError):  # another user's folder
+                run, ended, _ = read_ledger(folder / LEDGER_FILE_NAME)
+                if run and not any(held_by_another(folder)) and not is_booked(path, run, ended):
+                    port = folder.name.removeprefix("run-")
+                    click.echo(f"{folder}: not all is booked yet; the next start with --port {port} does it", err=True)
     except BooksError as error:
         raise ConfigurationError([error.finding]) from error
     if not path.parent.is_dir():

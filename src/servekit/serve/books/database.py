@@ -62,8 +62,7 @@ def book(path: Path, run: str, used: dict[str, Usage], now_s: float, keep_days: 
     added = {}
     with _open(path, "rwc") as database:
         (newest,) = database.execute("SELECT MAX(hour) FROM usage").fetchone()
-        rows = database.execute(f"SELECT name, {_LIST} FROM booked WHERE run = ?", (run,))  # noqa: S608
-        booked = {name: values for name, *values in rows}
+        booked = _booked(database, run)
         for name, usage in used.items():
             now = usage[: len(_COLUMNS)]
             new = [value - old for value, old in zip(now, booked.get(name, [0] * len(now)), strict=True)]
@@ -81,6 +80,22 @@ def close_run(path: Path, run: str) -> None:
     """Forget how much of a run is booked: its counters are gone. Raises BooksError."""
     with _open(path, "rwc") as database:
         database.execute("DELETE FROM booked WHERE run = ?", (run,))
+
+
+def is_booked(path: Path, run: str, used: dict[str, Usage]) -> bool:
+    """Return whether all that a run has used until its end is in the books. Raises BooksError."""
+    ended = {
+        name: [*each._replace(failed=each.failed + each.in_flight)[: len(_COLUMNS)]] for name, each in used.items()
+    }
+    if not path.exists():
+        return not ended
+    with _open(path, "ro") as database:
+        return _booked(database, run) == ended
+
+
+def _booked(database: sqlite3.Connection, run: str) -> dict[str, list[int]]:
+    rows = database.execute(f"SELECT name, {_LIST} FROM booked WHERE run = ?", (run,))  # noqa: S608
+    return {name: values for name, *values in rows}
 
 
 def read_usage(path: Path, since_s: float = 0.0) -> dict[str, dict[str, int | float]]:
