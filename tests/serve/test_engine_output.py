@@ -64,6 +64,20 @@ def test_the_cause_since_a_moment() -> None:
     assert output.cause(since_s=2.5) == ""
 
 
+def test_a_consequence_that_began_before() -> None:
+    """An exception is no cause because its traceback began, with what shows that, before the time in question."""
+    now_s = [0.0]
+    output = EngineOutput(clock=lambda: now_s[0])
+    for line in ("Traceback (most recent call last):", '  File "worker.py", line 1021, in shutdown'):
+        output.add(f"(Worker pid=6) {line}")
+    now_s[0] = 2.0
+    for line in ('  File "cuda.py", line 478, in _lazy_init', "RuntimeError: Found no NVIDIA driver"):
+        output.add(f"(Worker pid=6) {line}")
+    assert output.cause(since_s=1.0) == ""
+    output.add("(EngineCore pid=5) ValueError: the reason")
+    assert output.cause(since_s=1.0) == "ValueError: the reason"
+
+
 DEATHS = Path(__file__).parent / "deaths"
 """All output of vLLM 0.20.2 for the CPU from readiness to exit, with shortened paths."""
 

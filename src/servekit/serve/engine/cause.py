@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 # vLLM 0.20.2 writes a process such as "EngineCore pid=12", a level, a time and a place before its message.
@@ -95,16 +95,22 @@ def find_cause(lines: Iterable[str]) -> str:
 
 
 def without_consequences(lines: Iterable[str]) -> list[str]:
-    """Return the lines without the tracebacks that are only a consequence of a death elsewhere.
+    """Return the lines without the tracebacks that are only a consequence of a death elsewhere."""
+    kept = list(lines)
+    dropped = consequences(kept)
+    return [line for at, line in enumerate(kept) if at not in dropped]
+
+
+def consequences(lines: Sequence[str]) -> set[int]:
+    """Return the places of the lines of tracebacks that are only a consequence of a death elsewhere.
 
     A process raises some while it cleans up (on the CPU each worker of vLLM 0.20.2 that has lost its EngineCore ends
     with `Found no NVIDIA driver`), and the server raises EngineDeadError for each stream. The lines of several
     processes are interleaved, so each process has its own open traceback.
     """
-    kept = list(lines)
     dropped: set[int] = set()
     tracebacks: dict[str, _Traceback] = {}
-    for at, line in enumerate(kept):
+    for at, line in enumerate(lines):
         process = source.group() if (source := _SOURCE.match(line)) else ""
         text = _PREFIX.sub("", line)
         open_one = tracebacks.get(process)
@@ -121,7 +127,7 @@ def without_consequences(lines: Iterable[str]) -> list[str]:
             del tracebacks[process]
             if open_one.consequence or _is_consequence(text):
                 dropped.update(open_one.places)
-    return [line for at, line in enumerate(kept) if at not in dropped]
+    return dropped
 
 
 @dataclass
