@@ -19,6 +19,7 @@ import pytest
 from servekit.serve.engine import keeper
 from servekit.serve.guard import LEDGER_FILE_NAME
 from servekit.serve.guard.inside.servekit_guard.usage.ledger import OWN, Usage, read_ledger
+from tests.conftest import wait_until
 from tests.harness.endpoint import Endpoint
 from tests.harness.http import get
 from tests.harness.processes import descendants, is_running
@@ -113,10 +114,7 @@ def test_killed_servekit_leaves_no_engine(serve: Serve) -> None:
     below = descendants(endpoint.process.pid)
     assert len(below) >= 3
     endpoint.process.kill()
-    end = time.monotonic() + 5
-    while any(is_running(pid) for pid in below):
-        assert time.monotonic() < end, "the engine outlives servekit"
-        time.sleep(0.05)
+    wait_until(lambda: not any(is_running(pid) for pid in below), within_s=5, what="the end of the whole engine")
 
 
 def test_killed_servekit_loses_no_token(serve: Serve) -> None:
@@ -137,10 +135,7 @@ def test_killed_servekit_loses_no_token(serve: Serve) -> None:
                 tokens = json.loads(line[6:])["usage"]["completion_tokens"]
                 if tokens >= 100:
                     endpoint.process.kill()
-    end = time.monotonic() + 60
-    while any(is_running(pid) for pid in below):
-        assert time.monotonic() < end, "the engine outlives servekit"
-        time.sleep(0.05)
+    wait_until(lambda: not any(is_running(pid) for pid in below), what="the end of the whole engine")
     whole, mine = usage_of_the_client(endpoint)
     assert (whole, mine.in_flight) == (True, 1)
     assert mine.output_tokens >= tokens >= 100

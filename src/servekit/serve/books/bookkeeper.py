@@ -101,11 +101,12 @@ class Bookkeeper:
         run, used, whole = read_ledger(ledger)
         if not run:
             return
-        running = {name: each.in_flight * ended for name, each in used.items()}
-        used = {name: each._replace(failed=each.failed + running[name]) for name, each in used.items()}
-        added = book(self._database, run, used, time.time(), self._keep_days)
+        now = {name: each.at_the_end() for name, each in used.items()} if ended else used
+        added = book(self._database, run, now, time.time(), self._keep_days)
         self.problem = ""
-        self._tell_failed({name: running[name] for name, new in added.items() if new.failed > 0}, whole=whole)
+        if ended:
+            failed = [name for name, new in added.items() if new.failed > 0]
+            self._tell_failed({name: used[name].in_flight for name in failed}, whole=whole)
 
     def _tell_failed(self, running: Mapping[str, int], *, whole: bool) -> None:
         """Say which requests were running at the end, once for each run: when they are booked as failed."""

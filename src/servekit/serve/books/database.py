@@ -84,9 +84,7 @@ def close_run(path: Path, run: str) -> None:
 
 def is_booked(path: Path, run: str, used: dict[str, Usage]) -> bool:
     """Return whether all that a run has used until its end is in the books. Raises BooksError."""
-    ended = {
-        name: [*each._replace(failed=each.failed + each.in_flight)[: len(_COLUMNS)]] for name, each in used.items()
-    }
+    ended = {name: [*each.at_the_end()[: len(_COLUMNS)]] for name, each in used.items()}
     if not path.exists():
         return not ended
     with _open(path, "ro") as database:

@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # vLLM 0.20.2 writes a process such as "EngineCore pid=12", a level, a time and a place before its message.
@@ -79,13 +79,13 @@ def without_prefix(line: str) -> str:
     return _PREFIX.sub("", line).strip()
 
 
-def find_cause(lines: Iterable[str]) -> str:
-    """Return the cause that the last lines name, with a remedy if one is known; empty if they name none.
+def find_cause(lines: Iterable[str], first: int = 0) -> str:
+    """Return the cause that the lines from number `first` on name, with a remedy if known; empty if they name none.
 
     vLLM ends with `Engine core initialization failed`, a consequence. The cause is the first exception that is not a
-    consequence: the innermost process raised it.
+    consequence: the innermost process raised it. The lines before `first` show where a traceback began.
     """
-    for line in without_consequences(lines):
+    for line in without_consequences(lines, first):
         text = without_prefix(line)
         if refusal := _REFUSAL.match(text):
             return _with_remedy(refusal["usage"] or refusal["keeper"])
@@ -94,23 +94,17 @@ def find_cause(lines: Iterable[str]) -> str:
     return ""
 
 
-def without_consequences(lines: Iterable[str]) -> list[str]:
-    """Return the lines without the tracebacks that are only a consequence of a death elsewhere."""
-    kept = list(lines)
-    dropped = consequences(kept)
-    return [line for at, line in enumerate(kept) if at not in dropped]
-
-
-def consequences(lines: Sequence[str]) -> set[int]:
-    """Return the places of the lines of tracebacks that are only a consequence of a death elsewhere.
+def without_consequences(lines: Iterable[str], first: int = 0) -> list[str]:
+    """Return the lines from number `first` on, without tracebacks that are only a consequence of a death elsewhere.
 
     A process raises some while it cleans up (on the CPU each worker of vLLM 0.20.2 that has lost its EngineCore ends
     with `Found no NVIDIA driver`), and the server raises EngineDeadError for each stream. The lines of several
     processes are interleaved, so each process has its own open traceback.
     """
+    kept = list(lines)
     dropped: set[int] = set()
     tracebacks: dict[str, _Traceback] = {}
-    for at, line in enumerate(lines):
+    for at, line in enumerate(kept):
         process = source.group() if (source := _SOURCE.match(line)) else ""
         text = _PREFIX.sub("", line)
         open_one = tracebacks.get(process)
@@ -127,7 +121,7 @@ def consequences(lines: Sequence[str]) -> set[int]:
             del tracebacks[process]
             if open_one.consequence or _is_consequence(text):
                 dropped.update(open_one.places)
-    return dropped
+    return [line for at, line in enumerate(kept) if at >= first and at not in dropped]
 
 
 @dataclass

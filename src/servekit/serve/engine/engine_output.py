@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-from servekit.serve.engine.cause import consequences, find_cause, without_consequences, without_prefix
+from servekit.serve.engine.cause import find_cause, without_consequences, without_prefix
 
 _KEPT_LINES = 400
 _REPEATED_LINES = 20
@@ -31,8 +31,7 @@ class EngineOutput:
         A traceback that began before is still known for a consequence.
         """
         kept = list(self._lines)
-        dropped = consequences([line for _, line in kept])
-        return find_cause(line for at, (at_s, line) in enumerate(kept) if at_s >= since_s and at not in dropped)
+        return find_cause((line for _, line in kept), sum(at_s < since_s for at_s, _ in kept))
 
     def last(self) -> list[str]:
         """Return the last lines, repetitions folded, without the tracebacks that are only a consequence."""

@@ -39,6 +39,10 @@ class Usage(NamedTuple):
     in_flight: int = 0
     """Requests that are in flight now."""
 
+    def at_the_end(self) -> "Usage":
+        """Return what it is once the run has ended: what was in flight has failed."""
+        return self._replace(failed=self.failed + self.in_flight, in_flight=0)
+
 
 FIELDS = len(Usage._fields)
 SLOT_BYTES = NAME_BYTES + 8 * FIELDS
