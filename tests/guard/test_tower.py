@@ -48,17 +48,20 @@ def embed(first, last):
 
 type(model.vision_tower).forward = counted
 before, passes = embed(0, 9), len(counts)
-worker = SimpleNamespace(get_model=lambda: model)
+worker = SimpleNamespace(get_model=lambda: model, device=torch.device("cpu"), vllm_config=config)
 loaded = tower.images_together(lambda worker, **named: named)(worker, load_dummy_weights=False)
 counts.clear()
 after = embed(0, 9)
 shapes = list(counts)
 alone = [embed(number, number + 1)[0] for number in range(9)]
+tower.compile_layers(model.vision_tower)
+compiled = embed(0, 9), [embed(number, number + 1)[0] for number in range(9)]
 counts.clear()
 longer = {name: torch.nn.functional.pad(each[:3], (0, 0, 0, 10_080 - each.shape[1]), value=-1)
           for name, each in (("pixel_values", pixels), ("pixel_position_ids", positions))}
 with torch.inference_mode():
     longer = model._process_image_input(longer)
+
 def far(one, other):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, other, strict=True))
 
@@ -74,7 +77,8 @@ print(json.dumps({
     "passes": [passes, shapes],
     "longer": [len(counts), far(longer, before[:3])],
     "rows": [[[each.dtype.itemsize, *each.shape] for each in side] for side in (before, after)],
-    "far": [far(after, before), far(alone, before)],
+    "far": [far(rows, before) for rows in (after, alone, *compiled)],
+    "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
     "images differ by": far(before[:1], before[3:4]),
     "straight": torch.equal(straight(*pixels[:3]), pixels[:3]),
     "unlike": [list(each.shape) for each in straight(pixels[0, :5], pixels[1, :7])],
@@ -113,6 +117,11 @@ def test_each_image_gets_its_own_embeddings(found: Any) -> None:
     assert after == before
     assert max(found["far"]) < 0.02
     assert found["images differ by"] > 0.1
+
+
+def test_layers_are_compiled_once(found: Any) -> None:
+    """Two graphs, before and after attention, serve all layers and images of every size, alone and together."""
+    assert found["graphs"] == 2
 
 
 def test_positions_are_those_of_one_hot_vectors(found: Any) -> None:

@@ -30,7 +30,10 @@ def images_together(load_model: Any) -> Any:
             batched: Any = importlib.import_module("vllm.multimodal.inputs").MultiModalBatchedField
             batched.reduce_data = straight_to_gpu(batched.reduce_data)
             model._process_image_input = MethodType(process_images, model)  # noqa: SLF001
-            launch_less(model.vision_tower)
+            embedder = model.vision_tower.patch_embedder
+            embedder._position_embeddings = MethodType(position_embeddings, embedder)  # noqa: SLF001
+            if worker.device.type == "cuda" and not worker.vllm_config.model_config.enforce_eager:
+                compile_layers(model.vision_tower)
         return result
 
     return load
@@ -86,34 +89,49 @@ def position_embeddings(embedder: Any, positions: Any, padding: Any) -> Any:
     return torch.where(padding.unsqueeze(-1), 0.0, table[0][columns] + table[1][rows])
 
 
-def launch_less(tower: Any) -> None:
-    """Let the tower of transformers compute the same with fewer kernels."""
-    embedder = tower.patch_embedder
-    embedder._position_embeddings = MethodType(position_embeddings, embedder)  # noqa: SLF001
-    for each in tower.modules():
-        if type(each).__name__ == "Gemma4RMSNorm":
-            each.forward = MethodType(norm, each)
-        elif getattr(each, "use_clipped_linears", False):
-            bounds = (each.input_min, each.input_max, each.output_min, each.output_max)
-            each.forward = partial(clipped, each.linear, *(bound.item() for bound in bounds))
-    transformers: Any = importlib.import_module(type(tower).__module__)
-    transformers.apply_multidimensional_rope = rotate
+def compile_layers(tower: Any) -> None:
+    """Let PyTorch compile what the tower's layers do before and after attention, where each patch is by itself.
 
-
-def norm(layer: Any, rows: Any) -> Any:
-    """Return the RMS norm in one kernel; transformers takes eight, and goes through memory in FP32 for each."""
-    functional: Any = importlib.import_module("torch.nn.functional")
-    return functional.rms_norm(rows, rows.shape[-1:], layer.weight if layer.with_scale else None, layer.eps)
-
-
-def clipped(linear: Any, input_min: float, input_max: float, output_min: float, output_max: float, rows: Any) -> Any:
-    """Return a linear layer's clipped output; transformers clips by tensors, which takes a GPU longer than numbers."""
-    return linear(rows.clamp(input_min, input_max)).clamp_(output_min, output_max)
-
-
-def rotate(heads: Any, cos: Any, sin: Any, positions: Any, unsqueeze_dim: int = 2) -> Any:
-    """Rotate by column and row at once; transformers does one after the other, with the same numbers."""
+    All layers share the two results, for any number of images and patches: requests wait for no compiler.
+    """
     torch: Any = importlib.import_module("torch")
-    first, second = heads.unflatten(-1, (positions.shape[-1], 2, -1)).unbind(-2)
-    turned = torch.stack((-second, first), -2).flatten(-3)
-    return heads * cos.unsqueeze(unsqueeze_dim) + turned * sin.unsqueeze(unsqueeze_dim)
+    parts = [torch.compile(part, fullgraph=True) for part in (before_attention, after_attention)]
+    for each in tower.encoder.layers:
+        each.forward = partial(run_layer, each, *parts)
+
+
+def run_layer(
+    layer: Any, before: Any, after: Any, hidden: Any, position_embeddings: Any, attention_mask: Any, **others: Any
+) -> Any:
+    """Return what the layer of transformers returns for `hidden`, (images, patches, size)."""
+    attend: Any = importlib.import_module("transformers.integrations.sdpa_attention").sdpa_attention_forward
+    images = hidden.shape[:2]
+    rows, *turns, places = (in_a_row(each) for each in (hidden, *position_embeddings, others["position_ids"]))
+    rotate: Any = importlib.import_module(type(layer).__module__).apply_multidimensional_rope
+    attention, heads = layer.self_attn, before(layer, rotate, rows, turns, places)
+    heads = (each.unflatten(1, images).squeeze(0).transpose(1, 2) for each in heads)
+    attended, _ = attend(attention, *heads, attention_mask, scaling=attention.scaling)
+    return after(layer, in_a_row(attended.flatten(2)), rows).view(hidden.shape)
+
+
+def in_a_row(patches: Any) -> Any:
+    """Return the patches of all images as those of one, whose number the compiler leaves open."""
+    row = patches.reshape(1, -1, patches.shape[-1])
+    importlib.import_module("torch._dynamo").mark_dynamic(row, 1)
+    return row
+
+
+def before_attention(layer: Any, rotate: Any, rows: Any, turns: Any, places: Any) -> Any:
+    """Return queries, keys and values: (1, patches, heads, size of a head) each."""
+    attention, rows = layer.self_attn, layer.input_layernorm(rows)
+    shape = (*rows.shape[:2], -1, attention.head_dim)
+    queries = attention.q_norm(attention.q_proj(rows).view(shape))
+    keys = attention.k_norm(attention.k_proj(rows).view(shape))
+    values = attention.v_norm(attention.v_proj(rows).view(shape))
+    return rotate(queries, *turns, places), rotate(keys, *turns, places), values
+
+
+def after_attention(layer: Any, attended: Any, rows: Any) -> Any:
+    """Return the layer's output from what attention found and from the layer's input."""
+    rows = rows + layer.post_attention_layernorm(layer.self_attn.o_proj(attended))
+    return rows + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(rows)))
