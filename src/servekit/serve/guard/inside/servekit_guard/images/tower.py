@@ -12,7 +12,7 @@ from types import MethodType
 from typing import Any
 
 IMAGES = 4
-"""How many images share a pass. More gain little, and each takes 45 MiB of activations (gemma-4-E4B), 55 if not compiled."""
+"""How many images share a pass. More gain little, and each takes 45 MiB (gemma-4-E4B), 55 if nothing is compiled."""
 PLACES = 10_080
 """How many places for patches a pass has at most: those of four images of 280 tokens. Images of different sizes need a
 mask for attention, which grows with the square of the places, and the start rehearses images of one size only."""
