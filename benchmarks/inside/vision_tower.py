@@ -25,7 +25,7 @@ torch: Any = importlib.import_module("torch")
 
 
 def main() -> None:
-    """Measure each way that the arguments name, or all."""
+    """Measure each way."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tower = make_tower(layers=16 if device == "cuda" else 1).to(device=device, dtype=torch.bfloat16).eval()
     grid = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy")
