@@ -48,7 +48,7 @@ def embed(first, last):
 
 type(model.vision_tower).forward = counted
 before, passes = embed(0, 9), len(counts)
-worker = SimpleNamespace(get_model=lambda: model, device=torch.device("cpu"), vllm_config=config)
+worker = SimpleNamespace(get_model=lambda: model)
 loaded = tower.images_together(lambda worker, **named: named)(worker, load_dummy_weights=False)
 counts.clear()
 after = embed(0, 9)

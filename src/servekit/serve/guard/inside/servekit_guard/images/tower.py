@@ -32,7 +32,8 @@ def images_together(load_model: Any) -> Any:
             model._process_image_input = MethodType(process_images, model)  # noqa: SLF001
             embedder = model.vision_tower.patch_embedder
             embedder._position_embeddings = MethodType(position_embeddings, embedder)  # noqa: SLF001
-            if worker.device.type == "cuda" and not worker.vllm_config.model_config.enforce_eager:
+            on_gpu = embedder.position_embedding_table.is_cuda
+            if on_gpu and not worker.vllm_config.model_config.enforce_eager:
                 compile_layers(model.vision_tower)
         return result
 
