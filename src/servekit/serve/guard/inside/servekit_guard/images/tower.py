@@ -30,11 +30,11 @@ def images_together(load_model: Any) -> Any:
             batched: Any = importlib.import_module("vllm.multimodal.inputs").MultiModalBatchedField
             batched.reduce_data = straight_to_gpu(batched.reduce_data)
             model._process_image_input = MethodType(process_images, model)  # noqa: SLF001
-            embedder = model.vision_tower.patch_embedder
-            embedder._position_embeddings = MethodType(position_embeddings, embedder)  # noqa: SLF001
-            on_gpu = embedder.position_embedding_table.is_cuda
+            tower = model.vision_tower
+            look_up_positions(tower)
+            on_gpu = tower.patch_embedder.position_embedding_table.is_cuda
             if on_gpu and not worker.vllm_config.model_config.enforce_eager:
-                compile_layers(model.vision_tower)
+                compile_layers(tower)
         return result
 
     return load
@@ -77,6 +77,12 @@ def process_images(model: Any, images: Any) -> list[Any]:
         rows = model.embed_vision(inputs_embeds=rows.unsqueeze(0)).squeeze(0)
         embedded |= zip(group, rows.split([lengths[index] for index in group]), strict=True)
     return [embedded[index] for index in range(len(lengths))]
+
+
+def look_up_positions(tower: Any) -> None:
+    """Let the tower of transformers look its position embeddings up."""
+    embedder = tower.patch_embedder
+    embedder._position_embeddings = MethodType(position_embeddings, embedder)  # noqa: SLF001
 
 
 def position_embeddings(embedder: Any, positions: Any, padding: Any) -> Any:
